@@ -1,0 +1,14 @@
+//! dworker, as a library: `main.rs` only parses the command line and dispatches.
+//!
+//! The modules are floors; each knows only the floors below it. `ARCHITECTURE.md` follows one
+//! connection through them.
+//!
+//! | floor | rooms |
+//! |---|---|
+//! | 4 | [`daemon`] |
+//! | 3 | [`appliance`], [`worker`], [`entry`] |
+//! | 2 | [`steer`], [`egress`], [`route`], [`splice`] |
+//! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`target`], [`refusal`] |
+
+pub mod refusal;
+pub mod target;
