@@ -11,4 +11,5 @@
 //! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`target`], [`refusal`] |
 
 pub mod refusal;
+pub mod tunnel;
 pub mod target;

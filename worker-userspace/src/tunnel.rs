@@ -1,0 +1,20 @@
+//! The tunnel: many TCP connections (*streams*) in few websockets (*lanes*) of one *session*.
+//!
+//! | room | concern | does I/O |
+//! |---|---|---|
+//! | [`frame`] | the protocol's frames as bytes | no |
+//! | [`message`] | the fields of `HELLO`, `WELCOME`, `OPEN`, `OPEN_OK`, `OPEN_ERR`, `RESET`, `GOAWAY` | no |
+//! | [`websocket`] | RFC 6455 framing after the handshake | no |
+//! | [`credit`] | flow control by absolute offsets, window tuning, the process budget | no |
+//! | [`stream`] | one connection: what is queued each way, half-close, reset | no |
+//! | [`lane`] | one websocket: scheduling, dispatch, liveness | yes |
+//! | [`session`] | the lanes of one peer: opening, accepting, draining | yes |
+//! | `handshake` | TLS, the HTTP upgrade and `HELLO`/`WELCOME` at both ends | yes |
+
+pub mod credit;
+pub mod frame;
+// pub mod lane;
+pub mod message;
+// pub mod session;
+// pub mod stream;
+pub mod websocket;

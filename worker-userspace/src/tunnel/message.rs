@@ -1,0 +1,387 @@
+//! The fields of the frames that carry more than bytes: `u8 tag | u16 length | value`, repeated.
+//!
+//! A reader skips tags that it does not know, so a newer peer may say more. A field that must be there
+//! and is not, or that has the wrong form, is a fault of the peer and names itself.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+
+use crate::refusal::{Code, Refusal};
+use crate::target::{Host, Target};
+
+/// The protocol's version. Peers speak the lower of their two.
+pub const VERSION: u16 = 1;
+/// Longest text that a message carries, in bytes; longer ones are cut when written.
+const MAX_TEXT: usize = 512;
+
+/// Sixteen random bytes that name a node or a session.
+pub type Id = [u8; 16];
+
+/// What a peer left out or wrote wrongly.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// A field that must be there is not.
+    #[error("{message} without its field {tag}")]
+    Missing {
+        /// The frame.
+        message: &'static str,
+        /// The field's tag.
+        tag: u8,
+    },
+    /// A field of the wrong length or form.
+    #[error("{message} with a malformed field {tag}")]
+    Malformed {
+        /// The frame.
+        message: &'static str,
+        /// The field's tag.
+        tag: u8,
+    },
+    /// The fields do not fill the payload.
+    #[error("{message} with a torn field")]
+    Torn {
+        /// The frame.
+        message: &'static str,
+    },
+}
+
+/// Who an end is and what it takes. `HELLO` and `WELCOME` carry the same fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Highest protocol version that this end speaks.
+    pub version: u16,
+    /// The node: stays the same over restarts.
+    pub node: Id,
+    /// The session: one run of the process; joins its lanes.
+    pub session: Id,
+    /// This lane's number, from 0.
+    pub lane: u8,
+    /// The node's name for people: its host name.
+    pub name: String,
+    /// Version of the software, for people.
+    pub software: String,
+    /// Bytes that the other end may send on a stream that it opens, before any answer.
+    pub initial_credit: u32,
+    /// Streams that the other end may have open on this lane at once.
+    pub max_streams: u32,
+}
+
+/// Asks for a connection to a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// Where to.
+    pub target: Target,
+    /// How long the dial may take.
+    pub deadline: Duration,
+    /// Bytes that the dialling end may send before any `CREDIT`.
+    pub credit: u32,
+    /// Joins the log lines of both ends.
+    pub trace: u64,
+}
+
+/// Says that the target was dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenOk {
+    /// The address that was dialled, after resolution.
+    pub address: SocketAddr,
+    /// Resolution and dial together.
+    pub dial: Duration,
+}
+
+/// Asks the other end to open no further stream on this lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoAway {
+    /// After this time the lane is cut.
+    pub deadline: Duration,
+    /// For people.
+    pub reason: String,
+}
+
+struct Writer<'a>(&'a mut BytesMut);
+
+impl Writer<'_> {
+    fn bytes(&mut self, tag: u8, value: &[u8]) {
+        self.0.put_u8(tag);
+        self.0.put_u16(value.len() as u16);
+        self.0.put_slice(value);
+    }
+
+    fn text(&mut self, tag: u8, value: &str) {
+        let mut end = value.len().min(MAX_TEXT);
+        while !value.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.bytes(tag, &value.as_bytes()[..end]);
+    }
+
+    fn addr(&mut self, tag: u8, addr: IpAddr) {
+        match addr {
+            IpAddr::V4(v4) => self.bytes(tag, &v4.octets()),
+            IpAddr::V6(v6) => self.bytes(tag, &v6.octets()),
+        }
+    }
+}
+
+struct Reader<'a> {
+    message: &'static str,
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Checks that the payload is whole fields.
+    fn new(message: &'static str, payload: &'a [u8]) -> Result<Self, MessageError> {
+        let mut rest = payload;
+        while !rest.is_empty() {
+            rest = split_field(rest).ok_or(MessageError::Torn { message })?.2;
+        }
+        Ok(Reader { message, rest: payload })
+    }
+
+    fn find(&self, tag: u8) -> Option<&'a [u8]> {
+        let mut rest = self.rest;
+        while let Some((found, value, after)) = split_field(rest) {
+            if found == tag {
+                return Some(value);
+            }
+            rest = after;
+        }
+        None
+    }
+
+    fn get<T>(&self, tag: u8, parse: impl Fn(&[u8]) -> Option<T>) -> Result<T, MessageError> {
+        let message = self.message;
+        let value = self.find(tag).ok_or(MessageError::Missing { message, tag })?;
+        parse(value).ok_or(MessageError::Malformed { message, tag })
+    }
+
+    fn array<const N: usize>(&self, tag: u8) -> Result<[u8; N], MessageError> {
+        self.get(tag, |value| value.try_into().ok())
+    }
+
+    fn text(&self, tag: u8) -> Result<String, MessageError> {
+        self.get(tag, |value| {
+            let text = std::str::from_utf8(value).ok()?;
+            // It reaches logs and terminals: no control characters.
+            (text.len() <= MAX_TEXT && !text.chars().any(char::is_control)).then(|| text.to_owned())
+        })
+    }
+
+    fn addr(&self, tag: u8) -> Result<IpAddr, MessageError> {
+        self.get(tag, |value| match value.len() {
+            4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            16 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            _ => None,
+        })
+    }
+}
+
+fn split_field(rest: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let [tag, high, low, rest @ ..] = rest else { return None };
+    let (value, after) = rest.split_at_checked(usize::from(u16::from_be_bytes([*high, *low])))?;
+    Some((*tag, value, after))
+}
+
+impl Hello {
+    /// Appends the fields to `out`.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut w = Writer(out);
+        w.bytes(1, &self.version.to_be_bytes());
+        w.bytes(2, &self.node);
+        w.bytes(3, &self.session);
+        w.bytes(4, &[self.lane]);
+        w.text(5, &self.name);
+        w.text(6, &self.software);
+        w.bytes(7, &self.initial_credit.to_be_bytes());
+        w.bytes(8, &self.max_streams.to_be_bytes());
+    }
+
+    /// Reads the payload of `HELLO` or `WELCOME`.
+    pub fn read(payload: &[u8]) -> Result<Self, MessageError> {
+        let r = Reader::new("HELLO or WELCOME", payload)?;
+        Ok(Hello {
+            version: u16::from_be_bytes(r.array(1)?),
+            node: r.array(2)?,
+            session: r.array(3)?,
+            lane: u8::from_be_bytes(r.array(4)?),
+            name: r.text(5)?,
+            software: r.text(6)?,
+            initial_credit: u32::from_be_bytes(r.array(7)?),
+            max_streams: u32::from_be_bytes(r.array(8)?),
+        })
+    }
+}
+
+impl Open {
+    /// Appends the fields to `out`.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut w = Writer(out);
+        match &self.target.host {
+            Host::Name(name) => w.text(1, name.as_str()),
+            Host::Addr(addr) => w.addr(2, *addr),
+        }
+        w.bytes(3, &self.target.port.to_be_bytes());
+        w.bytes(4, &millis(self.deadline).to_be_bytes());
+        w.bytes(5, &self.credit.to_be_bytes());
+        w.bytes(6, &self.trace.to_be_bytes());
+    }
+
+    /// Reads the payload of `OPEN`.
+    pub fn read(payload: &[u8]) -> Result<Self, MessageError> {
+        let message = "OPEN";
+        let r = Reader::new(message, payload)?;
+        let host = match r.find(1) {
+            Some(_) => {
+                Host::Name(r.text(1)?.parse().map_err(|_| MessageError::Malformed { message, tag: 1 })?)
+            }
+            None => Host::addr(r.addr(2)?),
+        };
+        let port = u16::from_be_bytes(r.array(3)?);
+        if port == 0 {
+            return Err(MessageError::Malformed { message, tag: 3 });
+        }
+        Ok(Open {
+            target: Target { host, port },
+            deadline: Duration::from_millis(u32::from_be_bytes(r.array(4)?).into()),
+            credit: u32::from_be_bytes(r.array(5)?),
+            trace: u64::from_be_bytes(r.array(6)?),
+        })
+    }
+}
+
+impl OpenOk {
+    /// Appends the fields to `out`.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut w = Writer(out);
+        w.addr(1, self.address.ip());
+        w.bytes(2, &self.address.port().to_be_bytes());
+        w.bytes(3, &(self.dial.as_micros().min(u128::from(u32::MAX)) as u32).to_be_bytes());
+    }
+
+    /// Reads the payload of `OPEN_OK`.
+    pub fn read(payload: &[u8]) -> Result<Self, MessageError> {
+        let r = Reader::new("OPEN_OK", payload)?;
+        Ok(OpenOk {
+            address: SocketAddr::new(r.addr(1)?, u16::from_be_bytes(r.array(2)?)),
+            dial: Duration::from_micros(u32::from_be_bytes(r.array(3)?).into()),
+        })
+    }
+}
+
+/// Appends the fields of `OPEN_ERR` or `RESET` to `out`.
+pub fn write_refusal(refusal: &Refusal, out: &mut BytesMut) {
+    let mut w = Writer(out);
+    w.bytes(1, &(refusal.code as u16).to_be_bytes());
+    w.bytes(2, &refusal.errno.to_be_bytes());
+    w.text(3, &refusal.text);
+}
+
+/// Reads the payload of `OPEN_ERR` or `RESET`.
+pub fn read_refusal(payload: &[u8]) -> Result<Refusal, MessageError> {
+    let message = "OPEN_ERR or RESET";
+    let r = Reader::new(message, payload)?;
+    let errno = i32::from_be_bytes(r.array(2)?);
+    // It becomes the application's errno: only numbers that the kernel could give.
+    if !(0..4096).contains(&errno) {
+        return Err(MessageError::Malformed { message, tag: 2 });
+    }
+    Ok(Refusal { code: Code::from_wire(u16::from_be_bytes(r.array(1)?)), errno, text: r.text(3)? })
+}
+
+impl GoAway {
+    /// Appends the fields to `out`.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut w = Writer(out);
+        w.bytes(1, &millis(self.deadline).to_be_bytes());
+        w.text(2, &self.reason);
+    }
+
+    /// Reads the payload of `GOAWAY`.
+    pub fn read(payload: &[u8]) -> Result<Self, MessageError> {
+        let r = Reader::new("GOAWAY", payload)?;
+        Ok(GoAway {
+            deadline: Duration::from_millis(u32::from_be_bytes(r.array(1)?).into()),
+            reason: r.text(2)?,
+        })
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    duration.as_millis().min(u128::from(u32::MAX)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn written(write: impl FnOnce(&mut BytesMut)) -> BytesMut {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        out
+    }
+
+    fn open(host: &str) -> Open {
+        let target = Target { host: host.parse().unwrap(), port: 443 };
+        Open { target, deadline: Duration::from_secs(10), credit: 65536, trace: 7 }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for host in ["vcenter.corp.example", "192.0.2.1", "2001:db8::1"] {
+            let open = open(host);
+            assert_eq!(Open::read(&written(|out| open.write(out))).unwrap(), open);
+        }
+        let ok = OpenOk { address: "[2001:db8::1]:443".parse().unwrap(), dial: Duration::from_micros(1234) };
+        assert_eq!(OpenOk::read(&written(|out| ok.write(out))).unwrap(), ok);
+        let hello = Hello {
+            version: 1,
+            node: [1; 16],
+            session: [2; 16],
+            lane: 3,
+            name: "site-a".into(),
+            software: "0.1.0".into(),
+            initial_credit: 5,
+            max_streams: 6,
+        };
+        assert_eq!(Hello::read(&written(|out| hello.write(out))).unwrap(), hello);
+        let refusal = Refusal { code: Code::Refused, errno: libc::ECONNREFUSED, text: "é".into() };
+        assert_eq!(read_refusal(&written(|out| write_refusal(&refusal, out))).unwrap(), refusal);
+    }
+
+    #[test]
+    fn fields_of_newer_versions_are_skipped() {
+        let mut bytes = written(|out| Writer(out).bytes(200, b"from the future"));
+        open("192.0.2.1").write(&mut bytes);
+        assert_eq!(Open::read(&bytes).unwrap(), open("192.0.2.1"));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let message = "OPEN";
+        assert_eq!(Open::read(b""), Err(MessageError::Missing { message, tag: 2 }));
+        assert_eq!(Open::read(&[1, 0]), Err(MessageError::Torn { message }));
+        let bad_name = written(|out| Writer(out).text(1, "no name!"));
+        assert_eq!(Open::read(&bad_name), Err(MessageError::Malformed { message, tag: 1 }));
+        let odd_address = written(|out| Writer(out).bytes(2, &[1, 2, 3]));
+        assert_eq!(Open::read(&odd_address), Err(MessageError::Malformed { message, tag: 2 }));
+    }
+
+    #[test]
+    fn texts_are_cut_at_a_character_and_bring_no_control_characters() {
+        let refusal = Refusal::new(Code::Other, "é".repeat(MAX_TEXT));
+        let read = read_refusal(&written(|out| write_refusal(&refusal, out))).unwrap();
+        assert_eq!(read.text, "é".repeat(MAX_TEXT / 2));
+        let escape = Refusal::new(Code::Other, "\x1b[31m");
+        assert!(read_refusal(&written(|out| write_refusal(&escape, out))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_arrives_panics(bytes in vec(any::<u8>(), 0..200)) {
+            let _ = (Hello::read(&bytes), Open::read(&bytes), OpenOk::read(&bytes));
+            let _ = (read_refusal(&bytes), GoAway::read(&bytes));
+        }
+    }
+}
