@@ -1,1 +1,46 @@
-//! The lab.
+//! The lab: real hosts in network namespaces, and real software on them.
+//!
+//! ```text
+//!            elsewhere (direct.example, the appliance's resolver)
+//!                │
+//!  appliance ─ router ─ site ─ vcenter (vcenter.corp.example, the site's resolver)
+//!                    ▲
+//!                    └ refuses every new connection towards the site
+//! ```
+//!
+//! A [`Lab`] is one such world with a name of its own, so that tests may run at the same time.
+//! What must hold:
+//!
+//! - Nothing outside the lab changes: no route, no firewall rule, no cgroup that the lab did not make.
+//! - Everything is undone when the [`Lab`] is dropped, after a panic too; what a killed program left
+//!   behind is removed by the next one ([`sweep()`]).
+//! - Nothing waits by sleeping, nothing is skipped: what is missing is an error that names its remedy.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! let lab = tests::Lab::new()?;
+//! let answer = lab.appliance().command("getent").args(["ahosts", "direct.example"]).check()?;
+//! assert!(answer.contains("10.77.4.10"));
+//! # Ok(()) }
+//! ```
+
+mod capture;
+mod cgroup;
+mod dnsmasq;
+mod host;
+mod label;
+mod link;
+mod netns;
+mod process;
+mod require;
+mod sweep;
+mod topology;
+
+pub use cgroup::Cgroup;
+pub use dnsmasq::{Query, Resolver};
+pub use host::Host;
+pub use netns::Namespace;
+pub use process::{Command, Output, Process};
+pub use require::PACKAGES;
+pub use sweep::{Swept, sweep};
+pub use topology::{Dual, Lab, net};

@@ -1,0 +1,323 @@
+//! The world: who is where, and who reaches whom.
+//!
+//! ```text
+//!   appliance ──10.77.1── router ──10.77.2── site ──10.77.3── vcenter
+//!                            └─────10.77.4── elsewhere
+//! ```
+//!
+//! All networks are IPv4 and IPv6 (`fd77:0:0:N::/64` beside `10.77.N.0/24`). What must hold, and is
+//! tested in `tests/lab.rs`:
+//!
+//! - The router refuses every new connection towards the site; the site may only open TCP to port 443.
+//! - The router knows no way to the vCenter's network: from the appliance it is unreachable.
+//! - The appliance's resolver knows no name of the site; the site's resolver knows them all.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::cgroup::Cgroup;
+use crate::dnsmasq::Resolver;
+use crate::host::Host;
+use crate::label::Label;
+use crate::link::{End, addresses, cable};
+use crate::{require, sweep};
+
+/// An IPv4 address and its IPv6 twin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dual {
+    /// The IPv4 address.
+    pub v4: Ipv4Addr,
+    /// The IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+impl Dual {
+    /// Host `host` of network `network`.
+    const fn at(network: u8, host: u8) -> Dual {
+        let low = ((host / 100) as u16 * 256) + (host / 10 % 10) as u16 * 16 + (host % 10) as u16;
+        Dual {
+            v4: Ipv4Addr::new(10, 77, network, host),
+            // The same digits as in the IPv4 address: 10.77.3.66 and fd77::3:0:0:0:66.
+            v6: Ipv6Addr::new(0xfd77, 0, 0, network as u16, 0, 0, 0, low),
+        }
+    }
+
+    /// Both, IPv4 first.
+    pub fn both(self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+}
+
+impl fmt::Display for Dual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.v4, self.v6)
+    }
+}
+
+/// The addresses of the lab.
+pub mod net {
+    use super::Dual;
+
+    /// The appliance host, `appliance.example`.
+    pub const APPLIANCE: Dual = Dual::at(1, 10);
+    /// The site host, where the worker runs, on the network to the router.
+    pub const SITE: Dual = Dual::at(2, 10);
+    /// The site host on the vCenter's network, `site.corp.example`.
+    pub const SITE_INSIDE: Dual = Dual::at(3, 1);
+    /// `vcenter.corp.example`.
+    pub const VCENTER: Dual = Dual::at(3, 10);
+    /// `refused.corp.example`: nothing listens there.
+    pub const REFUSED: Dual = Dual::at(3, 20);
+    /// `echo.corp.example` and `*.wild.corp.example`: for servers of the tests' own.
+    pub const ECHO: Dual = Dual::at(3, 30);
+    /// The site's resolver, on the vCenter's network.
+    pub const SITE_RESOLVER: Dual = Dual::at(3, 53);
+    /// `silent.corp.example`: every packet to it is dropped, so that connects time out.
+    pub const SILENT: Dual = Dual::at(3, 66);
+    /// `unreachable.corp.example`: answered with ICMP host unreachable.
+    pub const UNREACHABLE: Dual = Dual::at(3, 67);
+    /// `direct.example`: reachable from the appliance without any worker.
+    pub const DIRECT: Dual = Dual::at(4, 10);
+    /// The appliance's resolver, on the network elsewhere.
+    pub const APPLIANCE_RESOLVER: Dual = Dual::at(4, 53);
+    /// `direct2.example`: a second direct destination, for rules on one of two.
+    pub const DIRECT2: Dual = Dual::at(4, 20);
+
+    /// The vCenter's IPv4 network.
+    pub const SITE_PREFIX4: &str = "10.77.3.0/24";
+    /// The vCenter's IPv6 network.
+    pub const SITE_PREFIX6: &str = "fd77:0:0:3::/64";
+}
+
+/// What the appliance's resolver knows, in dnsmasq's words.
+const APPLIANCE_RECORDS: &[(&str, Dual)] = &[
+    ("appliance.example", net::APPLIANCE),
+    ("direct.example", net::DIRECT),
+    ("direct2.example", net::DIRECT2),
+];
+
+/// What the site's resolver knows.
+const SITE_RECORDS: &[(&str, Dual)] = &[
+    ("appliance.example", net::APPLIANCE),
+    ("site.corp.example", net::SITE_INSIDE),
+    ("vcenter.corp.example", net::VCENTER),
+    ("refused.corp.example", net::REFUSED),
+    ("echo.corp.example", net::ECHO),
+    ("a.wild.corp.example", net::ECHO),
+    ("b.wild.corp.example", net::ECHO),
+    ("silent.corp.example", net::SILENT),
+    ("unreachable.corp.example", net::UNREACHABLE),
+];
+
+/// What the router lets through. Rejected with a reset, so that nobody has to wait for a timeout.
+const ROUTER_RULES: &str = "
+table inet dwlab {
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    ct state established,related accept
+    iifname to-site tcp dport 443 accept
+    iifname to-site jump refuse
+    oifname to-site jump refuse
+  }
+  chain refuse {
+    counter
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
+  }
+}";
+
+/// One whole world. Dropping it ends every process in it and removes all of it.
+#[derive(Debug)]
+pub struct Lab {
+    // Dropped in this order: processes, hosts, the cgroup above theirs, files.
+    appliance_resolver: Resolver,
+    site_resolver: Resolver,
+    appliance: Host,
+    router: Host,
+    elsewhere: Host,
+    site: Host,
+    vcenter: Host,
+    _cgroup: Cgroup,
+    directory: TempDir,
+}
+
+impl Lab {
+    /// Builds the world, after sweeping what dead programs left.
+    ///
+    /// # Errors
+    ///
+    /// When not root, when a tool is missing (the message names the package), or when the kernel
+    /// lacks network namespaces, veth, nftables or cgroup v2.
+    pub fn new() -> Result<Lab> {
+        require::root()?;
+        sweep::sweep_once().context("sweeping what an earlier run left")?;
+        let label = Label::next().to_string();
+        let directory = tempfile::Builder::new().prefix(&format!("{label}-")).tempdir()?;
+        let cgroup = Cgroup::create(&label)?;
+        let host = |name| {
+            Host::create(name, &label, &cgroup, directory.path())
+                .with_context(|| format!("making the {name} host"))
+        };
+        let (appliance, router, elsewhere) = (host("appliance")?, host("router")?, host("elsewhere")?);
+        let (site, vcenter) = (host("site")?, host("vcenter")?);
+
+        join(&appliance, "eth0", &[net::APPLIANCE], &router, "to-appliance", &[Dual::at(1, 1)])?;
+        join(&site, "eth0", &[net::SITE], &router, "to-site", &[Dual::at(2, 1)])?;
+        join(
+            &elsewhere,
+            "eth0",
+            &[net::DIRECT, net::DIRECT2, net::APPLIANCE_RESOLVER],
+            &router,
+            "to-elsewhere",
+            &[Dual::at(4, 1)],
+        )?;
+        join(
+            &vcenter,
+            "eth0",
+            &[net::VCENTER, net::REFUSED, net::ECHO, net::SITE_RESOLVER, net::SILENT, net::UNREACHABLE],
+            &site,
+            "inside",
+            &[net::SITE_INSIDE],
+        )?;
+        for (host, gateway) in [
+            (&appliance, Dual::at(1, 1)),
+            (&site, Dual::at(2, 1)),
+            (&elsewhere, Dual::at(4, 1)),
+            (&vcenter, net::SITE_INSIDE),
+        ] {
+            let [v4, v6] = gateway.both();
+            host.netns().ip(&format!("route add default via {v4}\nroute add default via {v6}"))?;
+        }
+        router.netns().sysctl("net/ipv4/ip_forward", "1")?;
+        router.netns().sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        router.netns().nft(ROUTER_RULES)?;
+        vcenter.netns().nft(&vcenter_rules())?;
+
+        let appliance_resolver = Resolver::start(&elsewhere, net::APPLIANCE_RESOLVER, APPLIANCE_RECORDS)?;
+        let site_resolver = Resolver::start(&vcenter, net::SITE_RESOLVER, SITE_RECORDS)?;
+        site_resolver.add("host-record=vc6only.corp.example,fd77:0:0:3::10")?;
+        for host in [&appliance, &router, &elsewhere] {
+            host.set_resolv_conf(&resolv_conf(net::APPLIANCE_RESOLVER))?;
+        }
+        for host in [&site, &vcenter] {
+            host.set_resolv_conf(&resolv_conf(net::SITE_RESOLVER))?;
+        }
+        Ok(Lab {
+            appliance_resolver,
+            site_resolver,
+            appliance,
+            router,
+            elsewhere,
+            site,
+            vcenter,
+            _cgroup: cgroup,
+            directory,
+        })
+    }
+
+    /// The management host: `[appliance]`, `[steer]` and the SDKs run here.
+    pub fn appliance(&self) -> &Host {
+        &self.appliance
+    }
+
+    /// The host at the remote site: the worker runs here. On both networks of the site.
+    pub fn site(&self) -> &Host {
+        &self.site
+    }
+
+    /// The host of the vCenter, which only the site host reaches.
+    pub fn vcenter(&self) -> &Host {
+        &self.vcenter
+    }
+
+    /// The router, with the interfaces `to-appliance`, `to-site` and `to-elsewhere`.
+    pub fn router(&self) -> &Host {
+        &self.router
+    }
+
+    /// A host that the appliance reaches directly.
+    pub fn elsewhere(&self) -> &Host {
+        &self.elsewhere
+    }
+
+    /// The resolver of the appliance, the router and elsewhere.
+    pub fn appliance_resolver(&self) -> &Resolver {
+        &self.appliance_resolver
+    }
+
+    /// The resolver of the site and the vCenter's host.
+    pub fn site_resolver(&self) -> &Resolver {
+        &self.site_resolver
+    }
+
+    /// A directory for the test's own files, gone with the lab.
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> [&Host; 5] {
+        [&self.appliance, &self.router, &self.elsewhere, &self.site, &self.vcenter]
+    }
+
+    /// The last lines of every log of every host.
+    pub fn logs(&self) -> String {
+        self.hosts().map(|host| format!("=== {}\n{}", host.name(), host.logs())).concat()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+    }
+}
+
+/// Joins two hosts by a cable and gives both ends their addresses.
+fn join(a: &Host, a_name: &str, a_list: &[Dual], b: &Host, b_name: &str, b_list: &[Dual]) -> Result<()> {
+    let a = End { namespace: a.netns(), interface: a_name };
+    let b = End { namespace: b.netns(), interface: b_name };
+    cable(a, b)?;
+    for (end, list) in [(a, a_list), (b, b_list)] {
+        let flat: Vec<IpAddr> = list.iter().flat_map(|dual| dual.both()).collect();
+        addresses(end, &flat)?;
+    }
+    Ok(())
+}
+
+/// Makes two addresses misbehave, each in its way.
+fn vcenter_rules() -> String {
+    let Dual { v4: silent4, v6: silent6 } = net::SILENT;
+    let Dual { v4: unreachable4, v6: unreachable6 } = net::UNREACHABLE;
+    format!(
+        "table inet dwlab {{
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    ip daddr {silent4} drop
+    ip6 daddr {silent6} meta l4proto tcp drop
+    ip daddr {unreachable4} reject with icmp host-unreachable
+    ip6 daddr {unreachable6} meta l4proto tcp reject with icmpv6 addr-unreachable
+  }}
+}}"
+    )
+}
+
+/// The timeout is short: a query that gets no answer here is a fault, not a slow network.
+fn resolv_conf(resolver: Dual) -> String {
+    format!("nameserver {}\noptions timeout:2 attempts:2\n", resolver.v4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twins_show_the_same_digits() {
+        assert_eq!(net::SILENT.to_string(), "10.77.3.66 fd77:0:0:3::66");
+        assert_eq!(Dual::at(3, 253).to_string(), "10.77.3.253 fd77:0:0:3::253");
+    }
+}

@@ -1,0 +1,220 @@
+//! The lab keeps its promises: who reaches whom, who knows which name, and that nothing stays behind.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{Dual, Host, Lab, net};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Connects from one host; the address is the whole of the way, no resolver is asked.
+fn connect(from: &Host, to: IpAddr, port: u16, within: Duration) -> Result<std::io::Result<TcpStream>> {
+    from.within(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), within))
+}
+
+fn listen(on: &Host, at: IpAddr, port: u16) -> Result<TcpListener> {
+    Ok(on.within(|| TcpListener::bind((at, port)))??)
+}
+
+fn kind(result: std::io::Result<TcpStream>) -> Option<ErrorKind> {
+    result.err().map(|error| error.kind())
+}
+
+#[test]
+fn the_router_lets_the_worker_out_and_nobody_in() -> Result<()> {
+    let lab = Lab::new()?;
+    for (appliance, site) in net::APPLIANCE.both().into_iter().zip(net::SITE.both()) {
+        let _tunnel = listen(lab.appliance(), appliance, 443)?;
+        let _other = listen(lab.appliance(), appliance, 8080)?;
+        let _inbound = listen(lab.site(), site, 443)?;
+        connect(lab.site(), appliance, 443, SOON)??;
+        let refused = Some(ErrorKind::ConnectionRefused);
+        assert_eq!(kind(connect(lab.site(), appliance, 8080, SOON)?), refused, "only 443 may leave the site");
+        assert_eq!(kind(connect(lab.appliance(), site, 443, SOON)?), refused, "the site is closed");
+        assert_eq!(kind(connect(lab.elsewhere(), site, 443, SOON)?), refused, "the site is closed");
+        assert_eq!(kind(connect(lab.router(), site, 443, SOON)?), None, "the listener is there");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_the_site_reaches_the_vcenter_network() -> Result<()> {
+    let lab = Lab::new()?;
+    for address in net::VCENTER.both() {
+        let _vcenter = listen(lab.vcenter(), address, 443)?;
+        connect(lab.site(), address, 443, SOON)??;
+        let from_outside = kind(connect(lab.appliance(), address, 443, SOON)?);
+        assert_eq!(from_outside, Some(ErrorKind::NetworkUnreachable), "{address}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_appliance_goes_elsewhere_directly() -> Result<()> {
+    let lab = Lab::new()?;
+    for (direct, appliance) in net::DIRECT.both().into_iter().zip(net::APPLIANCE.both()) {
+        let server = listen(lab.elsewhere(), direct, 80)?;
+        let _client = connect(lab.appliance(), direct, 80, SOON)??;
+        assert_eq!(server.accept()?.1.ip(), appliance, "routed, not translated");
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_targets_fail_each_in_its_way() -> Result<()> {
+    let lab = Lab::new()?;
+    let failure = |to: Dual, within| -> Result<Vec<Option<ErrorKind>>> {
+        to.both().into_iter().map(|address| Ok(kind(connect(lab.site(), address, 443, within)?))).collect()
+    };
+    assert_eq!(failure(net::REFUSED, SOON)?, [Some(ErrorKind::ConnectionRefused); 2]);
+    assert_eq!(failure(net::UNREACHABLE, SOON)?, [Some(ErrorKind::HostUnreachable); 2]);
+    assert_eq!(failure(net::SILENT, Duration::from_millis(300))?, [Some(ErrorKind::TimedOut); 2]);
+    Ok(())
+}
+
+#[test]
+fn each_side_knows_its_own_names_and_logs_the_questions() -> Result<()> {
+    let lab = Lab::new()?;
+    let ahosts = |host: &Host, name: &str| host.command("getent").args(["ahosts", name]).output();
+    for (host, name, addresses) in [
+        (lab.appliance(), "direct.example", net::DIRECT),
+        (lab.appliance(), "appliance.example", net::APPLIANCE),
+        (lab.site(), "appliance.example", net::APPLIANCE),
+        (lab.site(), "vcenter.corp.example", net::VCENTER),
+        (lab.site(), "echo.corp.example", net::ECHO),
+    ] {
+        let answer = ahosts(host, name)?.check()?;
+        for address in addresses.both() {
+            assert!(answer.contains(&address.to_string()), "{name} on {}: {answer}", host.name());
+        }
+    }
+    assert_eq!(ahosts(lab.appliance(), "vcenter.corp.example")?.status.code(), Some(2), "getent: not found");
+    assert!(lab.appliance_resolver().was_asked("vcenter.corp.example"));
+
+    let dig = |host: &Host, name: &str, kind: &str| host.command("dig").args([name, kind]).check();
+    assert!(dig(lab.appliance(), "vcenter.corp.example", "A")?.contains("status: NXDOMAIN"));
+    let nodata = dig(lab.site(), "vc6only.corp.example", "A")?;
+    assert!(nodata.contains("status: NOERROR") && nodata.contains("ANSWER: 0"), "{nodata}");
+    assert!(dig(lab.site(), "vc6only.corp.example", "AAAA")?.contains("fd77:0:0:3::10"));
+    let asked = lab.site_resolver().queries();
+    let last = asked.last().expect("dig asked");
+    assert_eq!((last.name.as_str(), last.kind.as_str()), ("vc6only.corp.example", "AAAA"));
+    assert_eq!(last.from, IpAddr::V4(net::SITE_INSIDE.v4));
+
+    lab.site_resolver().add("host-record=late.corp.example,10.77.3.10")?;
+    assert!(ahosts(lab.site(), "late.corp.example")?.check()?.contains("10.77.3.10"));
+    assert!(lab.site_resolver().was_asked("vc6only.corp.example"), "a restart forgets no question");
+    Ok(())
+}
+
+#[test]
+fn a_captured_process_is_in_the_cgroup_and_sees_its_hosts_files() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.appliance();
+    let cgroup = host.cgroup().path().file_name().expect("a name").to_string_lossy().into_owned();
+    let captured = host.captured(tests::Command::new("cat").arg("/proc/self/cgroup")).check()?;
+    assert!(captured.contains(&format!("/{cgroup}\n")), "{captured}");
+    assert!(!host.command("cat").arg("/proc/self/cgroup").check()?.contains(&format!("/{cgroup}\n")));
+    assert!(host.command("cat").arg("/etc/resolv.conf").check()?.contains("nameserver 10.77.4.53"));
+    assert!(
+        !std::fs::read_to_string("/etc/resolv.conf")?.contains("10.77.4.53"),
+        "the machine's own is untouched"
+    );
+    // cgroupfs must be visible, or steering could not be attached from a host of the lab.
+    assert!(host.command("ls").arg(host.cgroup().path()).check()?.contains("cgroup.procs"));
+    let environment = host.command("env").check()?;
+    assert!(!environment.to_lowercase().contains("proxy"), "{environment}");
+    Ok(())
+}
+
+#[test]
+fn a_process_is_watched_and_ended_with_all_that_it_started() -> Result<()> {
+    let lab = Lab::new()?;
+    let shell = |script: &str| lab.site().command("sh").args(["-c", script]);
+    let mut process = shell("echo begin; sleep 1000 & echo child $!; wait").spawn()?;
+    let child = process.wait_for_line("child ", SOON)?.replace("child ", "");
+    assert!(process.is_running());
+    assert!(process.wait_for_line("never", Duration::from_millis(50)).is_err());
+    process.kill9()?;
+    assert!(!process.is_running());
+    assert!(!is_running(&child), "the child {child} lives");
+
+    let failed = shell("echo out; echo err >&2; exit 7").output()?;
+    assert_eq!(
+        (failed.status.code(), failed.stdout.as_str(), failed.stderr.as_str()),
+        (Some(7), "out\n", "err\n")
+    );
+    let error = failed.check().expect_err("status 7 is a failure").to_string();
+    assert!(error.contains("exit status: 7") && error.contains("err"), "{error}");
+    assert_eq!(shell("cat").input("fed").check()?, "fed");
+    let late = shell("sleep 1000").deadline(Duration::from_millis(100)).output();
+    assert!(late.is_err_and(|error| error.to_string().contains("did not end")));
+    let missing = lab.site().command("dwlab-no-such-tool").output().map(|_| ());
+    assert!(missing.is_err_and(|error| error.to_string().contains("apt-get install")));
+    Ok(())
+}
+
+#[test]
+fn nothing_stays_after_a_drop_or_a_panic() -> Result<()> {
+    for panics in [false, true] {
+        let mut traces = Traces::default();
+        let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
+            let lab = Lab::new()?;
+            // Both are left running and unowned: a panic in a test would do the same.
+            let script = "setsid sleep 1000 & echo $!; exec sleep 1000";
+            let sleepers = [
+                lab.appliance().captured(tests::Command::new("sh").args(["-c", script])),
+                lab.vcenter().command("sh").args(["-c", script]),
+            ];
+            for sleeper in sleepers {
+                let process = sleeper.spawn()?;
+                traces.pids.push(process.wait_for("a number", SOON, |line| line.parse::<u32>().is_ok())?);
+                std::mem::forget(process);
+            }
+            traces.paths.push(lab.directory().to_owned());
+            for host in lab.hosts() {
+                traces.paths.extend([host.netns().path().to_owned(), host.cgroup().path().to_owned()]);
+            }
+            traces.paths.extend(lab.appliance().cgroup().path().parent().map(PathBuf::from));
+            assert_eq!(traces.left(), traces.all(), "all of it is there while the lab is");
+            assert!(!panics, "as a failing test does");
+            Ok(())
+        }));
+        assert_eq!(outcome.is_err(), panics);
+        if let Ok(result) = outcome {
+            result?;
+        }
+        assert_eq!(traces.left(), Vec::<String>::new(), "left behind, panic: {panics}");
+    }
+    Ok(())
+}
+
+/// What a lab makes, to look whether it is still there.
+#[derive(Default)]
+struct Traces {
+    pids: Vec<String>,
+    paths: Vec<PathBuf>,
+}
+
+impl Traces {
+    fn all(&self) -> Vec<String> {
+        self.pids.iter().cloned().chain(self.paths.iter().map(|p| p.display().to_string())).collect()
+    }
+
+    fn left(&self) -> Vec<String> {
+        let is_there = |trace: &String| {
+            if trace.starts_with('/') { PathBuf::from(trace).exists() } else { is_running(trace) }
+        };
+        self.all().into_iter().filter(is_there).collect()
+    }
+}
+
+/// Whether a process runs; one that has ended but was not waited for does not.
+fn is_running(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
