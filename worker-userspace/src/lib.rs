@@ -10,6 +10,7 @@
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`] |
 //! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`target`], [`refusal`] |
 
+pub mod config;
 pub mod refusal;
-pub mod tunnel;
 pub mod target;
+pub mod tunnel;

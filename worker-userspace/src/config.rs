@@ -1,0 +1,162 @@
+//! The configuration: one TOML file, and what is in it decides the roles.
+//!
+//! What must hold: every fault of a file is reported, all at once, one line each, with its place, the key,
+//! the value and the remedy; no line ever shows a secret; an unknown key is a fault, because a misspelt
+//! `deny` that is silently ignored is a hole in a policy. The environment is not read here.
+//!
+//! | file | about |
+//! |---|---|
+//! | `config.rs` | the structs that the rest of the house reads, and their defaults |
+//! | `config/key.rs` | worker keys and their hashes |
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::target::{Host, Pattern};
+
+mod key;
+
+pub use key::{Key, KeyError, KeyHash};
+
+/// Everything that one file says, valid as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where the daemon keeps what must survive it (`state_dir`). Default `/var/lib/dworker`.
+    pub state_dir: PathBuf,
+    /// The socket that `dworker status` asks (`control_socket`). Default `/run/dworker/control.sock`; at most
+    /// 107 bytes long, as the kernel's `sun_path` wants it.
+    pub control_socket: PathBuf,
+    /// How long a stop waits for open streams (`drain`). Default 10 s, at most one hour; 0 cuts at once.
+    pub drain: Duration,
+    /// The log filter in `tracing`'s syntax (`log`), known to parse. Default `info`.
+    pub log: String,
+    /// The worker role: `appliance_url` with a key.
+    pub worker: Option<Worker>,
+    /// The appliance role: `[appliance]`.
+    pub appliance: Option<Appliance>,
+    /// The steering role: `[steer]`; only together with one of the others.
+    pub steer: Option<Steer>,
+}
+
+impl Config {
+    /// The proxy hosts that `[steer]` captures: those of the groups on an appliance, else its own list; empty
+    /// without `[steer]`.
+    pub fn steered(&self) -> Vec<&Pattern> {
+        match (&self.steer, &self.appliance) {
+            (None, _) => Vec::new(),
+            (Some(_), Some(appliance)) => appliance.groups.iter().flat_map(|g| &g.proxy_hosts).collect(),
+            (Some(steer), None) => steer.proxy_hosts.iter().collect(),
+        }
+    }
+}
+
+/// The worker role.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Worker {
+    /// Where the worker dials (`appliance_url`).
+    pub appliance: ApplianceUrl,
+    /// How it authenticates (`worker_key` or `worker_key_file`).
+    pub key: KeySource,
+    /// PEM certificates trusted beside the system's roots (`ca_file`). Default none.
+    pub ca_file: Option<PathBuf>,
+    /// How many websockets one session has (`lanes`), 1 to 8. Default 2.
+    pub lanes: u8,
+    /// What the worker may dial (`[egress]`).
+    pub egress: Egress,
+}
+
+/// An appliance's address, as a worker dials it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApplianceUrl {
+    /// Name or address; also what the certificate must say.
+    pub host: Host,
+    /// TCP port. Default 443, or 80 in plaintext.
+    pub port: u16,
+    /// `ws://` instead of `wss://`: only where the file says `http://` *and* `insecure_plaintext = true`.
+    pub plaintext: bool,
+}
+
+/// Where the worker key stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KeySource {
+    /// In the file itself (`worker_key`).
+    Inline(Key),
+    /// Alone in another file (`worker_key_file`), white space around it ignored.
+    File(PathBuf),
+}
+
+/// A worker's egress policy (`[egress]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Egress {
+    /// What may be dialled; never empty.
+    pub allow: Vec<Pattern>,
+    /// What may not; wins over `allow`. Default none.
+    pub deny: Vec<Pattern>,
+    /// How long one dial may take (`connect_timeout`), 100 ms to 2 min. Default 10 s.
+    pub connect_timeout: Duration,
+}
+
+/// The appliance role (`[appliance]`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Appliance {
+    /// Where it listens (`listen`); never empty, no address twice. A `[::]` entry means IPv6 only, so that
+    /// `0.0.0.0` can stand beside it.
+    pub listen: Vec<SocketAddr>,
+    /// Its TLS identity; `None` only where the file says `insecure_plaintext = true`.
+    pub tls: Option<TlsFiles>,
+    /// The worker groups (`[[appliance.groups]]`); names and keys are unique, and so is each pattern.
+    pub groups: Vec<Group>,
+}
+
+/// The files of a TLS identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM: the certificate, then the rest of its chain (`certificate`).
+    pub certificate: PathBuf,
+    /// PEM: the private key, PKCS#8, PKCS#1 or SEC1 (`key`).
+    pub key: PathBuf,
+}
+
+/// The workers that share one key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// 1 to 63 of `a-z`, `0-9` and `-`; unique.
+    pub name: String,
+    /// SHA-256 of the worker key (`key_sha256`); unique.
+    pub key: KeyHash,
+    /// What its workers carry (`proxy_hosts`); never empty.
+    pub proxy_hosts: Vec<Pattern>,
+    /// Whether its workers may open streams to other groups' proxy hosts (`may_open`). Default no.
+    pub may_open: bool,
+}
+
+/// The steering role (`[steer]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Steer {
+    /// The captured cgroups, absolute or relative to the cgroup v2 root (`cgroups`); never empty. Whether they
+    /// exist is found out at start.
+    pub cgroups: Vec<PathBuf>,
+    /// What is captured on a host without `[appliance]` (`proxy_hosts`); empty on an appliance, where the
+    /// groups say it: ask [`Config::steered`].
+    pub proxy_hosts: Vec<Pattern>,
+    /// Synthetic IPv4 addresses (`synthetic4`), prefix length 8 to 28. Default `240.64.0.0/16`.
+    pub synthetic4: Ipv4Net,
+    /// Synthetic IPv6 addresses (`synthetic6`), prefix length 32 to 112. Default `2001:2::/48`.
+    pub synthetic6: Ipv6Net,
+    /// The address families that names are answered with (`families`). Default IPv4.
+    pub families: Families,
+    /// How long a failed dial is answered in `connect()` at once (`down_for`), 0 to 60 s. Default 2 s.
+    pub down_for: Duration,
+}
+
+/// A set of address families, never empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Families {
+    /// Names have A records.
+    pub ipv4: bool,
+    /// Names have AAAA records.
+    pub ipv6: bool,
+}
