@@ -236,7 +236,9 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Pattern, TargetError> {
         let bad = |why: String| TargetError::Pattern { text: text.to_owned(), why };
         if text.contains("://") {
-            return Err(bad("it is a URL; write only its host and port, as in `vcenter.corp.example:443`".into()));
+            return Err(bad(
+                "it is a URL; write only its host and port, as in `vcenter.corp.example:443`".into()
+            ));
         }
         let (host, ports) = split_ports(text).map_err(&bad)?;
         let host = if let Some(suffix) = host.strip_prefix("*.") {
@@ -362,7 +364,10 @@ mod tests {
         ] {
             let error = text.parse::<Pattern>().expect_err(text).to_string();
             assert!(error.contains(says), "{text:?} gave {error:?}, without {says:?}");
-            assert!(error.contains(&format!("{text:?}")) || text.contains(':') || text.starts_with('*'), "{error}");
+            assert!(
+                error.contains(&format!("{text:?}")) || text.contains(':') || text.starts_with('*'),
+                "{error}"
+            );
         }
     }
 

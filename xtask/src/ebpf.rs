@@ -1,0 +1,285 @@
+//! `build-ebpf`: compiles `worker-ebpf` to `target/bpf/dworker.o`, which the daemon embeds.
+//!
+//! Rust's BPF target needs three things that the project's own toolchain lacks: unstable features, the source
+//! of `core`, and `bpf-linker` for the compiler's LLVM. They come from a rustup nightly with `rust-src`, or from
+//! Debian's packages, which this installs by itself. Whether anything must be compiled is cargo's to say, so
+//! a second run takes a second.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::root;
+
+/// The version that is built where none is installed.
+const LINKER_VERSION: &str = "0.13.0";
+/// The LLVM of Debian's compiler. A linker for it also reads what older LLVMs wrote.
+const LLVM: u32 = 22;
+/// Debian's compiler, the source of `core`, and what the linker is built with.
+const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev", "libzstd-dev"];
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Compiles the programs and returns the path of the object file.
+pub(crate) fn build() -> Result<PathBuf> {
+    let (mut cargo, linker) = Toolchain::find()?.ready()?;
+    // Cargo keeps what it compiled apart from the workspace's own: other compiler, other target.
+    let target_dir = root().join("target/bpf/build");
+    run(cargo
+        .current_dir(root().join("worker-ebpf"))
+        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir)
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Clink-arg=--btf"))?;
+    let built = target_dir.join(TARGET).join("release/dworker");
+    let object = root().join("target/bpf/dworker.o");
+    publish(&built, &object)?;
+    Ok(object)
+}
+
+/// Copies the object to where the daemon's build looks for it. The same bytes are not written twice, or
+/// the daemon would be compiled anew for nothing.
+fn publish(built: &Path, object: &Path) -> Result<()> {
+    let bytes = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
+    if fs::read(object).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let fresh = object.with_extension("new");
+    fs::write(&fresh, bytes).with_context(|| format!("writing {}", fresh.display()))?;
+    fs::rename(&fresh, object).with_context(|| format!("replacing {}", object.display()))
+}
+
+/// Who compiles.
+enum Toolchain {
+    /// A nightly of rustup's that has `rust-src`, and a linker for its LLVM.
+    Rustup { name: String, linker: PathBuf },
+    /// Debian's packages.
+    Debian,
+}
+
+impl Toolchain {
+    fn find() -> Result<Toolchain> {
+        let nightly = nightly_with_source();
+        if let Some((name, llvm)) = &nightly
+            && let Some(linker) = linker_for(*llvm)
+        {
+            return Ok(Toolchain::Rustup { name: name.clone(), linker });
+        }
+        if os_id() == "debian" {
+            return Ok(Toolchain::Debian);
+        }
+        match nightly {
+            Some((name, llvm)) => bail!(
+                "{name} can compile for BPF, but there is no bpf-linker for its LLVM {llvm}.\n\
+                 Install one (https://github.com/aya-rs/bpf-linker#installation), for example with\n    \
+                 cargo binstall bpf-linker\nand run `cargo xtask build-ebpf` again."
+            ),
+            None => bail!(
+                "no compiler for BPF: this needs a nightly toolchain with the source of `core`, and bpf-linker. Run\n    \
+                 rustup toolchain install nightly --component rust-src\n    \
+                 cargo binstall bpf-linker\nand then `cargo xtask build-ebpf` again. \
+                 (On Debian all this is installed from packages.)"
+            ),
+        }
+    }
+
+    /// The cargo to call, without its arguments, and the linker; installs what is missing.
+    fn ready(self) -> Result<(Command, PathBuf)> {
+        match self {
+            Toolchain::Rustup { name, linker } => {
+                let mut cargo = clean("rustup");
+                cargo.args(["run", &name, "cargo"]);
+                Ok((cargo, linker))
+            }
+            Toolchain::Debian => {
+                install_packages()?;
+                let linker = build_linker()?;
+                let mut cargo = clean("/usr/bin/cargo");
+                // Debian's compiler is a stable one; `-Z build-std` is the only unstable thing asked of it.
+                cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+                Ok((cargo, linker))
+            }
+        }
+    }
+}
+
+/// The first of rustup's nightlies that has the source of `core`, and its LLVM's major version.
+fn nightly_with_source() -> Option<(String, u32)> {
+    let listed = output(clean("rustup").args(["toolchain", "list"])).ok()?;
+    listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| name.starts_with("nightly"))
+        .find_map(|name| {
+            let rustc = |args: &[&str]| output(clean("rustup").args(["run", name, "rustc"]).args(args)).ok();
+            let sysroot = rustc(&["--print", "sysroot"])?;
+            let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
+            source.exists().then_some(())?;
+            let version = rustc(&["--version", "--verbose"])?;
+            let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+            Some((name.to_owned(), llvm.split('.').next()?.parse().ok()?))
+        })
+}
+
+/// A bpf-linker that reads what LLVM `llvm` wrote: the user's own, or ours where it is not too old.
+fn linker_for(llvm: u32) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join("bpf-linker"))
+        .find(|file| file.is_file())
+        .or_else(|| (llvm <= LLVM).then(our_linker).filter(|file| file.is_file()))
+}
+
+fn our_linker() -> PathBuf {
+    root().join("target/tools/bin/bpf-linker")
+}
+
+fn install_packages() -> Result<()> {
+    let missing: Vec<_> = PACKAGES
+        .into_iter()
+        .filter(|package| {
+            output(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
+                .map_or(true, |status| status != "installed")
+        })
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
+    ensure!(
+        fs::metadata("/proc/self")?.uid() == 0,
+        "packages are missing, and installing them needs root. Run\n    sudo {by_hand}\nand then `cargo xtask build-ebpf` again."
+    );
+    println!("build-ebpf: installing {}", missing.join(" "));
+    let apt = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["--quiet", "--yes"]);
+        apt
+    };
+    run(apt().arg("update"))?;
+    run(apt().args(["install", "--no-install-recommends"]).args(&missing)).with_context(|| {
+        format!("installing Debian's compiler for BPF; try `{by_hand}` by hand, or install a rustup nightly with rust-src and bpf-linker")
+    })
+}
+
+/// Builds bpf-linker with Debian's LLVM, once.
+fn build_linker() -> Result<PathBuf> {
+    let linker = our_linker();
+    if output(Command::new(&linker).arg("--version")).is_ok_and(|v| v.trim().ends_with(LINKER_VERSION)) {
+        return Ok(linker);
+    }
+    println!("build-ebpf: building bpf-linker {LINKER_VERSION} (a minute)");
+    run(clean("/usr/bin/cargo")
+        .env("RUSTC", "/usr/bin/rustc")
+        .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}"))
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
+        .args(["--no-default-features", "--features", &format!("llvm-{LLVM}"), "--root"])
+        .arg(root().join("target/tools")))
+    .context("building bpf-linker")?;
+    Ok(linker)
+}
+
+/// The `ID` of `/etc/os-release`.
+fn os_id() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let id = text.lines().find_map(|line| line.strip_prefix("ID="));
+    id.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// A command without what `cargo xtask` and rustup have put into our environment, which is meant for
+/// this build and would choose the wrong compiler, flags or libraries in the other.
+fn clean(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(leaks) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// True for the variables that tell one build's cargo or rustc about that build. Where cargo keeps
+/// its downloads and how it reaches the registry (`CARGO_HOME`, `CARGO_HTTP_*`, ...) holds for every build.
+fn leaks(name: &str) -> bool {
+    const PREFIXES: [&str; 9] = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_BUILD_",
+        "CARGO_CFG_",
+        "CARGO_FEATURE_",
+        "CARGO_PROFILE_",
+        "CARGO_TARGET_",
+        "RUSTC",
+    ];
+    const NAMES: [&str; 8] = [
+        "CARGO",
+        "CARGO_CRATE_NAME",
+        "CARGO_PRIMARY_PACKAGE",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+        "RUST_RECURSION_COUNT",
+        "LD_LIBRARY_PATH",
+    ];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Runs a command whose output is for people.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
+    ensure!(status.success(), "`{}` failed: {status}", line(command));
+    Ok(())
+}
+
+/// Runs a command and returns what it prints.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("starting {:?}", command.get_program()))?;
+    ensure!(output.status.success(), "`{}` failed: {}", line(command), output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn line(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_this_build_stays_with_it() {
+        for name in ["CARGO", "RUSTC", "RUSTC_WRAPPER", "RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTUP_TOOLCHAIN"] {
+            assert!(leaks(name), "{name}");
+        }
+        for name in
+            ["CARGO_HOME", "RUSTUP_HOME", "CARGO_HTTP_CAINFO", "CARGO_REGISTRIES_X_INDEX", "PATH", "HOME"]
+        {
+            assert!(!leaks(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_same_object_is_not_written_twice() {
+        let dir = std::env::temp_dir().join(format!("xtask-publish-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (built, object) = (dir.join("built"), dir.join("dworker.o"));
+        let inode = || fs::metadata(&object).unwrap().ino();
+        fs::write(&built, "one").unwrap();
+        publish(&built, &object).unwrap();
+        let first = inode();
+        publish(&built, &object).unwrap();
+        assert_eq!(inode(), first);
+        fs::write(&built, "two").unwrap();
+        publish(&built, &object).unwrap();
+        assert_eq!(fs::read_to_string(&object).unwrap(), "two");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
