@@ -26,20 +26,26 @@
 
 mod capture;
 mod cgroup;
+mod config;
+mod daemon;
 mod dnsmasq;
 mod host;
 mod label;
 mod link;
 mod netns;
+mod pki;
 mod process;
 mod require;
 mod sweep;
 mod topology;
 
 pub use cgroup::Cgroup;
+pub use config::{APPLIANCE_URL, Config, Group, worker_key};
+pub use daemon::Daemon;
 pub use dnsmasq::{Query, Resolver};
 pub use host::Host;
 pub use netns::Namespace;
+pub use pki::{Identity, Pki, Validity};
 pub use process::{Command, Output, Process};
 pub use require::PACKAGES;
 pub use sweep::{Swept, sweep};

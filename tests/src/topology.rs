@@ -23,6 +23,7 @@ use crate::dnsmasq::Resolver;
 use crate::host::Host;
 use crate::label::Label;
 use crate::link::{End, addresses, cable};
+use crate::pki::{Identity, Pki, Validity};
 use crate::{require, sweep};
 
 /// An IPv4 address and its IPv6 twin.
@@ -140,6 +141,7 @@ pub struct Lab {
     elsewhere: Host,
     site: Host,
     vcenter: Host,
+    pki: Pki,
     _cgroup: Cgroup,
     directory: TempDir,
 }
@@ -213,6 +215,7 @@ impl Lab {
             elsewhere,
             site,
             vcenter,
+            pki: Pki::create(&directory.path().join("pki"))?,
             _cgroup: cgroup,
             directory,
         })
@@ -251,6 +254,16 @@ impl Lab {
     /// The resolver of the site and the vCenter's host.
     pub fn site_resolver(&self) -> &Resolver {
         &self.site_resolver
+    }
+
+    /// The authority that issued the certificates of the appliance and the vCenter.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// A new certificate for `appliance.example`.
+    pub fn appliance_identity(&self) -> Result<Identity> {
+        self.pki.issue(&["appliance.example"], Validity::Current)
     }
 
     /// A directory for the test's own files, gone with the lab.
