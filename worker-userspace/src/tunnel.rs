@@ -13,8 +13,8 @@
 
 pub mod credit;
 pub mod frame;
-// pub mod lane;
+pub mod lane;
 pub mod message;
-// pub mod session;
-// pub mod stream;
+pub mod session;
+pub mod stream;
 pub mod websocket;

@@ -274,7 +274,9 @@ mod tests {
         let mut out: Vec<(u32, Option<Type>, Vec<u8>)> = Vec::new();
         for piece in pieces {
             match (piece, out.last_mut()) {
-                (Piece::Data(id, data), Some((last, None, bytes))) if *last == id => bytes.extend_from_slice(&data),
+                (Piece::Data(id, data), Some((last, None, bytes))) if *last == id => {
+                    bytes.extend_from_slice(&data)
+                }
                 (Piece::Data(id, data), _) => out.push((id, None, data.to_vec())),
                 (Piece::Control(h, payload), _) => out.push((h.stream, Some(h.kind), payload.to_vec())),
             }

@@ -1,0 +1,401 @@
+//! One websocket that carries streams: scheduling, dispatch, liveness.
+//!
+//! Three hold a lane: its [`Lane`] handle, its streams, and the [`driver`], the one task that moves its
+//! bytes. What they share is here.
+//!
+//! What must hold: no one waits for a stream while holding the lane; what a peer sends can end its lane
+//! with a reason, never more; all that a lane queues is bounded.
+
+mod driver;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::credit::{self, Budget};
+use super::frame::{self, FrameError};
+use super::message::{GoAway, Hello, MessageError, Open};
+use super::stream::{self, DataFault, Stream};
+use super::websocket::{self, Side, WebsocketError};
+use crate::refusal::{Code, Refusal};
+
+/// Bytes that a stream may send in its turn while others wait.
+const TURN: usize = 16 * 1024;
+/// Bytes of all streams queued in one lane before sockets are left unread.
+const QUEUE: usize = 256 * 1024;
+/// `OPEN`s of the peer that wait for their handler.
+const INCOMING: usize = 1024;
+
+/// What all lanes of a process share.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Streams that a peer may have open on one lane.
+    pub max_streams: u32,
+    /// Time between `PING`s.
+    pub ping: Duration,
+    /// A peer that was not heard of for this long is dead.
+    pub dead: Duration,
+    /// What windows may grow by.
+    pub budget: Arc<Budget>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            max_streams: 16_384,
+            ping: Duration::from_secs(1),
+            dead: Duration::from_secs(5),
+            budget: Arc::new(Budget::new(512 * 1024 * 1024)),
+        }
+    }
+}
+
+/// An upgraded websocket behind its `HELLO` and `WELCOME`, with what was read too far.
+#[derive(Debug)]
+pub struct Upgraded<S> {
+    /// The transport.
+    pub io: S,
+    /// Which end of the websocket this is.
+    pub side: Side,
+    /// The websocket's decoder.
+    pub websocket: websocket::Decoder,
+    /// The frames' decoder.
+    pub frames: frame::Decoder,
+    /// Bytes read and not decoded.
+    pub read: BytesMut,
+}
+
+impl<S> Upgraded<S> {
+    /// A websocket whose handshake has just ended; `read` is what came behind it.
+    pub fn new(io: S, side: Side, read: BytesMut) -> Self {
+        Upgraded {
+            io,
+            side,
+            websocket: websocket::Decoder::new(side),
+            frames: frame::Decoder::default(),
+            read,
+        }
+    }
+}
+
+/// A stream that the peer opened, with what it asks for.
+#[derive(Debug)]
+pub struct Incoming {
+    /// What is asked for.
+    pub open: Open,
+    /// To be accepted or refused.
+    pub stream: Stream,
+}
+
+/// Why a lane ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneEnd {
+    /// The peer closed the websocket.
+    #[error("closed by the peer{}", .0.map(|code| format!(" (code {code})")).unwrap_or_default())]
+    Closed(Option<u16>),
+    /// The connection ended without a close.
+    #[error("the connection was cut")]
+    Cut,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Lost(#[source] io::Error),
+    /// Nothing was heard of the peer.
+    #[error("nothing heard of the peer for {0:?}")]
+    Silent(Duration),
+    /// The peer broke RFC 6455.
+    #[error("protocol error: {0}")]
+    Websocket(#[from] WebsocketError),
+    /// The peer broke the framing.
+    #[error("protocol error: {0}")]
+    Frame(#[from] FrameError),
+    /// The peer sent a malformed message.
+    #[error("protocol error: {0}")]
+    Message(#[from] MessageError),
+    /// The peer sent bytes that it may not.
+    #[error("protocol error: stream {stream}: {fault}")]
+    Data {
+        /// The stream.
+        stream: u32,
+        /// What is wrong.
+        #[source]
+        fault: DataFault,
+    },
+    /// The peer sent a frame that makes no sense now.
+    #[error("protocol error: {0}")]
+    Order(String),
+    /// This end closed it.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl LaneEnd {
+    /// True where the peer broke the protocol.
+    pub fn is_fault(&self) -> bool {
+        use LaneEnd::*;
+        matches!(self, Websocket(_) | Frame(_) | Message(_) | Data { .. } | Order(_))
+    }
+}
+
+/// What a lane counts; read by `status`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Payload bytes of `DATA` sent.
+    pub sent: AtomicU64,
+    /// Payload bytes of `DATA` received.
+    pub received: AtomicU64,
+    /// Streams ever opened, by either end.
+    pub streams: AtomicU64,
+    /// Times that a sender found no credit.
+    pub stalls: AtomicU64,
+    /// Last round trip in microseconds, smoothed; 0 before the first.
+    pub round_trip: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queues {
+    streams: HashMap<u32, Arc<stream::Shared>>,
+    urgent: VecDeque<Arc<stream::Shared>>,
+    ready: VecDeque<Arc<stream::Shared>>,
+    waiting: VecDeque<Arc<stream::Shared>>,
+    ping: Option<u64>,
+    pong: Option<u64>,
+    go_away: Option<GoAway>,
+    /// We told the peer to go away; when we cut.
+    leaving: Option<Instant>,
+    close: Option<String>,
+    next_id: u32,
+    last_peer_id: u32,
+    /// The lane ended: nothing is queued any more.
+    ended: Option<Refusal>,
+    waker: Option<Waker>,
+}
+
+/// What the lane's task, its streams and its handle share.
+pub(super) struct Shared {
+    settings: Settings,
+    peer: Hello,
+    queues: Mutex<Queues>,
+    queued: AtomicUsize,
+    counters: Counters,
+    /// The peer told us to go away.
+    sent_away: AtomicBool,
+    /// Wakes who waits for `sent_away` or the end.
+    changed: Notify,
+}
+
+impl Shared {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.counters.round_trip.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn count_stall(&self) {
+        self.counters.stalls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn push_urgent(&self, stream: Arc<stream::Shared>) {
+        self.push(|queues| queues.urgent.push_back(stream));
+    }
+
+    pub(super) fn push_ready(&self, stream: Arc<stream::Shared>) {
+        self.push(|queues| queues.ready.push_back(stream));
+    }
+
+    fn push(&self, change: impl FnOnce(&mut Queues)) {
+        let mut queues = self.queues();
+        if queues.ended.is_some() {
+            return;
+        }
+        change(&mut queues);
+        let waker = queues.waker.take();
+        drop(queues);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn queue(&self, n: usize) {
+        self.queued.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(super) fn unqueue(&self, n: usize) {
+        self.queued.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// True where a stream may queue more.
+    pub(super) fn has_room(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) < QUEUE
+    }
+
+    /// Has a stream woken when there is room. `false`: there is room now.
+    pub(super) fn wait_for_room(&self, stream: &Arc<stream::Shared>) -> bool {
+        let mut queues = self.queues();
+        // The lane makes room before it takes this lock to wake who waits: so look again under it.
+        let wait = !self.has_room() && queues.ended.is_none();
+        if wait {
+            queues.waiting.push_back(stream.clone());
+        }
+        wait
+    }
+
+    /// Wakes as many waiting senders as there is room for.
+    fn wake_waiting(&self) {
+        let room = QUEUE.saturating_sub(self.queued.load(Ordering::Relaxed)) / TURN;
+        for _ in 0..room {
+            let Some(stream) = self.queues().waiting.pop_front() else { return };
+            stream.wake_sender();
+        }
+    }
+
+    pub(super) fn forget(&self, id: u32) {
+        let mut queues = self.queues();
+        let gone = queues.streams.remove(&id);
+        let waker = if queues.streams.is_empty() { queues.waker.take() } else { None };
+        drop(queues);
+        drop(gone);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// The handle of one lane.
+#[derive(Clone)]
+pub struct Lane {
+    shared: Arc<Shared>,
+}
+
+impl Lane {
+    /// Makes a lane of an upgraded websocket. The future drives it and says why it ended; the receiver
+    /// gives the streams that the peer opens.
+    pub fn new<S>(
+        upgraded: Upgraded<S>,
+        peer: Hello,
+        settings: Settings,
+    ) -> (Lane, mpsc::Receiver<Incoming>, impl Future<Output = LaneEnd> + Send)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let (sender, receiver) = mpsc::channel(INCOMING);
+        let first = if upgraded.side == Side::Client { 1 } else { 2 };
+        let shared = Arc::new(Shared {
+            settings,
+            peer,
+            queues: Mutex::new(Queues { next_id: first, ..Queues::default() }),
+            queued: AtomicUsize::new(0),
+            counters: Counters::default(),
+            sent_away: AtomicBool::new(false),
+            changed: Notify::new(),
+        });
+        let lane = Lane { shared: shared.clone() };
+        (lane, receiver, driver::Driver::new(upgraded, shared, sender).run())
+    }
+
+    /// Opens a stream. Bytes may be sent at once, before the answer.
+    pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
+        let shared = &self.shared;
+        if self.is_closing() {
+            return Err(Refusal::new(Code::TunnelLost, "the lane is closing"));
+        }
+        let credit = shared.peer.initial_credit.min(credit::LARGEST);
+        let mut queues = shared.queues();
+        if let Some(refusal) = &queues.ended {
+            return Err(refusal.clone());
+        }
+        if queues.streams.len() >= shared.peer.max_streams as usize {
+            return Err(Refusal::new(
+                Code::Limit,
+                format!("the peer takes {} streams on a lane", shared.peer.max_streams),
+            ));
+        }
+        let id = queues.next_id;
+        // Ids are used once. A lane that has none left is replaced by its session.
+        queues.next_id = id
+            .checked_add(2)
+            .ok_or_else(|| Refusal::new(Code::TunnelLost, "the lane's stream ids are used up"))?;
+        let stream = Stream::opening(id, shared.clone(), credit, open);
+        queues.streams.insert(id, stream.shared().clone());
+        drop(queues);
+        shared.counters.streams.fetch_add(1, Ordering::Relaxed);
+        stream.announce();
+        Ok(stream)
+    }
+
+    /// Asks the peer to open no more, lets streams end, and closes when the last did or at the deadline.
+    pub fn go_away(&self, deadline: Duration, reason: &str) {
+        self.shared.push(|queues| {
+            queues.leaving = Some(Instant::now() + deadline);
+            queues.go_away = Some(GoAway { deadline, reason: reason.to_owned() });
+        });
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Closes the lane now; its streams are lost.
+    pub fn close(&self, reason: &str) {
+        self.shared.push(|queues| queues.close = Some(reason.to_owned()));
+    }
+
+    /// True where no stream should be opened here: it ended, or one of its ends is leaving.
+    pub fn is_closing(&self) -> bool {
+        let queues = self.shared.queues();
+        self.shared.sent_away.load(Ordering::Acquire)
+            || queues.leaving.is_some()
+            || queues.ended.is_some()
+            || queues.next_id > u32::MAX - 1024
+    }
+
+    /// Waits until [`is_closing`](Self::is_closing).
+    pub async fn closing(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.is_closing() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// How busy the lane is, for choosing one: bytes queued, then streams open.
+    pub fn load(&self) -> (usize, usize) {
+        (self.shared.queued.load(Ordering::Relaxed) / TURN, self.streams())
+    }
+
+    /// Streams open now.
+    pub fn streams(&self) -> usize {
+        self.shared.queues().streams.len()
+    }
+
+    /// The peer's `HELLO` or `WELCOME`.
+    pub fn peer(&self) -> &Hello {
+        &self.shared.peer
+    }
+
+    /// What the lane counted.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lane({} of {})", self.shared.peer.lane, self.shared.peer.name)
+    }
+}

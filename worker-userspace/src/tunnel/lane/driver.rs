@@ -1,0 +1,478 @@
+//! The task that moves a lane's bytes.
+//!
+//! One task drives the socket both ways, so TLS needs no lock. What goes out is gathered into one
+//! websocket message of about [`BATCH`] bytes: what is urgent first (answers, credit, resets), then the
+//! ready streams in turn, [`TURN`] bytes each, more when one is alone. Bytes are written from the
+//! buffers that sockets were read into; what comes in is handed to its stream where TLS put it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+
+use super::{Incoming, LaneEnd, Shared, TURN, Upgraded};
+use crate::refusal::{Code, Refusal};
+use crate::tunnel::credit;
+use crate::tunnel::frame::{self, Header, Piece, Type};
+use crate::tunnel::message::{self, GoAway, Open, OpenOk};
+use crate::tunnel::stream::{self, Stream, put_message};
+use crate::tunnel::websocket::{self, Event, Opcode, Side};
+
+/// Bytes that a message is filled to.
+const BATCH: usize = 64 * 1024;
+/// Payloads up to this size are copied together, so that a batch of small ones is one record.
+const SMALL: usize = 2048;
+/// Bytes asked of the socket at once.
+const READ: usize = 64 * 1024;
+/// Times that one poll reads before other tasks get their turn.
+const READS_PER_POLL: usize = 16;
+/// Time for the last words to a peer.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The lane's task.
+pub(super) struct Driver<S> {
+    up: Upgraded<S>,
+    shared: Arc<Shared>,
+    incoming: mpsc::Sender<Incoming>,
+    /// The message on its way out, in pieces.
+    out: VecDeque<BytesMut>,
+    /// Where headers and small payloads are put together.
+    scratch: BytesMut,
+    unflushed: bool,
+    started: Instant,
+    heard: Instant,
+    tick: Interval,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
+    pub(super) fn new(up: Upgraded<S>, shared: Arc<Shared>, incoming: mpsc::Sender<Incoming>) -> Self {
+        let now = Instant::now();
+        let mut tick = interval(shared.settings.ping);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Driver {
+            up,
+            shared,
+            incoming,
+            out: VecDeque::new(),
+            scratch: BytesMut::new(),
+            unflushed: false,
+            started: now,
+            heard: now,
+            tick,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> LaneEnd {
+        let end = poll_fn(|cx| self.poll(cx)).await;
+        let refusal = Refusal::new(Code::TunnelLost, format!("the tunnel was lost: {end}"));
+        let streams = {
+            let mut queues = self.shared.queues();
+            queues.ended = Some(refusal.clone());
+            queues.urgent.clear();
+            queues.ready.clear();
+            queues.waiting.clear();
+            std::mem::take(&mut queues.streams)
+        };
+        for stream in streams.into_values() {
+            stream.on_failure(refusal.clone());
+        }
+        self.shared.changed.notify_waiters();
+        self.farewell(&end).await;
+        end
+    }
+
+    /// Tells the peer why, where it may still listen.
+    async fn farewell(&mut self, end: &LaneEnd) {
+        if matches!(end, LaneEnd::Lost(_) | LaneEnd::Cut | LaneEnd::Silent(_)) {
+            return;
+        }
+        if end.is_fault() {
+            let go_away = GoAway { deadline: Duration::ZERO, reason: end.to_string() };
+            put_message(&mut self.scratch, 0, Type::GoAway, |out| go_away.write(out));
+            // Behind what is left of the message that was on its way.
+            let mut rest = std::mem::take(&mut self.out);
+            self.seal();
+            rest.append(&mut self.out);
+            self.out = rest;
+        }
+        let code: u16 = if end.is_fault() { 1002 } else { 1000 };
+        self.put_websocket(Opcode::Close, &code.to_be_bytes());
+        let farewell = async {
+            while !self.out.is_empty() {
+                poll_fn(|cx| self.poll_write_some(cx)).await?;
+            }
+            self.up.io.flush().await?;
+            self.up.io.shutdown().await
+        };
+        // The lane has its reason already; a peer that does not listen changes nothing.
+        let _ = timeout(FAREWELL, farewell).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LaneEnd> {
+        match self.poll_read(cx) {
+            // More may be there to read; others get their turn first.
+            Ok(true) => cx.waker().wake_by_ref(),
+            Ok(false) => {}
+            Err(end) => return Poll::Ready(end),
+        }
+        if let Poll::Ready(end) = self.poll_tick(cx) {
+            return Poll::Ready(end);
+        }
+        match self.poll_write(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(LaneEnd::Lost(error)),
+            Poll::Ready(Ok(Some(end))) => Poll::Ready(end),
+            Poll::Ready(Ok(None)) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Reads and dispatches. `true`: there may be more.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, LaneEnd> {
+        self.decode()?;
+        for _ in 0..READS_PER_POLL {
+            // A buffer is used up before the next is made: what was handed on still lives in it.
+            if self.up.read.capacity() - self.up.read.len() < READ / 4 {
+                self.up.read.reserve(READ);
+            }
+            match pin!(self.up.io.read_buf(&mut self.up.read)).poll(cx) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0)) => return Err(LaneEnd::Cut),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(LaneEnd::Cut),
+                Poll::Ready(Err(error)) => return Err(LaneEnd::Lost(error)),
+            }
+            self.heard = Instant::now();
+            self.decode()?;
+        }
+        Ok(true)
+    }
+
+    fn decode(&mut self) -> Result<(), LaneEnd> {
+        while let Some(event) = self.up.websocket.next(&mut self.up.read)? {
+            match event {
+                Event::Payload { mut bytes, end } => {
+                    while let Some(piece) = self.up.frames.next(&mut bytes)? {
+                        self.dispatch(piece)?;
+                    }
+                    if end {
+                        self.up.frames.end_of_message()?;
+                    }
+                }
+                Event::Ping(payload) => self.put_websocket_pong(&payload)?,
+                Event::Pong => {}
+                Event::Close(code) => return Err(LaneEnd::Closed(code)),
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, piece: Piece) -> Result<(), LaneEnd> {
+        let (header, payload) = match piece {
+            Piece::Data(id, bytes) => return self.on_data(id, bytes),
+            Piece::Control(header, payload) => (header, payload),
+        };
+        let id = header.stream;
+        match header.kind {
+            Type::Open => return self.on_open(id, &payload),
+            Type::Ping => {
+                let stamp = (&payload[..]).get_u64();
+                self.shared.push(|queues| queues.pong = Some(stamp));
+                return Ok(());
+            }
+            Type::Pong => {
+                self.on_pong((&payload[..]).get_u64());
+                return Ok(());
+            }
+            Type::GoAway => {
+                let away = GoAway::read(&payload)?;
+                tracing::info!(peer = %self.shared.peer.name, reason = %away.reason, "the peer is leaving this lane");
+                self.shared.sent_away.store(true, Ordering::Release);
+                self.shared.changed.notify_waiters();
+                return Ok(());
+            }
+            Type::Hello | Type::Welcome => {
+                return Err(LaneEnd::Order(format!("{:?} on a lane that is up", header.kind)));
+            }
+            _ => {}
+        }
+        let Some(stream) = self.stream(header)? else { return Ok(()) };
+        match header.kind {
+            Type::OpenOk => stream.on_open_ok(OpenOk::read(&payload)?),
+            Type::Fin => stream.on_fin(),
+            Type::Credit => stream.on_credit((&payload[..]).get_u64()),
+            _ => {
+                stream.on_failure(message::read_refusal(&payload)?);
+                self.shared.forget(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream of a frame; `None` where it has ended here and the peer did not know yet.
+    fn stream(&self, header: Header) -> Result<Option<Arc<stream::Shared>>, LaneEnd> {
+        let queues = self.shared.queues();
+        if let Some(stream) = queues.streams.get(&header.stream) {
+            return Ok(Some(stream.clone()));
+        }
+        let ours = header.stream % 2 == queues.next_id % 2;
+        let known = header.stream < if ours { queues.next_id } else { queues.last_peer_id.saturating_add(1) };
+        match known {
+            true => Ok(None),
+            false => Err(LaneEnd::Order(format!(
+                "{:?} for stream {}, which was never opened",
+                header.kind, header.stream
+            ))),
+        }
+    }
+
+    fn on_data(&mut self, id: u32, bytes: BytesMut) -> Result<(), LaneEnd> {
+        self.shared.counters.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let header = Header { stream: id, kind: Type::Data, length: bytes.len() };
+        let Some(stream) = self.stream(header)? else { return Ok(()) };
+        // A small piece would keep the whole read buffer alive for as long as it is queued.
+        let bytes = if bytes.len() <= SMALL { BytesMut::from(&bytes[..]) } else { bytes };
+        stream.on_data(bytes).map_err(|fault| LaneEnd::Data { stream: id, fault })
+    }
+
+    fn on_open(&mut self, id: u32, payload: &[u8]) -> Result<(), LaneEnd> {
+        let open = Open::read(payload)?;
+        let mut queues = self.shared.queues();
+        let ours = id % 2 == queues.next_id % 2;
+        if ours || id <= queues.last_peer_id {
+            return Err(LaneEnd::Order(format!("OPEN with stream id {id}, which is not the peer's next")));
+        }
+        queues.last_peer_id = id;
+        // Each refused stream waits to be told so; a peer that only asks and never reads is cut.
+        if queues.urgent.len() > 2 * self.shared.settings.max_streams as usize {
+            return Err(LaneEnd::Order("the peer opens streams and reads no answers".into()));
+        }
+        let full = queues.streams.len() >= self.shared.settings.max_streams as usize;
+        let stream = Stream::accepted(id, self.shared.clone(), open.credit.min(credit::LARGEST));
+        queues.streams.insert(id, stream.shared().clone());
+        let leaving = queues.leaving.is_some();
+        drop(queues);
+        self.shared.counters.streams.fetch_add(1, Ordering::Relaxed);
+        if leaving {
+            stream.refuse(Refusal::new(Code::Shutdown, "this end is shutting down"));
+        } else if full {
+            let limit = self.shared.settings.max_streams;
+            stream.refuse(Refusal::new(Code::Limit, format!("{limit} streams are open on this lane")));
+        } else if let Err(error) = self.incoming.try_send(Incoming { open, stream }) {
+            let (mpsc::error::TrySendError::Full(refused) | mpsc::error::TrySendError::Closed(refused)) =
+                error;
+            refused.stream.refuse(Refusal::new(Code::Limit, "too many streams wait to be dialled"));
+        }
+        Ok(())
+    }
+
+    fn on_pong(&mut self, stamp: u64) {
+        let now = self.started.elapsed().as_micros() as u64;
+        let sample = now.saturating_sub(stamp).max(1);
+        let cell = &self.shared.counters.round_trip;
+        let smoothed = match cell.load(Ordering::Relaxed) {
+            0 => sample,
+            before => (before * 7 + sample) / 8,
+        };
+        cell.store(smoothed.max(1), Ordering::Relaxed);
+    }
+
+    fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<LaneEnd> {
+        while self.tick.poll_tick(cx).is_ready() {
+            let silent = self.heard.elapsed();
+            if silent >= self.shared.settings.dead {
+                return Poll::Ready(LaneEnd::Silent(silent));
+            }
+            let stamp = self.started.elapsed().as_micros() as u64;
+            let mut queues = self.shared.queues();
+            queues.ping = Some(stamp);
+            if queues.leaving.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Poll::Ready(LaneEnd::Local("drained until the deadline".into()));
+            }
+            // A socket that takes nothing must not hide that we are to close.
+            if let Some(reason) = queues.close.take() {
+                return Poll::Ready(LaneEnd::Local(reason));
+            }
+            drop(queues);
+            // A sender that was woken and had nothing to send must not leave the others waiting.
+            self.shared.wake_waiting();
+        }
+        Poll::Pending
+    }
+
+    /// Writes until there is nothing more or the socket is full. `Some`: the lane is to end.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<LaneEnd>>> {
+        loop {
+            if self.out.is_empty() && !self.gather() {
+                if self.unflushed {
+                    ready!(Pin::new(&mut self.up.io).poll_flush(cx))?;
+                    self.unflushed = false;
+                }
+                return Poll::Ready(match self.rest(cx) {
+                    Rest::Idle => Ok(None),
+                    Rest::End(end) => Ok(Some(end)),
+                    Rest::More => continue,
+                });
+            }
+            ready!(self.poll_write_some(cx))?;
+        }
+    }
+
+    /// Nothing was there to send: registers for more, unless some came meanwhile.
+    fn rest(&self, cx: &Context<'_>) -> Rest {
+        let mut queues = self.shared.queues();
+        if let Some(reason) = queues.close.take() {
+            return Rest::End(LaneEnd::Local(reason));
+        }
+        if !queues.urgent.is_empty()
+            || !queues.ready.is_empty()
+            || queues.pong.is_some()
+            || queues.go_away.is_some()
+        {
+            return Rest::More;
+        }
+        if queues.leaving.is_some() && queues.streams.is_empty() {
+            return Rest::End(LaneEnd::Local("drained".into()));
+        }
+        match &queues.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => queues.waker = Some(cx.waker().clone()),
+        }
+        Rest::Idle
+    }
+
+    fn poll_write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut slices = [IoSlice::new(&[]); 32];
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(&self.out) {
+            *slice = IoSlice::new(piece);
+            count += 1;
+        }
+        let mut n = ready!(Pin::new(&mut self.up.io).poll_write_vectored(cx, &slices[..count]))?;
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.unflushed = true;
+        while n > 0 {
+            let Some(front) = self.out.front_mut() else { break };
+            let taken = n.min(front.len());
+            front.advance(taken);
+            n -= taken;
+            if front.is_empty() {
+                self.out.pop_front();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Puts the next message together. `false`: there is nothing to send.
+    fn gather(&mut self) -> bool {
+        let mut size = 0;
+        {
+            let mut queues = self.shared.queues();
+            if let Some(stamp) = queues.ping.take() {
+                frame::put_u64(&mut self.scratch, 0, Type::Ping, stamp);
+            }
+            if let Some(stamp) = queues.pong.take() {
+                frame::put_u64(&mut self.scratch, 0, Type::Pong, stamp);
+            }
+            if let Some(away) = queues.go_away.take() {
+                put_message(&mut self.scratch, 0, Type::GoAway, |out| away.write(out));
+            }
+        }
+        while self.scratch.len() < BATCH {
+            let Some(stream) = self.shared.queues().urgent.pop_front() else { break };
+            stream.take_urgent(&mut self.scratch);
+        }
+        let mut freed = 0;
+        while size + self.scratch.len() < BATCH {
+            let (stream, alone) = {
+                let mut queues = self.shared.queues();
+                let Some(stream) = queues.ready.pop_front() else { break };
+                (stream, queues.ready.is_empty())
+            };
+            let room = (BATCH - size - self.scratch.len()).max(SMALL);
+            let taken = stream.take_data(if alone { room } else { room.min(TURN) });
+            if let Some(data) = taken.data {
+                freed += data.len();
+                frame::put_header(&mut self.scratch, stream.id(), Type::Data, data.len());
+                if data.len() <= SMALL {
+                    self.scratch.extend_from_slice(&data);
+                } else {
+                    size += self.scratch.len() + data.len();
+                    self.out.push_back(self.scratch.split());
+                    self.out.push_back(data);
+                }
+            }
+            if taken.fin {
+                frame::put_header(&mut self.scratch, stream.id(), Type::Fin, 0);
+            }
+            if taken.more {
+                self.shared.queues().ready.push_back(stream);
+            }
+        }
+        if freed > 0 {
+            self.shared.counters.sent.fetch_add(freed as u64, Ordering::Relaxed);
+            self.shared.unqueue(freed);
+            self.shared.wake_waiting();
+        }
+        self.seal()
+    }
+
+    /// Makes what was put together one websocket message.
+    fn seal(&mut self) -> bool {
+        if !self.scratch.is_empty() {
+            self.out.push_back(self.scratch.split());
+        }
+        let length = self.out.iter().map(BytesMut::len).sum();
+        if length == 0 {
+            return false;
+        }
+        let key = (self.up.side == Side::Client).then(rand::random::<[u8; 4]>);
+        if let Some(key) = key {
+            let mut offset = 0;
+            for piece in &mut self.out {
+                websocket::mask(piece, key, offset);
+                offset += piece.len();
+            }
+        }
+        websocket::put_header(&mut self.scratch, Opcode::Binary, length, key);
+        self.out.push_front(self.scratch.split());
+        true
+    }
+
+    /// A websocket control frame behind the message on its way.
+    fn put_websocket(&mut self, opcode: Opcode, payload: &[u8]) {
+        let key = (self.up.side == Side::Client).then(rand::random::<[u8; 4]>);
+        let mut bytes = BytesMut::with_capacity(payload.len() + 8);
+        websocket::put_header(&mut bytes, opcode, payload.len(), key);
+        let start = bytes.len();
+        bytes.extend_from_slice(payload);
+        if let Some(key) = key {
+            websocket::mask(&mut bytes[start..], key, 0);
+        }
+        self.out.push_back(bytes);
+    }
+
+    fn put_websocket_pong(&mut self, payload: &[u8]) -> Result<(), LaneEnd> {
+        // A message and a few pongs are on their way at most; who pings without reading is cut.
+        if self.out.len() > 1024 {
+            return Err(LaneEnd::Order("the peer sends websocket pings and reads no pongs".into()));
+        }
+        self.put_websocket(Opcode::Pong, payload);
+        Ok(())
+    }
+}
+
+enum Rest {
+    Idle,
+    More,
+    End(LaneEnd),
+}

@@ -1,0 +1,81 @@
+//! The lanes of one peer.
+//!
+//! A stream stays on the lane that it was opened on; a session chooses the least busy one. Losing a lane
+//! costs its streams, not the session.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::lane::Lane;
+use super::message::{Hello, Open};
+use super::stream::Stream;
+use crate::refusal::{Code, Refusal};
+
+/// The lanes that one run of a peer's process has with us.
+#[derive(Debug)]
+pub struct Session {
+    peer: Hello,
+    since: SystemTime,
+    lanes: Mutex<Vec<Arc<Lane>>>,
+}
+
+impl Session {
+    /// A session without lanes.
+    pub fn new(peer: Hello) -> Session {
+        Session { peer, since: SystemTime::now(), lanes: Mutex::new(Vec::new()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the peer said of itself on its first lane.
+    pub fn peer(&self) -> &Hello {
+        &self.peer
+    }
+
+    /// When the first lane came up.
+    pub fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// Adds a lane. The guard takes it out again.
+    pub fn add(self: &Arc<Self>, lane: Lane) -> LaneGuard {
+        let lane = Arc::new(lane);
+        self.lock().push(lane.clone());
+        LaneGuard { session: self.clone(), lane }
+    }
+
+    /// The lanes that are up.
+    pub fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.lock().clone()
+    }
+
+    /// True where a stream could be opened now.
+    pub fn is_up(&self) -> bool {
+        self.lock().iter().any(|lane| !lane.is_closing())
+    }
+
+    /// Opens a stream on the least busy lane.
+    pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
+        let best =
+            self.lock().iter().filter(|lane| !lane.is_closing()).min_by_key(|lane| lane.load()).cloned();
+        match best {
+            Some(lane) => lane.open(open),
+            None => Err(Refusal::new(Code::TunnelLost, format!("no lane to {} is up", self.peer.name))),
+        }
+    }
+}
+
+/// Takes its lane out of the session when dropped.
+#[derive(Debug)]
+pub struct LaneGuard {
+    session: Arc<Session>,
+    lane: Arc<Lane>,
+}
+
+impl Drop for LaneGuard {
+    fn drop(&mut self) {
+        self.session.lock().retain(|lane| !Arc::ptr_eq(lane, &self.lane));
+    }
+}

@@ -1,0 +1,509 @@
+//! One connection in a lane: what is queued each way, half-close, reset.
+//!
+//! A stream is two ends of one [`Shared`]: the [`Stream`] handle that the splice holds, and the lane,
+//! which asks it for frames and hands it what arrives. Nothing here does I/O or waits.
+//!
+//! What must hold: a handle that is dropped before both directions ended resets the stream; bytes are
+//! taken off a socket only when the peer's credit and the lane's queue have room for them; the reader of
+//! a lane never waits for a stream.
+//!
+//! Lock order: a stream's lock may be held when the lane's is taken, never the other way round.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use super::credit::{OverCredit, ReceiveWindow, SendCredit};
+use super::frame::{self, Type};
+use super::lane;
+use super::message::{self, Open, OpenOk};
+use crate::refusal::{Code, Refusal};
+
+/// Most bytes that one stream has queued in its lane before its socket is read again.
+const QUEUE: usize = 64 * 1024;
+/// Most bytes that one `send` takes.
+pub const LARGEST_SEND: usize = 64 * 1024;
+
+/// How far this end's half of the stream is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fin {
+    Open,
+    Queued,
+    Sent,
+}
+
+#[derive(Debug)]
+struct State {
+    // Towards the peer.
+    credit: SendCredit,
+    pending: VecDeque<BytesMut>,
+    pending_bytes: usize,
+    fin: Fin,
+    in_ready: bool,
+    in_waiting: bool,
+    send_waker: Option<Waker>,
+    // What goes before all data.
+    open: Option<Open>,
+    open_ok: Option<OpenOk>,
+    credit_due: Option<u64>,
+    last_words: Option<(Type, Refusal)>,
+    in_urgent: bool,
+    // From the peer.
+    window: ReceiveWindow,
+    queue: VecDeque<BytesMut>,
+    fin_received: bool,
+    recv_waker: Option<Waker>,
+    // The answer to our own `OPEN`.
+    answer: Option<OpenOk>,
+    answer_waker: Option<Waker>,
+    /// Why the stream is gone in both directions.
+    failure: Option<Refusal>,
+}
+
+impl State {
+    /// Both directions ended in order.
+    fn is_done(&self) -> bool {
+        self.fin == Fin::Sent && self.fin_received
+    }
+
+    fn wake_all(&mut self) {
+        let wakers = [self.send_waker.take(), self.recv_waker.take(), self.answer_waker.take()];
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+/// What both the handle and the lane hold.
+pub(super) struct Shared {
+    id: u32,
+    lane: Arc<lane::Shared>,
+    state: Mutex<State>,
+}
+
+/// What [`Shared::take_data`] gives the lane to send.
+pub(super) struct Taken {
+    pub(super) data: Option<BytesMut>,
+    pub(super) fin: bool,
+    /// More is pending: the stream goes back into the ring.
+    pub(super) more: bool,
+}
+
+impl Shared {
+    fn new(id: u32, lane: Arc<lane::Shared>, credit: u32, open: Option<Open>) -> Arc<Shared> {
+        let state = State {
+            credit: SendCredit::new(credit),
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            fin: Fin::Open,
+            in_ready: false,
+            in_waiting: false,
+            send_waker: None,
+            open,
+            open_ok: None,
+            credit_due: None,
+            last_words: None,
+            in_urgent: false,
+            window: ReceiveWindow::new(),
+            queue: VecDeque::new(),
+            fin_received: false,
+            recv_waker: None,
+            answer: None,
+            answer_waker: None,
+            failure: None,
+        };
+        Arc::new(Shared { id, lane, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere does not make the account wrong: each change below is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Writes the frames that go before all data.
+    pub(super) fn take_urgent(&self, out: &mut BytesMut) {
+        let mut state = self.state();
+        state.in_urgent = false;
+        if let Some(open) = state.open.take() {
+            put_message(out, self.id, Type::Open, |out| open.write(out));
+        }
+        if let Some(ok) = state.open_ok.take() {
+            put_message(out, self.id, Type::OpenOk, |out| ok.write(out));
+        }
+        if let Some(limit) = state.credit_due.take() {
+            frame::put_u64(out, self.id, Type::Credit, limit);
+        }
+        if let Some((kind, refusal)) = state.last_words.take() {
+            put_message(out, self.id, kind, |out| message::write_refusal(&refusal, out));
+        }
+    }
+
+    /// Takes at most `max` bytes of what is pending.
+    pub(super) fn take_data(&self, max: usize) -> Taken {
+        let mut state = self.state();
+        let data = match state.pending.front_mut() {
+            Some(front) if front.len() > max => Some(front.split_to(max)),
+            Some(_) => state.pending.pop_front(),
+            None => None,
+        };
+        state.pending_bytes -= data.as_ref().map_or(0, BytesMut::len);
+        let more = !state.pending.is_empty();
+        let fin = !more && state.fin == Fin::Queued && state.failure.is_none();
+        if fin {
+            state.fin = Fin::Sent;
+        }
+        state.in_ready = more;
+        let done = state.is_done();
+        let waker = if state.pending_bytes < QUEUE { state.send_waker.take() } else { None };
+        drop(state);
+        if done {
+            self.lane.forget(self.id);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Taken { data, fin, more }
+    }
+
+    /// The lane's queue has room again.
+    pub(super) fn wake_sender(&self) {
+        let mut state = self.state();
+        state.in_waiting = false;
+        let waker = state.send_waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Bytes arrived.
+    pub(super) fn on_data(&self, bytes: BytesMut) -> Result<(), DataFault> {
+        let mut state = self.state();
+        if state.fin_received {
+            return Err(DataFault::AfterFin);
+        }
+        state.window.on_received(bytes.len())?;
+        if state.failure.is_some() {
+            return Ok(());
+        }
+        state.queue.push_back(bytes);
+        let waker = state.recv_waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// The peer ended its direction.
+    pub(super) fn on_fin(&self) {
+        let mut state = self.state();
+        state.fin_received = true;
+        let done = state.is_done();
+        let waker = state.recv_waker.take();
+        drop(state);
+        if done {
+            self.lane.forget(self.id);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The peer allows more.
+    pub(super) fn on_credit(&self, limit: u64) {
+        let mut state = self.state();
+        let stalled = state.credit.available() == 0;
+        state.credit.raise(limit);
+        let waker = if stalled { state.send_waker.take() } else { None };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The peer dialled the target.
+    pub(super) fn on_open_ok(&self, ok: OpenOk) {
+        let mut state = self.state();
+        state.answer = Some(ok);
+        let waker = state.answer_waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The stream is gone: the peer reset or refused it, or the lane was lost.
+    pub(super) fn on_failure(&self, refusal: Refusal) {
+        let mut state = self.state();
+        self.fail(&mut state, refusal);
+        state.wake_all();
+    }
+
+    fn fail(&self, state: &mut State, refusal: Refusal) {
+        state.failure.get_or_insert(refusal);
+        state.pending.clear();
+        self.lane.unqueue(std::mem::take(&mut state.pending_bytes));
+        state.open = None;
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.window.release(&self.lane.settings().budget);
+    }
+}
+
+/// Why arriving bytes end the lane.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DataFault {
+    /// More than was allowed.
+    #[error(transparent)]
+    OverCredit(#[from] OverCredit),
+    /// Behind the direction's end.
+    #[error("bytes behind the FIN of their stream")]
+    AfterFin,
+}
+
+/// Appends a frame whose payload `write` makes.
+pub(super) fn put_message(out: &mut BytesMut, stream: u32, kind: Type, write: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    frame::put_header(out, stream, kind, 0);
+    write(out);
+    let length = (out.len() - start - frame::HEADER) as u32;
+    out[start + 5..start + frame::HEADER].copy_from_slice(&length.to_be_bytes()[1..]);
+}
+
+/// The handle of one stream. Dropping it before both directions ended resets the stream.
+pub struct Stream {
+    shared: Arc<Shared>,
+}
+
+impl Stream {
+    /// A stream that this end opens; `credit` is what the peer takes before any answer.
+    pub(super) fn opening(id: u32, lane: Arc<lane::Shared>, credit: u32, open: Open) -> Stream {
+        Stream { shared: Shared::new(id, lane, credit, Some(open)) }
+    }
+
+    /// A stream that the peer opened; `credit` is what its `OPEN` allows.
+    pub(super) fn accepted(id: u32, lane: Arc<lane::Shared>, credit: u32) -> Stream {
+        Stream { shared: Shared::new(id, lane, credit, None) }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn urgent(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.in_urgent, true) {
+            self.shared.lane.push_urgent(self.shared.clone());
+        }
+    }
+
+    fn ready(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.in_ready, true) {
+            self.shared.lane.push_ready(self.shared.clone());
+        }
+    }
+
+    /// Puts the `OPEN` of a new stream on its way.
+    pub(super) fn announce(&self) {
+        self.urgent(&mut self.shared.state());
+    }
+
+    /// Waits for the peer's answer to our `OPEN`.
+    pub async fn opened(&self) -> Result<OpenOk, Refusal> {
+        poll_fn(|cx| self.poll_opened(cx)).await
+    }
+
+    fn poll_opened(&self, cx: &mut Context<'_>) -> Poll<Result<OpenOk, Refusal>> {
+        let mut state = self.shared.state();
+        match (&state.answer, &state.failure) {
+            (Some(ok), _) => Poll::Ready(Ok(ok.clone())),
+            (None, Some(refusal)) => Poll::Ready(Err(refusal.clone())),
+            (None, None) => {
+                register(&mut state.answer_waker, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Answers the peer's `OPEN`: the target was dialled.
+    pub fn accept(&self, ok: OpenOk) {
+        let mut state = self.shared.state();
+        if state.failure.is_none() {
+            state.open_ok = Some(ok);
+            self.urgent(&mut state);
+        }
+    }
+
+    /// Answers the peer's `OPEN`: the target was not dialled.
+    pub fn refuse(self, refusal: Refusal) {
+        self.end(Type::OpenErr, refusal);
+    }
+
+    /// Gives the stream up in both directions; the peer is told why. Nothing happens to a stream that
+    /// already ended.
+    pub fn reset(&self, refusal: Refusal) {
+        self.end(Type::Reset, refusal);
+    }
+
+    fn end(&self, kind: Type, refusal: Refusal) {
+        let mut state = self.shared.state();
+        if state.failure.is_some() || state.is_done() {
+            return;
+        }
+        // A peer that never heard of the stream need not hear of its end.
+        if state.open.is_none() {
+            state.last_words = Some((kind, refusal.clone()));
+            self.urgent(&mut state);
+        }
+        self.shared.fail(&mut state, refusal);
+        state.queue.clear();
+        state.wake_all();
+        drop(state);
+        self.shared.lane.forget(self.shared.id);
+    }
+
+    /// Waits until bytes may be sent, and says how many.
+    pub async fn sendable(&self) -> Result<usize, Refusal> {
+        poll_fn(|cx| self.poll_sendable(cx)).await
+    }
+
+    fn poll_sendable(&self, cx: &mut Context<'_>) -> Poll<Result<usize, Refusal>> {
+        let mut state = self.shared.state();
+        if let Some(refusal) = &state.failure {
+            return Poll::Ready(Err(refusal.clone()));
+        }
+        let credit = state.credit.available();
+        let lane = &self.shared.lane;
+        if credit == 0 {
+            lane.count_stall();
+        } else if state.pending_bytes < QUEUE {
+            if lane.has_room() || (!state.in_waiting && !lane.wait_for_room(&self.shared)) {
+                return Poll::Ready(Ok(credit.min(LARGEST_SEND)));
+            }
+            state.in_waiting = true;
+        }
+        register(&mut state.send_waker, cx);
+        Poll::Pending
+    }
+
+    /// Queues bytes, at most as many as [`sendable`](Self::sendable) said.
+    pub fn send(&self, bytes: BytesMut) {
+        let mut state = self.shared.state();
+        debug_assert!(state.fin == Fin::Open, "bytes behind the FIN");
+        if bytes.is_empty() || state.failure.is_some() {
+            return;
+        }
+        state.credit.spend(bytes.len());
+        state.pending_bytes += bytes.len();
+        self.shared.lane.queue(bytes.len());
+        state.pending.push_back(bytes);
+        self.ready(&mut state);
+    }
+
+    /// Ends this direction behind what is queued.
+    pub fn finish(&self) {
+        let mut state = self.shared.state();
+        if state.fin == Fin::Open && state.failure.is_none() {
+            state.fin = Fin::Queued;
+            self.ready(&mut state);
+        }
+    }
+
+    /// Moves what arrived to `into`. `false`: the peer ended its direction and all of it was taken.
+    /// What moves on must be given to [`consumed`](Self::consumed), or the peer stalls.
+    pub async fn receive(&self, into: &mut VecDeque<BytesMut>) -> Result<bool, Refusal> {
+        poll_fn(|cx| self.poll_receive(cx, into)).await
+    }
+
+    fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        into: &mut VecDeque<BytesMut>,
+    ) -> Poll<Result<bool, Refusal>> {
+        let mut state = self.shared.state();
+        if !state.queue.is_empty() {
+            into.append(&mut state.queue);
+            // An idle stream keeps no queue.
+            state.queue = VecDeque::new();
+            return Poll::Ready(Ok(true));
+        }
+        if let Some(refusal) = &state.failure {
+            return Poll::Ready(Err(refusal.clone()));
+        }
+        if state.fin_received {
+            return Poll::Ready(Ok(false));
+        }
+        register(&mut state.recv_waker, cx);
+        Poll::Pending
+    }
+
+    /// `n` received bytes moved on: the peer may send as many again.
+    pub fn consumed(&self, n: usize) {
+        let mut state = self.shared.state();
+        if state.window.on_consumed(n) && !state.fin_received && state.failure.is_none() {
+            let lane = &self.shared.lane;
+            let limit = state.window.grant(Instant::now(), lane.round_trip(), &lane.settings().budget);
+            state.credit_due = Some(limit);
+            self.urgent(&mut state);
+        }
+    }
+
+    /// Waits until the stream is gone in both directions by a reset or the loss of its lane.
+    pub async fn failed(&self) -> Refusal {
+        poll_fn(|cx| {
+            let mut state = self.shared.state();
+            match &state.failure {
+                Some(refusal) => Poll::Ready(refusal.clone()),
+                None => {
+                    register(&mut state.answer_waker, cx);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let done = {
+            let state = self.shared.state();
+            state.fin != Fin::Open && state.fin_received
+        };
+        if !done {
+            self.reset(Refusal::new(Code::Reset, "the stream's other side is gone"));
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({})", self.shared.id)
+    }
+}
+
+fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *slot = Some(cx.waker().clone()),
+    }
+}
+
+/// A whole control frame as bytes, for peers under test.
+#[cfg(test)]
+pub(super) fn frame_bytes(stream: u32, kind: Type, payload: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    put_message(&mut out, stream, kind, |out| out.extend_from_slice(payload));
+    out
+}
