@@ -12,5 +12,6 @@
 
 pub mod config;
 pub mod refusal;
+pub mod steer;
 pub mod target;
 pub mod tunnel;

@@ -1,0 +1,89 @@
+//! `/etc/hosts` answers before DNS, so a proxy host's name that stands there never reaches us. Its address
+//! does: it is installed as a rule that leads to the name.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::patterns::{PatternIndex, Standing};
+use crate::target::{Name, Pattern};
+
+/// The addresses that the hosts file at `path` gives to names that a pattern covers, in the file's order and
+/// without repetition. An address with two such names stands there twice. Left out are loopback addresses
+/// (they mean this host) and unspecified ones (they mean "block this name"). No file is an empty one.
+///
+/// # Errors
+/// When the file is there and can't be read.
+pub fn hosts_conflicts(path: &Path, patterns: &[Pattern]) -> io::Result<Vec<(IpAddr, Name)>> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read?,
+    };
+    let index = PatternIndex::new(patterns);
+    let mut found = Vec::new();
+    for line in String::from_utf8_lossy(&bytes).lines() {
+        let line = line.split('#').next().unwrap_or_default();
+        let mut fields = line.split_ascii_whitespace();
+        let Some(addr) = fields.next().and_then(|field| field.parse::<IpAddr>().ok()) else { continue };
+        let addr = addr.to_canonical();
+        if addr.is_loopback() || addr.is_unspecified() {
+            continue;
+        }
+        for field in fields {
+            let Ok(name) = field.parse::<Name>() else { continue };
+            let Standing::ProxyHost(name) = index.standing(name.as_str()) else { continue };
+            if !found.contains(&(addr, name.clone())) {
+                found.push((addr, name));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_hosts_file_that_are_proxy_hosts_come_with_their_addresses() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        let patterns =
+            ["vcenter.corp.example:443", "*.lab.example", "10.0.0.0/8"].map(|p| p.parse().unwrap());
+        std::fs::write(
+            &path,
+            b"127.0.0.1 localhost vcenter.corp.example\n\
+             ::1 vcenter.corp.example\n\
+             0.0.0.0 vcenter.corp.example\n\
+             # 10.0.0.9 vcenter.corp.example\n\
+             \t10.20.0.5\tVCenter.Corp.Example. vcenter  # the real one\n\
+             ::ffff:10.20.0.5 vcenter.corp.example\n\
+             2001:db8::5 vcenter.corp.example a.lab.example\n\
+             10.20.0.6 lab.example other.example\n\
+             not-an-address vcenter.corp.example\n\
+             10.20.0.7 a.lab.example b.lab.example\xff",
+        )
+        .unwrap();
+        let found: Vec<String> = hosts_conflicts(&path, &patterns)
+            .unwrap()
+            .iter()
+            .map(|(addr, name)| format!("{addr} {name}"))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "10.20.0.5 vcenter.corp.example",
+                "2001:db8::5 vcenter.corp.example",
+                "2001:db8::5 a.lab.example",
+                "10.20.0.7 a.lab.example",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_file_is_an_empty_one_and_an_unreadable_one_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(hosts_conflicts(&directory.path().join("none"), &[]).unwrap().is_empty());
+        assert!(hosts_conflicts(directory.path(), &[]).is_err());
+    }
+}

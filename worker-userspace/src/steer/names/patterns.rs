@@ -1,0 +1,198 @@
+//! Which names are proxy hosts, found by hash maps so that 10,000 patterns cost what ten do.
+//!
+//! What must hold: [`PatternIndex::standing`] never calls a name foreign that a pattern covers, however it
+//! is spelt, because a foreign name is forwarded and a proxy host's name must not leave the host.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::target::{HostPattern, Name, Pattern};
+
+/// The patterns that have names in them. Networks are left out: addresses need no DNS.
+#[derive(Debug, Default)]
+pub struct PatternIndex {
+    exact: HashMap<Arc<str>, Vec<Pattern>>,
+    suffix: HashMap<Arc<str>, Vec<Pattern>>,
+}
+
+/// What a name in a question is to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// No proxy host: the resolver that was asked answers.
+    Foreign,
+    /// A proxy host.
+    ProxyHost(Name),
+    /// It says something about proxy hosts and is none itself: a service label in front of one
+    /// (`_443._tcp.vcenter.corp.example`), or a text below a wildcard that no host can be named. It has no
+    /// records, and asking a resolver would tell it the name.
+    About,
+    /// A proxy host's name with a search domain behind it that is a wildcard, too
+    /// (`vc.corp.example.corp.example`). It does not exist: a resolver library then asks for the name itself.
+    SearchExpansion,
+}
+
+impl PatternIndex {
+    /// Indexes `patterns`; duplicates are kept once.
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a Pattern>) -> PatternIndex {
+        let mut index = PatternIndex::default();
+        for pattern in patterns {
+            let (map, name) = match &pattern.host {
+                HostPattern::Name(name) => (&mut index.exact, name),
+                HostPattern::Suffix(name) => (&mut index.suffix, name),
+                HostPattern::Net(_) => continue,
+            };
+            let list = map.entry(name.as_str().into()).or_default();
+            if !list.contains(pattern) {
+                list.push(pattern.clone());
+            }
+        }
+        index
+    }
+
+    /// True where a pattern covers `name` on some port. `name` is in lower case, without a trailing dot.
+    pub fn covers(&self, name: &str) -> bool {
+        self.exact.contains_key(name) || parents(name).any(|parent| self.suffix.contains_key(parent))
+    }
+
+    /// The patterns that cover `name`, the most specific first.
+    pub fn covering(&self, name: &str) -> Vec<Pattern> {
+        let suffixes = parents(name).filter_map(|parent| self.suffix.get(parent));
+        let mut found: Vec<Pattern> =
+            self.exact.get(name).into_iter().chain(suffixes).flatten().cloned().collect();
+        found.sort_by_key(|pattern| std::cmp::Reverse(pattern.specificity()));
+        found
+    }
+
+    /// What `name` is to us. It is in lower case, without a trailing dot, and may have bytes that no host
+    /// name has, escaped as `\DDD`.
+    pub fn standing(&self, name: &str) -> Standing {
+        if self.exact.contains_key(name) {
+            // An exact pattern was made from a `Name`, so this parses.
+            return name.parse().map_or(Standing::About, Standing::ProxyHost);
+        }
+        if !self.covers(name) {
+            let host = after_service_labels(name);
+            return if host != name && self.covers(host) { Standing::About } else { Standing::Foreign };
+        }
+        if self.is_search_expansion(name) {
+            return Standing::SearchExpansion;
+        }
+        match name.parse() {
+            Ok(host) if after_service_labels(name) == name => Standing::ProxyHost(host),
+            _ => Standing::About,
+        }
+    }
+
+    /// Resolver libraries append search domains, musl and Kubernetes' `ndots:5` even to whole names; and a
+    /// wildcard for the search domain covers the result. It is told from a real name by what is left without
+    /// the wildcard's suffix: a name that is covered by itself, by a pattern with enough labels to be a whole
+    /// name (`vc.site1` may well be a host below `*.corp.example`, whoever else has a `*.site1`).
+    fn is_search_expansion(&self, name: &str) -> bool {
+        parents(name).filter(|parent| self.suffix.contains_key(*parent)).any(|suffix| {
+            let rest = &name[..name.len() - suffix.len() - 1];
+            let dots = |text: &str| text.bytes().filter(|b| *b == b'.').count();
+            (self.exact.contains_key(rest) && dots(rest) >= 2)
+                || parents(rest).any(|parent| self.suffix.contains_key(parent) && dots(parent) >= 1)
+        })
+    }
+}
+
+/// The names above `name`, nearest first: `b.c` and `c` for `a.b.c`.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
+}
+
+/// `name` without the labels in front that begin with `_` (RFC 8552: they name a service, not a host).
+fn after_service_labels(name: &str) -> &str {
+    let mut rest = name;
+    while rest.starts_with('_') {
+        match rest.split_once('.') {
+            Some((_, behind)) => rest = behind,
+            None => break,
+        }
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::{Host, Target};
+    use proptest::prelude::*;
+
+    fn index(patterns: &[&str]) -> PatternIndex {
+        let patterns: Vec<Pattern> = patterns.iter().map(|p| p.parse().unwrap()).collect();
+        PatternIndex::new(&patterns)
+    }
+
+    #[test]
+    fn a_name_stands_as_the_patterns_say() {
+        let index = index(&["vcenter.corp.example", "*.lab.example:443", "10.0.0.0/8", "_odd.one.example"]);
+        let host = |text: &str| Standing::ProxyHost(text.parse().unwrap());
+        for (name, expected) in [
+            ("vcenter.corp.example", host("vcenter.corp.example")),
+            ("a.b.lab.example", host("a.b.lab.example")),
+            ("_odd.one.example", host("_odd.one.example")),
+            ("lab.example", Standing::Foreign),
+            ("xlab.example", Standing::Foreign),
+            ("corp.example", Standing::Foreign),
+            ("", Standing::Foreign),
+            ("x.vcenter.corp.example", Standing::Foreign),
+            ("_443._tcp.vcenter.corp.example", Standing::About),
+            ("_8443._https.a.lab.example", Standing::About),
+            ("_ldap._tcp.lab.example", Standing::About),
+            ("_tcp.corp.example", Standing::Foreign),
+            ("_tcp", Standing::Foreign),
+            ("-x.lab.example", Standing::About),
+            ("a\\032b.lab.example", Standing::About),
+            // The escaped dot is part of a label: this name lies below `example` only.
+            ("x\\046lab.example", Standing::Foreign),
+            ("vc.lab.example.lab.example", Standing::SearchExpansion),
+            ("vcenter.corp.example.lab.example", Standing::SearchExpansion),
+            ("_443._tcp.vc.lab.example.lab.example", Standing::SearchExpansion),
+        ] {
+            assert_eq!(index.standing(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_short_pattern_makes_no_host_below_a_wildcard_a_search_expansion() {
+        let index = index(&["vcenter", "vc.site1", "*.site2", "*.corp.example"]);
+        for name in ["vcenter.corp.example", "vc.site1.corp.example", "vc.site2.corp.example"] {
+            assert_eq!(index.standing(name), Standing::ProxyHost(name.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn the_most_specific_of_the_covering_patterns_is_the_first() {
+        let index =
+            index(&["*.example", "*.corp.example:443", "vc.corp.example", "*.corp.example", "*.other"]);
+        let covering: Vec<String> = index.covering("vc.corp.example").iter().map(|p| p.to_string()).collect();
+        assert_eq!(covering, ["vc.corp.example", "*.corp.example:443", "*.corp.example", "*.example"]);
+        assert!(index.covering("corp.else").is_empty());
+    }
+
+    #[test]
+    fn duplicates_are_kept_once() {
+        let index = index(&["vc.corp.example", "vc.corp.example", "*.a.example", "*.a.example"]);
+        assert_eq!(index.covering("vc.corp.example").len(), 1);
+        assert_eq!(index.covering("x.a.example").len(), 1);
+    }
+
+    proptest! {
+        /// The index agrees with `Pattern::matches`, on an alphabet so small that names meet often.
+        #[test]
+        fn the_index_agrees_with_the_patterns(
+            patterns in prop::collection::vec("(\\*\\.)?[ab](\\.[ab]){0,3}", 0..6),
+            name in "[ab](\\.[ab]){0,5}",
+        ) {
+            let patterns: Vec<Pattern> = patterns.iter().map(|p| p.parse().unwrap()).collect();
+            let index = PatternIndex::new(&patterns);
+            let target = Target { host: Host::Name(name.parse().unwrap()), port: 443 };
+            let expected = patterns.iter().any(|p| p.matches(&target));
+            prop_assert_eq!(index.covers(&name), expected);
+            prop_assert_eq!(!index.covering(&name).is_empty(), expected);
+            prop_assert_eq!(index.standing(&name) != Standing::Foreign, expected);
+        }
+    }
+}
