@@ -23,6 +23,7 @@ use crate::dnsmasq::Resolver;
 use crate::host::Host;
 use crate::label::Label;
 use crate::link::{End, addresses, cable};
+use crate::path::{Path, PathSettings};
 use crate::pki::{Identity, Pki, Validity};
 use crate::{require, sweep};
 
@@ -133,9 +134,10 @@ table inet dwlab {
 /// One whole world. Dropping it ends every process in it and removes all of it.
 #[derive(Debug)]
 pub struct Lab {
-    // Dropped in this order: processes, hosts, the cgroup above theirs, files.
+    // Dropped in this order: processes, the path, hosts, the cgroup above theirs, files.
     appliance_resolver: Resolver,
     site_resolver: Resolver,
+    path: Option<Path>,
     appliance: Host,
     router: Host,
     elsewhere: Host,
@@ -154,6 +156,20 @@ impl Lab {
     /// When not root, when a tool is missing (the message names the package), or when the kernel
     /// lacks network namespaces, veth, nftables or cgroup v2.
     pub fn new() -> Result<Lab> {
+        Lab::build(None)
+    }
+
+    /// As [`Lab::new`], with a delay, a rate and a loss between the router and the site: everything between the
+    /// appliance and the site crosses it. [`Lab::path`] changes them later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::new`], and when the settings are wrong or the kernel lacks TUN devices.
+    pub fn with_path(settings: PathSettings) -> Result<Lab> {
+        Lab::build(Some(settings))
+    }
+
+    fn build(path: Option<PathSettings>) -> Result<Lab> {
         require::root()?;
         sweep::sweep_once().context("sweeping what an earlier run left")?;
         let label = Label::next().to_string();
@@ -167,7 +183,10 @@ impl Lab {
         let (site, vcenter) = (host("site")?, host("vcenter")?);
 
         join(&appliance, "eth0", &[net::APPLIANCE], &router, "to-appliance", &[Dual::at(1, 1)])?;
-        join(&site, "eth0", &[net::SITE], &router, "to-site", &[Dual::at(2, 1)])?;
+        let path = match path {
+            None => join(&site, "eth0", &[net::SITE], &router, "to-site", &[Dual::at(2, 1)]).map(|()| None),
+            Some(settings) => along(settings, &router, &site).map(Some),
+        }?;
         join(
             &elsewhere,
             "eth0",
@@ -210,6 +229,7 @@ impl Lab {
         Ok(Lab {
             appliance_resolver,
             site_resolver,
+            path,
             appliance,
             router,
             elsewhere,
@@ -266,6 +286,11 @@ impl Lab {
         self.pki.issue(&["appliance.example"], Validity::Current)
     }
 
+    /// The path from the router (first) to the site (second), where the lab was made [with one](Lab::with_path).
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_ref()
+    }
+
     /// A directory for the test's own files, gone with the lab.
     pub fn directory(&self) -> &std::path::Path {
         self.directory.path()
@@ -295,7 +320,20 @@ fn join(a: &Host, a_name: &str, a_list: &[Dual], b: &Host, b_name: &str, b_list:
     let a = End { namespace: a.netns(), interface: a_name };
     let b = End { namespace: b.netns(), interface: b_name };
     cable(a, b)?;
-    for (end, list) in [(a, a_list), (b, b_list)] {
+    address([(a, a_list), (b, b_list)])
+}
+
+/// Joins the router and the site as [`join`] does, by a path.
+fn along(settings: PathSettings, router: &Host, site: &Host) -> Result<Path> {
+    let router = End { namespace: router.netns(), interface: "to-site" };
+    let site = End { namespace: site.netns(), interface: "eth0" };
+    let path = Path::join(router, site, settings)?;
+    address([(router, &[Dual::at(2, 1)]), (site, &[net::SITE])])?;
+    Ok(path)
+}
+
+fn address(ends: [(End<'_>, &[Dual]); 2]) -> Result<()> {
+    for (end, list) in ends {
         let flat: Vec<IpAddr> = list.iter().flat_map(|dual| dual.both()).collect();
         addresses(end, &flat)?;
     }
