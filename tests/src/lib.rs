@@ -24,8 +24,10 @@
 //! # Ok(()) }
 //! ```
 
+mod artifacts;
 mod capture;
 mod cgroup;
+mod clients;
 mod config;
 mod daemon;
 mod dnsmasq;
@@ -39,8 +41,10 @@ mod process;
 mod require;
 mod sweep;
 mod topology;
+mod vsphere;
 
 pub use cgroup::Cgroup;
+pub use clients::{Sdk, musl_resolve, prepare};
 pub use config::{APPLIANCE_URL, Config, Group, worker_key};
 pub use daemon::Daemon;
 pub use dnsmasq::{Query, Resolver};
@@ -52,3 +56,4 @@ pub use process::{Command, Output, Process};
 pub use require::PACKAGES;
 pub use sweep::{Swept, sweep};
 pub use topology::{Dual, Lab, net};
+pub use vsphere::{VCENTER_URL, Vsphere};
