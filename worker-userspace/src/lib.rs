@@ -11,7 +11,10 @@
 //! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`target`], [`refusal`] |
 
 pub mod config;
+pub mod egress;
 pub mod refusal;
+pub mod route;
+pub mod splice;
 pub mod steer;
 pub mod target;
 pub mod tunnel;

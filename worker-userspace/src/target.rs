@@ -1,5 +1,10 @@
 //! What a connection is for ([`Target`]) and what an administrator writes to mean it ([`Pattern`]).
 
+mod map;
+
+pub use map::PatternMap;
+
+use std::borrow::Borrow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -24,6 +29,13 @@ impl Name {
         name.len() > suffix.len() + 1
             && name.ends_with(suffix)
             && name.as_bytes()[name.len() - suffix.len() - 1] == b'.'
+    }
+}
+
+/// So that maps with names for keys can be asked with a part of another name.
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

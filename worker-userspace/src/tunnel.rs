@@ -9,12 +9,16 @@
 //! | [`stream`] | one connection: what is queued each way, half-close, reset | no |
 //! | [`lane`] | one websocket: scheduling, dispatch, liveness | yes |
 //! | [`session`] | the lanes of one peer: opening, accepting, draining | yes |
-//! | `handshake` | TLS, the HTTP upgrade and `HELLO`/`WELCOME` at both ends | yes |
+//! | [`transport`], [`tls`] | what a lane runs on | yes |
+//! | [`handshake`] | TLS, the HTTP upgrade and `HELLO`/`WELCOME` at both ends | yes |
 
 pub mod credit;
 pub mod frame;
+pub mod handshake;
 pub mod lane;
 pub mod message;
 pub mod session;
 pub mod stream;
+pub mod tls;
+pub mod transport;
 pub mod websocket;

@@ -1,0 +1,39 @@
+//! Who carries a target.
+//!
+//! Entries ask a [`Router`] for a stream and don't know what stands behind it: on an appliance its
+//! registry of worker groups, on a worker's host the session with the appliance.
+
+use std::time::Duration;
+
+use crate::refusal::Refusal;
+use crate::target::Target;
+use crate::tunnel::stream::Stream;
+
+/// What an entry asks for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Where to.
+    pub target: Target,
+    /// How long the dial at the far end may take.
+    pub deadline: Duration,
+    /// Joins the log lines of all ends.
+    pub trace: u64,
+}
+
+/// A stream on its way to a target; the far end may not have dialled yet.
+#[derive(Debug)]
+pub struct Opened {
+    /// The stream.
+    pub stream: Stream,
+    /// Who carries it, for people: `group/node`.
+    pub carrier: String,
+}
+
+/// Chooses who carries a target, and opens a stream there.
+pub trait Router: Send + Sync + 'static {
+    /// Opens a stream without waiting for the far end's dial.
+    ///
+    /// # Errors
+    /// No route, no worker, or a limit.
+    fn open(&self, request: &Request) -> Result<Opened, Refusal>;
+}

@@ -1,0 +1,198 @@
+//! Copies both ways between a socket and a stream, or between two streams.
+//!
+//! What must hold: not a byte is lost or altered; each direction ends by itself, so that a half-closed
+//! connection gets its answer; what was cut ends in a reset on the other side, never in a clean end. An
+//! idle connection holds no buffer.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Buf, BytesMut};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use crate::refusal::{Code, Refusal};
+use crate::tunnel::stream::{LARGEST_SEND, Stream};
+
+/// First size of a read; it doubles while reads fill it.
+const FIRST_READ: usize = 8 * 1024;
+
+/// Bytes of one connection that moved on.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// From the connection's opener to its target.
+    pub up: AtomicU64,
+    /// From the target to the opener.
+    pub down: AtomicU64,
+}
+
+/// Which of a [`Meter`]'s directions a socket's reads count for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// The socket is the opener's.
+    Up,
+    /// The socket is the target's.
+    Down,
+}
+
+/// Makes the peer of a socket see a reset when the socket is dropped.
+pub fn abort(socket: &TcpStream) {
+    // The socket may be beyond that already; then its peer has been told.
+    let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// Copies between a socket and a stream until both directions ended or one failed. On failure both sides
+/// are reset.
+///
+/// # Errors
+/// Why the connection was cut.
+pub async fn splice(
+    mut socket: TcpStream,
+    stream: Stream,
+    meter: &Meter,
+    reads: Reads,
+) -> Result<(), Refusal> {
+    let (sent, received) = match reads {
+        Reads::Up => (&meter.up, &meter.down),
+        Reads::Down => (&meter.down, &meter.up),
+    };
+    let outcome = {
+        let (mut reader, mut writer) = socket.split();
+        tokio::try_join!(
+            socket_to_stream(&mut reader, &stream, sent),
+            stream_to_socket(&stream, &mut writer, received)
+        )
+    };
+    match outcome {
+        Ok(((), ())) => Ok(()),
+        Err(refusal) => {
+            abort(&socket);
+            stream.reset(refusal.clone());
+            Err(refusal)
+        }
+    }
+}
+
+async fn socket_to_stream(
+    reader: &mut ReadHalf<'_>,
+    stream: &Stream,
+    meter: &AtomicU64,
+) -> Result<(), Refusal> {
+    let lost = |e: io::Error| Refusal::from_io(&e, "reading from the connection");
+    let mut size = FIRST_READ;
+    loop {
+        let allowed = stream.sendable().await?;
+        tokio::select! {
+            ready = reader.readable() => ready.map_err(lost)?,
+            refusal = stream.failed() => return Err(refusal),
+        }
+        let wanted = size.min(allowed);
+        let mut buffer = BytesMut::with_capacity(wanted);
+        match reader.try_read_buf(&mut buffer) {
+            Ok(0) => {
+                stream.finish();
+                return Ok(());
+            }
+            Ok(n) => {
+                meter.fetch_add(n as u64, Ordering::Relaxed);
+                size = if n >= size { (size * 2).min(LARGEST_SEND) } else { size.min(n * 2).max(FIRST_READ) };
+                stream.send(buffer);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(lost(e)),
+        }
+    }
+}
+
+async fn stream_to_socket(
+    stream: &Stream,
+    writer: &mut WriteHalf<'_>,
+    meter: &AtomicU64,
+) -> Result<(), Refusal> {
+    let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
+    let mut chunks = VecDeque::new();
+    while stream.receive(&mut chunks).await? {
+        while !chunks.is_empty() {
+            let n = write_some(writer, &chunks).await.map_err(lost)?;
+            advance(&mut chunks, n);
+            meter.fetch_add(n as u64, Ordering::Relaxed);
+            stream.consumed(n);
+        }
+        // What was grown for a burst is not kept while idle.
+        chunks = VecDeque::new();
+    }
+    writer.shutdown().await.or_else(|e| match e.kind() {
+        // The peer closed its reading side meanwhile; it has all that it wanted.
+        io::ErrorKind::NotConnected => Ok(()),
+        _ => Err(lost(e)),
+    })
+}
+
+async fn write_some(writer: &mut WriteHalf<'_>, chunks: &VecDeque<BytesMut>) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); 16];
+    let mut count = 0;
+    for (slice, chunk) in slices.iter_mut().zip(chunks) {
+        *slice = IoSlice::new(chunk);
+        count += 1;
+    }
+    match writer.write_vectored(&slices[..count]).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        n => Ok(n),
+    }
+}
+
+fn advance(chunks: &mut VecDeque<BytesMut>, mut n: usize) {
+    while n > 0 {
+        let Some(front) = chunks.front_mut() else { return };
+        let taken = n.min(front.len());
+        front.advance(taken);
+        n -= taken;
+        if front.is_empty() {
+            chunks.pop_front();
+        }
+    }
+}
+
+/// Copies between two streams of different lanes: the appliance between two workers.
+///
+/// # Errors
+/// Why the connection was cut; both streams are reset.
+pub async fn relay(near: Stream, far: Stream, meter: &Meter) -> Result<(), Refusal> {
+    let outcome = tokio::try_join!(
+        stream_to_stream(&near, &far, &meter.up),
+        stream_to_stream(&far, &near, &meter.down)
+    );
+    outcome.map(|_| ()).inspect_err(|refusal| {
+        near.reset(refusal.clone());
+        far.reset(refusal.clone());
+    })
+}
+
+async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
+    let mut chunks: VecDeque<BytesMut> = VecDeque::new();
+    while from.receive(&mut chunks).await? {
+        while let Some(mut chunk) = chunks.pop_front() {
+            let allowed = tokio::select! {
+                allowed = to.sendable() => allowed?,
+                refusal = from.failed() => return Err(refusal),
+            };
+            if chunk.len() > allowed {
+                chunks.push_front(chunk.split_off(allowed));
+            }
+            let n = chunk.len();
+            to.send(chunk);
+            meter.fetch_add(n as u64, Ordering::Relaxed);
+            from.consumed(n);
+        }
+    }
+    to.finish();
+    Ok(())
+}
+
+/// The refusal for a connection whose other side went away in order to stop.
+pub fn shutdown() -> Refusal {
+    Refusal::new(Code::Shutdown, "dworker is stopping")
+}
