@@ -25,6 +25,7 @@
 //! ```
 
 mod artifacts;
+mod bytes;
 mod capture;
 mod cgroup;
 mod clients;
@@ -41,8 +42,10 @@ mod process;
 mod require;
 mod sweep;
 mod topology;
+pub mod traffic;
 mod vsphere;
 
+pub use bytes::{Bytes, Hash};
 pub use cgroup::Cgroup;
 pub use clients::{Sdk, musl_resolve, prepare};
 pub use config::{APPLIANCE_URL, Config, Group, worker_key};
@@ -50,6 +53,7 @@ pub use daemon::Daemon;
 pub use dnsmasq::{Query, Resolver};
 pub use host::Host;
 pub use netns::Namespace;
+pub use nix::sys::signal::Signal;
 pub use path::{Path, PathSettings, PathStats};
 pub use pki::{Identity, Pki, Validity};
 pub use process::{Command, Output, Process};
