@@ -143,7 +143,10 @@ impl Names {
     /// # Errors
     /// When rules can't be installed: names the first. The patterns hold nevertheless; those names are
     /// answered SERVFAIL until a later question's try succeeds.
-    pub fn set_patterns(&self, patterns: &[Pattern]) -> Result<(), NamesError> {
+    pub fn set_patterns<'a>(
+        &self,
+        patterns: impl IntoIterator<Item = &'a Pattern>,
+    ) -> Result<(), NamesError> {
         let index = PatternIndex::new(patterns);
         let _changes = self.changes();
         let work: Vec<(u32, Name, Vec<Pattern>)> = {

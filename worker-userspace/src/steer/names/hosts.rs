@@ -14,7 +14,10 @@ use crate::target::{Name, Pattern};
 ///
 /// # Errors
 /// When the file is there and can't be read.
-pub fn hosts_conflicts(path: &Path, patterns: &[Pattern]) -> io::Result<Vec<(IpAddr, Name)>> {
+pub fn hosts_conflicts<'a>(
+    path: &Path,
+    patterns: impl IntoIterator<Item = &'a Pattern>,
+) -> io::Result<Vec<(IpAddr, Name)>> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read?,
