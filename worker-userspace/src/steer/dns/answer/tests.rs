@@ -384,13 +384,11 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] = value;
         }
-        if let Verdict::Forward = answer(&bytes, &zone(), V4) {
-            if let Ok(message) = Message::from_vec(&bytes) {
-                for query in &message.queries {
-                    let name = query.name.to_lowercase().to_ascii();
-                    prop_assert!(!name.ends_with(".lab.example."), "{name} was forwarded");
-                }
-            }
+        let forwarded = matches!(answer(&bytes, &zone(), V4), Verdict::Forward);
+        let read = Message::from_vec(&bytes).map(|message| message.queries.clone()).unwrap_or_default();
+        for query in read.iter().filter(|_| forwarded) {
+            let name = query.name.to_lowercase().to_ascii();
+            prop_assert!(!name.ends_with(".lab.example."), "{name} was forwarded");
         }
     }
 
