@@ -10,11 +10,15 @@
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`] |
 //! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`target`], [`refusal`] |
 
+pub mod appliance;
 pub mod config;
+pub mod drain;
 pub mod egress;
+pub mod inspect;
 pub mod refusal;
 pub mod route;
 pub mod splice;
 pub mod steer;
 pub mod target;
 pub mod tunnel;
+pub mod worker;

@@ -156,6 +156,11 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// For connections that end because this daemon does.
+pub fn shutdown() -> Refusal {
+    Refusal::new(Code::Shutdown, "dworker is stopping")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

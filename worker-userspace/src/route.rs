@@ -5,8 +5,12 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::refusal::Refusal;
 use crate::target::Target;
+use crate::tunnel::credit;
+use crate::tunnel::message::Open;
 use crate::tunnel::stream::Stream;
 
 /// What an entry asks for.
@@ -18,6 +22,17 @@ pub struct Request {
     pub deadline: Duration,
     /// Joins the log lines of all ends.
     pub trace: u64,
+}
+
+impl From<&Request> for Open {
+    fn from(request: &Request) -> Open {
+        Open {
+            target: request.target.clone(),
+            deadline: request.deadline,
+            credit: credit::INITIAL,
+            trace: request.trace,
+        }
+    }
 }
 
 /// A stream on its way to a target; the far end may not have dialled yet.
@@ -36,4 +51,7 @@ pub trait Router: Send + Sync + 'static {
     /// # Errors
     /// No route, no worker, or a limit.
     fn open(&self, request: &Request) -> Result<Opened, Refusal>;
+
+    /// Counts changes of who is connected: where nobody was, it may pay to ask again.
+    fn changes(&self) -> watch::Receiver<u64>;
 }

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
@@ -14,20 +15,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::refusal::{Code, Refusal};
+use crate::inspect::ledger::Meter;
+use crate::refusal::Refusal;
 use crate::tunnel::stream::{LARGEST_SEND, Stream};
 
 /// First size of a read; it doubles while reads fill it.
 const FIRST_READ: usize = 8 * 1024;
-
-/// Bytes of one connection that moved on.
-#[derive(Debug, Default)]
-pub struct Meter {
-    /// From the connection's opener to its target.
-    pub up: AtomicU64,
-    /// From the target to the opener.
-    pub down: AtomicU64,
-}
 
 /// Which of a [`Meter`]'s directions a socket's reads count for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +31,15 @@ pub enum Reads {
     Down,
 }
 
-/// Makes the peer of a socket see a reset when the socket is dropped.
-pub fn abort(socket: &TcpStream) {
+/// Makes the peer of a socket see a reset when the socket is closed, whoever closes it: this task, or the
+/// kernel after a crash.
+pub fn reset_on_close(socket: &TcpStream) {
     // The socket may be beyond that already; then its peer has been told.
-    let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+fn end_on_close(socket: &TcpStream) {
+    let _ = SockRef::from(socket).set_linger(None);
 }
 
 /// Copies between a socket and a stream until both directions ended or one failed. On failure both sides
@@ -51,7 +49,7 @@ pub fn abort(socket: &TcpStream) {
 /// Why the connection was cut.
 pub async fn splice(
     mut socket: TcpStream,
-    stream: Stream,
+    stream: &Stream,
     meter: &Meter,
     reads: Reads,
 ) -> Result<(), Refusal> {
@@ -59,17 +57,19 @@ pub async fn splice(
         Reads::Up => (&meter.up, &meter.down),
         Reads::Down => (&meter.down, &meter.up),
     };
-    let outcome = {
-        let (mut reader, mut writer) = socket.split();
-        tokio::try_join!(
-            socket_to_stream(&mut reader, &stream, sent),
-            stream_to_socket(&stream, &mut writer, received)
-        )
-    };
+    // Until both directions have ended, every way out of here is a cut and must look like one.
+    reset_on_close(&socket);
+    let (mut reader, mut writer) = socket.split();
+    let outcome = tokio::try_join!(
+        socket_to_stream(&mut reader, stream, sent),
+        stream_to_socket(stream, &mut writer, received)
+    );
     match outcome {
-        Ok(((), ())) => Ok(()),
+        Ok(((), ())) => {
+            end_on_close(&socket);
+            Ok(())
+        }
         Err(refusal) => {
-            abort(&socket);
             stream.reset(refusal.clone());
             Err(refusal)
         }
@@ -159,16 +159,10 @@ fn advance(chunks: &mut VecDeque<BytesMut>, mut n: usize) {
 /// Copies between two streams of different lanes: the appliance between two workers.
 ///
 /// # Errors
-/// Why the connection was cut; both streams are reset.
-pub async fn relay(near: Stream, far: Stream, meter: &Meter) -> Result<(), Refusal> {
-    let outcome = tokio::try_join!(
-        stream_to_stream(&near, &far, &meter.up),
-        stream_to_stream(&far, &near, &meter.down)
-    );
-    outcome.map(|_| ()).inspect_err(|refusal| {
-        near.reset(refusal.clone());
-        far.reset(refusal.clone());
-    })
+/// Why the connection was cut. Both streams are still to be reset.
+pub async fn relay(near: &Stream, far: &Stream, meter: &Meter) -> Result<(), Refusal> {
+    tokio::try_join!(stream_to_stream(near, far, &meter.up), stream_to_stream(far, near, &meter.down))?;
+    Ok(())
 }
 
 async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
@@ -190,9 +184,4 @@ async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Resu
     }
     to.finish();
     Ok(())
-}
-
-/// The refusal for a connection whose other side went away in order to stop.
-pub fn shutdown() -> Refusal {
-    Refusal::new(Code::Shutdown, "dworker is stopping")
 }

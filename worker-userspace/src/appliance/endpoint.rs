@@ -1,0 +1,190 @@
+//! The port that workers dial: TCP, TLS, HTTP, and the upgrade to a lane.
+//!
+//! What must hold: who has no key learns nothing but 401; each step has a deadline and each queue a bound,
+//! so that strangers can't use the appliance up; an error in one connection touches no other.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::{Bytes, Incoming as Body};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::registry::{Registry, node};
+use crate::drain::Drain;
+use crate::inspect::ledger::Ledger;
+use crate::tunnel::handshake::{self, DEADLINE, PATH, accept_upgrade, bearer};
+use crate::tunnel::lane::{Lane, Settings, Upgraded};
+use crate::tunnel::message::Hello;
+use crate::tunnel::transport::{Transport, tune};
+use crate::tunnel::websocket::Side;
+
+/// Connections that have not authenticated yet, at once.
+const STRANGERS: usize = 1024;
+/// Wait after `accept()` failed, so that a lack of descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Most header bytes of a request.
+const HEADERS: usize = 16 * 1024;
+
+/// What all connections of the endpoint share.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// TLS; `None` for plaintext.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Who may connect, and who is.
+    pub registry: Arc<Registry>,
+    /// Where connections are written down.
+    pub ledger: Ledger,
+    /// How lanes are run.
+    pub settings: Settings,
+    /// What this end says of itself.
+    pub hello: Hello,
+    /// Stops it.
+    pub drain: Drain,
+}
+
+impl Endpoint {
+    /// Accepts connections until the drain begins.
+    pub async fn serve(self, listener: TcpListener) {
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        loop {
+            let Ok(permit) = strangers.clone().acquire_owned().await else { return };
+            let (tcp, peer) = tokio::select! {
+                () = self.drain.stopping() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!("accepting a worker: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+            };
+            let endpoint = self.clone();
+            self.drain.spawn("endpoint connection", async move {
+                // The permit is held until the peer is known or gone.
+                if let Err(error) = endpoint.connection(tcp, peer).await {
+                    tracing::debug!(%peer, "connection ended: {error}");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn connection(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        tune(&tcp)?;
+        let transport = match &self.tls {
+            None => Transport::Plain(tcp),
+            Some(config) => {
+                let handshake = TlsAcceptor::from(config.clone()).accept(tcp);
+                let tls = timeout(DEADLINE, handshake).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                Transport::Tls(Box::new(tls.into()))
+            }
+        };
+        let endpoint = self.clone();
+        let service = service_fn(move |request| {
+            let answer = endpoint.answer(request, peer);
+            async move { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(DEADLINE)
+            .max_buf_size(HEADERS)
+            .max_headers(64)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(transport), service)
+            .with_upgrades();
+        tokio::select! {
+            served = serving => served.map_err(io::Error::other),
+            () = self.drain.stopping() => Ok(()),
+        }
+    }
+
+    fn answer(&self, mut request: Request<Body>, peer: SocketAddr) -> Response<Empty<Bytes>> {
+        let status = |status| {
+            let mut response = Response::new(Empty::new());
+            *response.status_mut() = status;
+            response
+        };
+        if request.uri().path() != PATH {
+            return status(StatusCode::NOT_FOUND);
+        }
+        let Some(group) = bearer(request.headers()).and_then(|key| self.registry.authenticate(key)) else {
+            tracing::warn!(%peer, "refused a websocket: no group has its key (401)");
+            return status(StatusCode::UNAUTHORIZED);
+        };
+        let headers = match accept_upgrade(request.headers()) {
+            Ok(headers) => headers,
+            Err((code, why)) => {
+                tracing::warn!(%peer, "refused a request {why} ({code})");
+                return status(code);
+            }
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        let endpoint = self.clone();
+        self.drain.spawn("lane", async move {
+            match upgrade.await.map(|upgraded| upgraded.downcast::<TokioIo<Transport>>()) {
+                Ok(Ok(parts)) => {
+                    let read = BytesMut::from(&parts.read_buf[..]);
+                    let upgraded = Upgraded::new(parts.io.into_inner(), Side::Server, read);
+                    endpoint.lane(upgraded, group, peer).await;
+                }
+                Ok(Err(_)) => tracing::error!(%peer, "the upgraded connection is not ours; this is a bug"),
+                Err(error) => tracing::warn!(%peer, "the upgrade failed: {error}"),
+            }
+        });
+        let mut response = status(StatusCode::SWITCHING_PROTOCOLS);
+        response.headers_mut().extend(headers);
+        response
+    }
+
+    async fn lane(&self, upgraded: Upgraded<Transport>, group: usize, peer: SocketAddr) {
+        let name = &self.registry.groups()[group].config.name;
+        let (upgraded, hello) = match handshake::welcome(upgraded, &self.hello).await {
+            Ok(greeted) => greeted,
+            Err(error) => return tracing::warn!(%peer, group = %name, "a worker's greeting failed: {error}"),
+        };
+        let node = node(&hello);
+        let (lane, incoming, driver) = Lane::new(upgraded, hello, self.settings.clone());
+        let connected = match self.registry.connect(group, lane.clone()) {
+            Ok(connected) => connected,
+            Err(refusal) => return tracing::warn!(%peer, group = %name, %node, "refused a lane: {refusal}"),
+        };
+        tracing::info!(%peer, group = %name, %node, lane = lane.peer().lane, "a worker's lane is up");
+        let serving = super::peer::serve(
+            incoming,
+            group,
+            self.registry.clone(),
+            self.ledger.clone(),
+            self.drain.clone(),
+        );
+        let leaving = async {
+            self.drain.stopping().await;
+            lane.go_away(self.drain.deadline(), "the appliance is stopping");
+            std::future::pending().await
+        };
+        tokio::pin!(driver);
+        let end = tokio::select! {
+            end = &mut driver => end,
+            // Ends when the lane does, a moment before the driver has said its last words.
+            () = serving => driver.await,
+            end = leaving => end,
+        };
+        drop(connected);
+        match end.is_fault() {
+            true => tracing::warn!(%peer, group = %name, %node, "a worker's lane is down: {end}"),
+            false => tracing::info!(%peer, group = %name, %node, "a worker's lane is down: {end}"),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! A worker's lane at the appliance: the streams that the worker opens, for steering on its host.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::registry::Registry;
+use crate::drain::Drain;
+use crate::inspect::ledger::{Entry, Ledger};
+use crate::refusal::{Code, Refusal};
+use crate::route::{Request, Router};
+use crate::splice::relay;
+use crate::tunnel::lane::Incoming;
+
+/// Takes what a lane of `group` opens until the lane ends.
+pub(super) async fn serve(
+    mut incoming: mpsc::Receiver<Incoming>,
+    group: usize,
+    registry: Arc<Registry>,
+    ledger: Ledger,
+    drain: Drain,
+) {
+    while let Some(incoming) = incoming.recv().await {
+        drain.spawn("relay", carry_on(incoming, group, registry.clone(), ledger.clone()));
+    }
+}
+
+/// Carries one stream on to the group that owns its target.
+async fn carry_on(incoming: Incoming, group: usize, registry: Arc<Registry>, ledger: Ledger) {
+    let Incoming { open, stream } = incoming;
+    let from = &registry.groups()[group].config;
+    let flow = ledger.open(Entry::Relayed, open.trace, open.target.clone(), None, None);
+    let request = Request { target: open.target, deadline: open.deadline, trace: open.trace };
+    let opened = match from.may_open {
+        true => registry.open(&request),
+        false => Err(Refusal::new(
+            Code::Denied,
+            format!(
+                "workers of group {} may not open streams: set may_open = true in its [[appliance.groups]]",
+                from.name
+            ),
+        )),
+    };
+    let far = match opened {
+        Ok(far) => far,
+        Err(refusal) => {
+            tracing::warn!(from = %from.name, target = %request.target, "refused: {refusal}");
+            stream.refuse(refusal.clone());
+            return flow.end(Err(refusal));
+        }
+    };
+    flow.carried_by(far.carrier.clone());
+    let answer = async {
+        let ok = far.stream.opened().await?;
+        flow.dialled(ok.address, ok.dial);
+        stream.accept(ok);
+        Ok(())
+    };
+    let outcome = tokio::try_join!(relay(&stream, &far.stream, &flow.meter), answer).map(|_| ());
+    if let Err(refusal) = &outcome {
+        stream.reset(refusal.clone());
+        far.stream.reset(refusal.clone());
+        tracing::info!(from = %from.name, target = %request.target, "cut: {refusal}");
+    }
+    flow.end(outcome);
+}

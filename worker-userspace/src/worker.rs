@@ -1,0 +1,222 @@
+//! The worker: holds its lanes to the appliance up, and dials what the appliance asks for.
+//!
+//! What must hold: a lost lane comes back by itself, soon and without a stampede; a lane that the
+//! appliance wants to end is replaced before it ends; each refusal reaches the appliance with its meaning.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::drain::Drain;
+use crate::egress::dial::Dialler;
+use crate::inspect::ledger::{Entry, Ledger};
+use crate::refusal::{Code, Refusal};
+use crate::route::{Opened, Request, Router};
+use crate::splice::{Reads, splice};
+use crate::tunnel::handshake::Dial;
+use crate::tunnel::lane::{Incoming, Lane, LaneEnd, Settings};
+use crate::tunnel::message::{Hello, Open, OpenOk};
+use crate::tunnel::session::Session;
+
+/// The longest wait before the next attempt. Short: an appliance that returns should be used at once.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// The first wait's upper bound; it doubles with each failure.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// A lane that lasted this long was a success: the next failure waits like the first.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The worker's end of the tunnel.
+pub struct Uplink {
+    dial: Dial,
+    hello: Hello,
+    lanes: u8,
+    settings: Settings,
+    dialler: Dialler,
+    ledger: Ledger,
+    drain: Drain,
+    session: Arc<Session>,
+    changes: watch::Sender<u64>,
+    problem: Mutex<Option<String>>,
+}
+
+/// What an [`Uplink`] is made of.
+pub struct Parts {
+    /// Where and how to dial.
+    pub dial: Dial,
+    /// What this end says of itself; the lane's number is filled in.
+    pub hello: Hello,
+    /// Lanes to hold up.
+    pub lanes: u8,
+    /// How lanes are run.
+    pub settings: Settings,
+    /// What dials targets.
+    pub dialler: Dialler,
+    /// Where connections are written down.
+    pub ledger: Ledger,
+    /// Stops it.
+    pub drain: Drain,
+}
+
+impl Uplink {
+    /// An uplink; nothing is dialled before [`start`](Self::start).
+    pub fn new(parts: Parts) -> Arc<Uplink> {
+        let Parts { dial, hello, lanes, settings, dialler, ledger, drain } = parts;
+        let session = Arc::new(Session::new(hello.clone()));
+        Arc::new(Uplink {
+            dial,
+            hello,
+            lanes,
+            settings,
+            dialler,
+            ledger,
+            drain,
+            session,
+            changes: watch::Sender::new(0),
+            problem: Mutex::new(None),
+        })
+    }
+
+    /// Starts to hold the lanes up.
+    pub fn start(self: &Arc<Self>) {
+        for number in 0..self.lanes {
+            self.drain.spawn("uplink", self.clone().hold(number));
+        }
+    }
+
+    /// The lanes that are up.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Why the last attempt failed, while no lane is up.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where the worker dials.
+    pub fn appliance(&self) -> String {
+        format!("{}:{}", self.dial.host, self.dial.port)
+    }
+
+    async fn hold(self: Arc<Self>, number: u8) {
+        let mut failures = 0;
+        while !self.drain.is_stopping() {
+            let started = Instant::now();
+            let lasted = tokio::select! {
+                lasted = self.clone().lane(number) => lasted,
+                () = self.drain.stopping() => return,
+            };
+            failures = if lasted && started.elapsed() >= STEADY { 0 } else { failures + 1 };
+            // Full jitter: of many workers that lost one appliance, few come back at the same moment.
+            let longest = FIRST_WAIT.saturating_mul(1 << (failures - 1).clamp(0, 8)).min(LONGEST_WAIT);
+            let wait = longest.mul_f64(rand::random::<f64>());
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.drain.stopping() => return,
+            }
+        }
+    }
+
+    /// Holds one lane until it is to be replaced. `true`: it was up.
+    async fn lane(self: Arc<Self>, number: u8) -> bool {
+        let hello = Hello { lane: number, ..self.hello.clone() };
+        let (upgraded, welcome) = match self.dial.lane(&hello).await {
+            Ok(lane) => lane,
+            Err(error) => {
+                let text = error.to_string();
+                let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+                // Said once, not with each attempt.
+                if problem.as_ref() != Some(&text) && self.session.lanes().is_empty() {
+                    tracing::warn!(appliance = %self.appliance(), lane = number, "not connected: {text}");
+                }
+                *problem = Some(text);
+                return false;
+            }
+        };
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let (lane, incoming, driver) = Lane::new(upgraded, welcome, self.settings.clone());
+        tracing::info!(appliance = %self.appliance(), lane = number, peer = %lane.peer().name, "connected");
+        let guard = self.session.add(lane.clone());
+        self.changes.send_modify(|n| *n += 1);
+        let (uplink, driven) = (self.clone(), lane.clone());
+        // A task of its own: it lives on beside its successor when the appliance asks it to go.
+        self.drain.spawn("lane", async move {
+            let end = uplink.drive(driver, incoming, &driven).await;
+            drop(guard);
+            uplink.changes.send_modify(|n| *n += 1);
+            match end.is_fault() {
+                true => tracing::warn!(lane = number, "disconnected: {end}"),
+                false => tracing::info!(lane = number, "disconnected: {end}"),
+            }
+        });
+        lane.closing().await;
+        true
+    }
+
+    async fn drive(
+        self: &Arc<Self>,
+        driver: impl Future<Output = LaneEnd>,
+        mut incoming: mpsc::Receiver<Incoming>,
+        lane: &Lane,
+    ) -> LaneEnd {
+        let serving = async {
+            while let Some(incoming) = incoming.recv().await {
+                self.drain.spawn("egress", self.clone().egress(incoming));
+            }
+        };
+        let leaving = async {
+            self.drain.stopping().await;
+            lane.go_away(self.drain.deadline(), "the worker is stopping");
+            std::future::pending().await
+        };
+        tokio::pin!(driver);
+        tokio::select! {
+            end = &mut driver => end,
+            () = serving => driver.await,
+            end = leaving => end,
+        }
+    }
+
+    /// Dials what the appliance asks for, and copies.
+    async fn egress(self: Arc<Self>, incoming: Incoming) {
+        let Incoming { open, stream } = incoming;
+        let flow = self.ledger.open(Entry::Egress, open.trace, open.target.clone(), None, None);
+        let started = Instant::now();
+        let dialled = tokio::select! {
+            dialled = self.dialler.dial(&open.target, open.deadline) => dialled,
+            // Nobody waits for it any more.
+            refusal = stream.failed() => return flow.end(Err(refusal)),
+        };
+        let dialled = match dialled {
+            Ok(dialled) => dialled,
+            Err(refusal) => {
+                tracing::warn!(target = %open.target, trace = format_args!("{:016x}", open.trace), "not dialled: {refusal}");
+                stream.refuse(refusal.clone());
+                return flow.end(Err(refusal));
+            }
+        };
+        let ok = OpenOk { address: dialled.address, dial: started.elapsed() };
+        flow.dialled(ok.address, ok.dial);
+        stream.accept(ok);
+        let outcome = splice(dialled.socket, &stream, &flow.meter, Reads::Down).await;
+        flow.end(outcome);
+    }
+}
+
+impl Router for Uplink {
+    fn open(&self, request: &Request) -> Result<Opened, Refusal> {
+        let stream = self.session.open(Open::from(request)).map_err(|refusal| match refusal.code {
+            Code::TunnelLost => {
+                Refusal::new(Code::NoWorker, format!("not connected to the appliance {}", self.appliance()))
+            }
+            _ => refusal,
+        })?;
+        Ok(Opened { stream, carrier: format!("appliance/{}", self.dial.host) })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
