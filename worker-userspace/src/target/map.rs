@@ -53,7 +53,10 @@ impl<T> PatternMap<T> {
     }
 
     /// All entries whose host part covers `host`, the most specific first.
-    pub fn covering<'a>(&'a self, host: &'a Host) -> impl Iterator<Item = &'a (Pattern, T)> {
+    pub fn covering<'m, 'h>(
+        &'m self,
+        host: &'h Host,
+    ) -> impl Iterator<Item = &'m (Pattern, T)> + use<'m, 'h, T> {
         let (name, addr) = match host {
             Host::Name(name) => (Some(name), None),
             Host::Addr(addr) => (None, Some(*addr)),
@@ -72,7 +75,7 @@ impl<T> PatternMap<T> {
     }
 
     /// The most specific entry that matches `target`.
-    pub fn find<'a>(&'a self, target: &'a Target) -> Option<&'a (Pattern, T)> {
+    pub fn find(&self, target: &Target) -> Option<&(Pattern, T)> {
         self.covering(&target.host).find(|(pattern, _)| pattern.covers_port(target.port))
     }
 }
