@@ -1,3 +1,13 @@
-//! What `dworker status` shows, and how: records that every role fills, the control socket, the printing.
+//! What `dworker status` shows, and how.
+//!
+//! | room | concern |
+//! |---|---|
+//! | [`ledger`] | the connections, open and ended |
+//! | [`status`] | the records that the roles fill |
+//! | [`control`] | the socket between `dworker status` and the daemon |
+//! | [`print`] | the records as text, in bpftool's manner |
 
+pub mod control;
 pub mod ledger;
+pub mod print;
+pub mod status;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::refusal::{self, Refusal};
 use crate::target::Target;
@@ -26,7 +26,7 @@ pub struct Meter {
 }
 
 /// The process that a captured connection belongs to, as the kernel saw it in `connect()`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Thread group id in the initial pid namespace.
     pub pid: u32,
@@ -39,7 +39,7 @@ pub struct Process {
 }
 
 /// How a connection came into this daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
     /// By steering.
@@ -92,7 +92,7 @@ impl Flow {
 }
 
 /// A connection as `status` shows it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FlowReport {
     /// Number of the connection in this daemon's life.
     pub id: u64,
@@ -101,7 +101,7 @@ pub struct FlowReport {
     /// How it came in.
     pub entry: Entry,
     /// `open`, `closed`, or why it was not made or was cut (`refused`, `timeout`, `denied`, `reset`, ...).
-    pub state: &'static str,
+    pub state: String,
     /// One line on why, where it was not made or was cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -144,7 +144,7 @@ impl From<&Flow> for FlowReport {
             id: flow.id,
             trace: format!("{:016x}", flow.trace),
             entry: flow.entry,
-            state,
+            state: state.to_owned(),
             reason,
             target: flow.target.to_string(),
             original: flow.original,
@@ -285,9 +285,9 @@ mod tests {
         first.end(Ok(()));
         second.end(Err(Refusal::new(Code::Refused, "dialling 192.0.2.1:443")));
         let report = ledger.report();
-        assert_eq!((report[1].state, report[1].bytes_up), ("closed", 10));
+        assert_eq!((report[1].state.as_str(), report[1].bytes_up), ("closed", 10));
         assert_eq!(
-            (report[0].state, report[0].reason.as_deref()),
+            (report[0].state.as_str(), report[0].reason.as_deref()),
             ("refused", Some("dialling 192.0.2.1:443"))
         );
         drop(open(&ledger));

@@ -1,0 +1,213 @@
+//! A status as text: one object a line with its details indented below it, as bpftool prints.
+
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use super::ledger::FlowReport;
+use super::status::{ApplianceStatus, LaneStatus, Status, SteerStatus, WorkerStatus};
+
+/// A status as `dworker status` prints it.
+pub fn plain(status: &Status) -> String {
+    let mut out = String::new();
+    // Writing into a string does not fail.
+    let _ = write_status(&mut out, status);
+    out
+}
+
+fn write_status(out: &mut String, status: &Status) -> fmt::Result {
+    let uptime = age(Duration::from_secs(status.uptime_s));
+    writeln!(
+        out,
+        "dworker {}  pid {}  up {uptime}  roles {}",
+        status.version,
+        status.pid,
+        status.roles.join(",")
+    )?;
+    if let Some(appliance) = &status.appliance {
+        write_appliance(out, appliance)?;
+    }
+    if let Some(worker) = &status.worker {
+        write_worker(out, worker)?;
+    }
+    if let Some(steer) = &status.steer {
+        write_steer(out, steer)?;
+    }
+    writeln!(out, "flows: open {}  total {}", status.flows.open, status.flows.total)?;
+    status.flows.recent.iter().try_for_each(|flow| write_flow(out, flow))
+}
+
+fn write_appliance(out: &mut String, appliance: &ApplianceStatus) -> fmt::Result {
+    let listen: Vec<_> = appliance.listen.iter().map(ToString::to_string).collect();
+    let plaintext = if appliance.plaintext { "  PLAINTEXT" } else { "" };
+    writeln!(out, "appliance: listen {}{plaintext}", listen.join(" "))?;
+    for group in &appliance.groups {
+        let state = if group.up { "up" } else { "down" };
+        let may_open = if group.may_open { "  may_open" } else { "" };
+        writeln!(out, "group {}: {state}{may_open}", group.name)?;
+        writeln!(out, "\tproxy_hosts {}", group.proxy_hosts.join(" "))?;
+        for node in &group.nodes {
+            writeln!(
+                out,
+                "\tnode {}  {}  id {}  dworker {}",
+                node.name,
+                node.role,
+                &node.id[..8],
+                node.software
+            )?;
+            node.lanes.iter().try_for_each(|lane| write_lane(out, lane, "\t\t"))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_worker(out: &mut String, worker: &WorkerStatus) -> fmt::Result {
+    let state = if worker.connected { "connected" } else { "not connected" };
+    writeln!(out, "worker: appliance {}  {state}", worker.appliance)?;
+    if let Some(problem) = &worker.problem {
+        writeln!(out, "\tproblem {problem}")?;
+    }
+    worker.lanes.iter().try_for_each(|lane| write_lane(out, lane, "\t"))?;
+    writeln!(out, "\tallow {}", worker.allow.join(" "))?;
+    match worker.deny.is_empty() {
+        true => Ok(()),
+        false => writeln!(out, "\tdeny {}", worker.deny.join(" ")),
+    }
+}
+
+fn write_lane(out: &mut String, lane: &LaneStatus, indent: &str) -> fmt::Result {
+    let rtt = lane.rtt_us.map_or("-".into(), |us| format!("{:.1}ms", us as f64 / 1000.0));
+    writeln!(
+        out,
+        "{indent}lane {}  {}  rtt {rtt}  streams {} ({} ever)  sent {}  received {}  stalls {}",
+        lane.lane,
+        lane.state,
+        lane.streams,
+        lane.streams_total,
+        bytes(lane.bytes_sent),
+        bytes(lane.bytes_received),
+        lane.credit_stalls
+    )
+}
+
+fn write_steer(out: &mut String, steer: &SteerStatus) -> fmt::Result {
+    let listeners: Vec<_> = steer.listeners.iter().map(ToString::to_string).collect();
+    writeln!(out, "steer: forwarder {}", listeners.join(" "))?;
+    for program in &steer.programs {
+        let run = match program.run_cnt {
+            0 => String::new(),
+            n => format!("  run_time_ns {}  run_cnt {n}", program.run_time_ns),
+        };
+        writeln!(out, "prog {}: {}  name {}{run}", program.id, program.attach_type, program.name)?;
+        for link in &program.links {
+            let dead = if link.alive { "" } else { "  DEAD: the cgroup was removed" };
+            writeln!(out, "\tlink {}  cgroup {}{dead}", link.id, link.cgroup.display())?;
+        }
+    }
+    for rule in &steer.rules {
+        writeln!(out, "rule {}: {}  carrier {}", rule.id, rule.pattern, rule.carrier)?;
+    }
+    for name in &steer.names {
+        writeln!(out, "name {}: {}  {}", name.name, name.addresses[0], name.addresses[1])?;
+    }
+    for (resolver, port) in &steer.resolvers {
+        writeln!(out, "resolver {resolver}: port {port}")?;
+    }
+    write_counters(out, "counters", steer.counters.iter())?;
+    write_counters(out, "dns", steer.dns.iter())?;
+    for refused in &steer.refused {
+        let name = refused.name.as_ref().map(|name| format!("  name {name}")).unwrap_or_default();
+        let errno = refused.errno.map(|errno| format!("  errno {errno}")).unwrap_or_default();
+        writeln!(
+            out,
+            "refused {}: {}{name}  reason {}{errno}",
+            refused.process, refused.target, refused.reason
+        )?;
+    }
+    Ok(())
+}
+
+fn write_counters<'a>(
+    out: &mut String,
+    what: &str,
+    counters: impl Iterator<Item = (&'a String, &'a u64)>,
+) -> fmt::Result {
+    let seen: Vec<_> = counters.filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    match seen.is_empty() {
+        true => Ok(()),
+        false => writeln!(out, "{what}: {}", seen.join("  ")),
+    }
+}
+
+fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
+    let entry = format!("{:?}", flow.entry).to_lowercase();
+    writeln!(out, "flow {}: {}  {entry}  {}", flow.id, flow.target, flow.state)?;
+    let mut details = Vec::new();
+    if let Some(process) = &flow.process {
+        details.push(format!("process {}[{}] uid {}", process.comm, process.pid, process.uid));
+    }
+    if let Some(original) = flow.original {
+        details.push(format!("original {original}"));
+    }
+    if let Some(carrier) = &flow.carrier {
+        details.push(format!("carrier {carrier}"));
+    }
+    if let Some(dialled) = flow.dialled {
+        let took = flow.dial_us.map(|us| format!(" in {:.1}ms", us as f64 / 1000.0)).unwrap_or_default();
+        details.push(format!("dialled {dialled}{took}"));
+    }
+    if !details.is_empty() {
+        writeln!(out, "\t{}", details.join("  "))?;
+    }
+    writeln!(
+        out,
+        "\tup {}  down {}  age {}  trace {}",
+        bytes(flow.bytes_up),
+        bytes(flow.bytes_down),
+        age(Duration::from_millis(flow.age_ms)),
+        flow.trace
+    )?;
+    match &flow.reason {
+        Some(reason) => writeln!(out, "\treason {reason}"),
+        None => Ok(()),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n}B"),
+        10_000..10_000_000 => format!("{}KiB", n / 1024),
+        10_000_000..10_000_000_000 => format!("{}MiB", n / (1024 * 1024)),
+        _ => format!("{}GiB", n / (1024 * 1024 * 1024)),
+    }
+}
+
+fn age(duration: Duration) -> String {
+    match duration.as_secs() {
+        0..10 => format!("{:.1}s", duration.as_secs_f64()),
+        s @ 10..600 => format!("{s}s"),
+        s @ 600..36_000 => format!("{}m", s / 60),
+        s @ 36_000..360_000 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_reads_as_bpftool_prints() {
+        let status: Status = serde_json::from_str(include_str!("print/example.json")).expect("the example");
+        assert_eq!(plain(&status), include_str!("print/example.txt"));
+    }
+
+    #[test]
+    fn numbers_stay_short() {
+        assert_eq!(
+            (bytes(9999), bytes(10_240), bytes(20 << 20)),
+            ("9999B".into(), "10KiB".into(), "20MiB".into())
+        );
+        assert_eq!(age(Duration::from_millis(1500)), "1.5s");
+        assert_eq!(age(Duration::from_secs(7200)), "120m");
+    }
+}

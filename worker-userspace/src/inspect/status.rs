@@ -1,0 +1,250 @@
+//! The records behind `dworker status`. As JSON they are an interface: fields are added, never renamed.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::FlowReport;
+use crate::tunnel::lane::Lane;
+use crate::tunnel::session::Session;
+
+/// All that a daemon says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the software.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// The roles: `appliance`, `worker`, `steer`.
+    pub roles: Vec<String>,
+    /// The appliance role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub appliance: Option<ApplianceStatus>,
+    /// The worker role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerStatus>,
+    /// The steering role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steer: Option<SteerStatus>,
+    /// Connections.
+    pub flows: Flows,
+}
+
+/// Connections of a daemon.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Flows {
+    /// Open now.
+    pub open: usize,
+    /// Ever seen.
+    pub total: u64,
+    /// The open ones and the last that ended, newest first.
+    pub recent: Vec<FlowReport>,
+}
+
+/// The appliance role.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ApplianceStatus {
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// True where websockets come without TLS.
+    pub plaintext: bool,
+    /// The worker groups.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// A worker group.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name.
+    pub name: String,
+    /// What it carries.
+    pub proxy_hosts: Vec<String>,
+    /// True where a worker is connected that takes new streams.
+    pub up: bool,
+    /// Whether its workers may open streams to other groups.
+    pub may_open: bool,
+    /// The connected nodes, the primary first.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// A connected node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its id, hexadecimal.
+    pub id: String,
+    /// Its host name.
+    pub name: String,
+    /// `primary` carries new streams; `standby` would; `leaving` ends.
+    pub role: String,
+    /// Version of its software.
+    pub software: String,
+    /// When its session began, seconds since 1970.
+    pub since: u64,
+    /// Its lanes.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// A lane.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Its number in the session.
+    pub lane: u8,
+    /// `up`, or `leaving` where it takes no new streams.
+    pub state: String,
+    /// Smoothed round trip in microseconds; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// Streams open now.
+    pub streams: usize,
+    /// Streams ever opened.
+    pub streams_total: u64,
+    /// Payload bytes sent.
+    pub bytes_sent: u64,
+    /// Payload bytes received.
+    pub bytes_received: u64,
+    /// Times that a sender had to wait for credit.
+    pub credit_stalls: u64,
+}
+
+impl LaneStatus {
+    /// The state of `lane` now; `number` is its place in the session.
+    pub fn of(lane: &Lane, number: u8) -> LaneStatus {
+        let counters = lane.counters();
+        let read = |cell: &std::sync::atomic::AtomicU64| cell.load(Ordering::Relaxed);
+        LaneStatus {
+            lane: number,
+            state: if lane.is_closing() { "leaving" } else { "up" }.into(),
+            rtt_us: Some(read(&counters.round_trip)).filter(|us| *us > 0),
+            streams: lane.streams(),
+            streams_total: read(&counters.streams),
+            bytes_sent: read(&counters.sent),
+            bytes_received: read(&counters.received),
+            credit_stalls: read(&counters.stalls),
+        }
+    }
+}
+
+impl NodeStatus {
+    /// The state of a session now.
+    pub fn of(session: &Session, role: &str) -> NodeStatus {
+        let peer = session.peer();
+        NodeStatus {
+            id: peer.node.iter().map(|byte| format!("{byte:02x}")).collect(),
+            name: peer.name.clone(),
+            role: role.to_owned(),
+            software: peer.software.clone(),
+            since: session.since().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            lanes: session.lanes().iter().map(|lane| LaneStatus::of(lane, lane.peer().lane)).collect(),
+        }
+    }
+}
+
+/// The worker role.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Where it dials.
+    pub appliance: String,
+    /// True where a lane is up.
+    pub connected: bool,
+    /// Why the last attempt failed, while none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The lanes that are up.
+    pub lanes: Vec<LaneStatus>,
+    /// What it may dial.
+    pub allow: Vec<String>,
+    /// What it may not, although allowed.
+    pub deny: Vec<String>,
+}
+
+/// The steering role.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SteerStatus {
+    /// Where captured connections arrive.
+    pub listeners: Vec<SocketAddr>,
+    /// The programs in the kernel.
+    pub programs: Vec<ProgramStatus>,
+    /// What is captured, and who carries it.
+    pub rules: Vec<RuleStatus>,
+    /// Names that have synthetic addresses.
+    pub names: Vec<NameStatus>,
+    /// Resolvers that applications asked, and the local port that stands for each.
+    pub resolvers: BTreeMap<String, u16>,
+    /// What the programs counted.
+    pub counters: BTreeMap<String, u64>,
+    /// What the DNS server counted.
+    pub dns: BTreeMap<String, u64>,
+    /// The last connections that the kernel refused, or let go although a rule named them; newest first.
+    pub refused: Vec<RefusedStatus>,
+}
+
+/// A program in the kernel.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    /// Its id, as bpftool takes it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Where it hooks in, in bpftool's words.
+    pub attach_type: String,
+    /// Time spent in it, while `kernel.bpf_stats_enabled` was on.
+    pub run_time_ns: u64,
+    /// How often it ran, while `kernel.bpf_stats_enabled` was on.
+    pub run_cnt: u64,
+    /// Where it is attached.
+    pub links: Vec<LinkStatus>,
+}
+
+/// One attachment of a program.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The link's id, as bpftool takes it.
+    pub id: u32,
+    /// The cgroup's directory.
+    pub cgroup: PathBuf,
+    /// False when the cgroup was removed since: nothing is captured there any more.
+    pub alive: bool,
+}
+
+/// A steering rule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// Its number; stands in flow records.
+    pub id: u32,
+    /// The proxy host.
+    pub pattern: String,
+    /// Who carries it.
+    pub carrier: String,
+}
+
+/// A name with its synthetic addresses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// The name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: [IpAddr; 2],
+}
+
+/// A connection that the kernel refused, or let go although a rule named it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusedStatus {
+    /// Where the application wanted to go.
+    pub target: SocketAddr,
+    /// The name of that address, where it is a synthetic one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The process: `command[pid]`.
+    pub process: String,
+    /// Why.
+    pub reason: String,
+    /// What the call failed with; absent where it was let go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+}
