@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::artifacts::{artefact, build, directory, source};
-use crate::process::Command;
+use crate::command::Command;
 use crate::topology::Lab;
 use crate::vsphere::{PASSWORD, USER, VCENTER_URL, simulator};
 

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cgroup::Cgroup;
+use crate::net;
 use crate::pki::Identity;
-use crate::topology::net;
 
 /// Where the workers dial to.
 pub const APPLIANCE_URL: &str = "https://appliance.example:443";

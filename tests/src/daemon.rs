@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::command::{Command, Output};
 use crate::config::Config;
 use crate::host::Host;
-use crate::process::{Command, Output, Process};
+use crate::process::Process;
 
 /// How long a daemon may take to say that it is ready.
 const READY: Duration = Duration::from_secs(30);
@@ -176,4 +177,63 @@ pub(crate) fn binary(name: &str) -> Result<PathBuf> {
     let found =
         own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("{name} is not built beside {}: cargo build --workspace", own.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon whose program is a shell script.
+    fn scripted(run: &str, status: &str) -> Result<Daemon> {
+        let shell = |script: &str| Command::new("sh").args(["-c", script]);
+        let run = shell(run);
+        let process = start(&run)?;
+        Ok(Daemon {
+            name: "worker".into(),
+            run,
+            status: shell(status),
+            config: PathBuf::new(),
+            process,
+            earlier: String::new(),
+        })
+    }
+
+    #[test]
+    fn a_daemon_is_stopped_killed_and_started_again() -> Result<()> {
+        let run = "trap 'echo bye >&2; exit 3' TERM; echo \"ready $$\" >&2; while :; do sleep 0.05; done";
+        let mut daemon = scripted(run, "true")?;
+        assert!(daemon.start().is_err(), "it runs already");
+        assert_eq!(daemon.stop(READY)?.code(), Some(3), "SIGTERM lets it finish");
+        daemon.start()?;
+        daemon.kill9()?;
+        daemon.start()?;
+        let pids: Vec<String> =
+            daemon.log().lines().filter_map(|line| line.strip_prefix("ready ").map(str::to_owned)).collect();
+        assert_eq!(pids.len(), 3, "the log keeps all: {}", daemon.log());
+        assert_eq!(pids[2], daemon.process().pid().to_string());
+        Ok(())
+    }
+
+    #[test]
+    fn a_daemon_that_ends_early_shows_its_log() {
+        let error =
+            scripted("echo key worker_kye is unknown >&2; exit 2", "true").err().map(|e| e.to_string());
+        assert!(error.as_ref().is_some_and(|e| e.contains("worker_kye")), "{error:?}");
+    }
+
+    #[test]
+    fn the_status_is_asked_until_it_is_as_wanted() -> Result<()> {
+        let marker = tempfile::tempdir()?;
+        // The first answer has no tunnel, the later ones have.
+        let status = format!(
+            "cd {}; [ -e asked ] && echo '{{\"tunnels\":1}}' || echo '{{\"tunnels\":0}}'; touch asked",
+            marker.path().display()
+        );
+        let daemon = scripted("echo ready >&2; exec sleep 1000", &status)?;
+        let up = daemon.wait_for_status("a tunnel", READY, |status| status["tunnels"] == 1)?;
+        assert_eq!(up["tunnels"], 1);
+        let never = daemon.wait_for_status("two tunnels", Duration::ZERO, |status| status["tunnels"] == 2);
+        assert!(never.is_err_and(|error| error.to_string().contains("two tunnels")));
+        Ok(())
+    }
 }

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::command::Command;
 use crate::host::Host;
-use crate::process::{Command, Process};
-use crate::topology::Dual;
+use crate::net::Dual;
+use crate::process::Process;
 
 const START: Duration = Duration::from_secs(10);
 
@@ -43,7 +44,8 @@ pub struct Query {
 }
 
 impl Resolver {
-    pub(crate) fn start(host: &Host, listen: Dual, records: &[(&str, Dual)]) -> Result<Resolver> {
+    /// Starts one that knows `records` and what `more` says in dnsmasq's words.
+    pub(crate) fn start(host: &Host, listen: Dual, records: &[(&str, Dual)], more: &str) -> Result<Resolver> {
         let mut text = format!(
             "keep-in-foreground\nlog-facility=-\nlog-queries\nuser=root\ngroup=root\npid-file=\n\
              no-resolv\nno-hosts\nlocal=/#/\nbind-interfaces\nexcept-interface=lo\n\
@@ -53,17 +55,18 @@ impl Resolver {
         for (name, address) in records {
             writeln!(text, "host-record={name},{},{}", address.v4, address.v6)?;
         }
+        text += more;
         let config = host.directory().join("dnsmasq.conf");
         let command = host.command("dnsmasq").arg(format!("--conf-file={}", config.display()));
         let process = run(&command, &config, &text)?;
         Ok(Resolver { command, config, state: Mutex::new(State { text, process, log: String::new() }) })
     }
 
-    /// Adds a line of dnsmasq's configuration, such as `host-record=NAME,ADDRESS`, `cname=...` or
-    /// `txt-record=...`. The resolver is started anew for it; [`Resolver::queries`] forgets nothing.
-    pub fn add(&self, line: &str) -> Result<()> {
+    /// Adds lines of dnsmasq's configuration, such as `host-record=NAME,ADDRESS`, `cname=...` or
+    /// `txt-record=...`, each of at most 1024 bytes. The resolver is started anew for it; [`Resolver::queries`] forgets nothing.
+    pub fn add(&self, lines: &str) -> Result<()> {
         let mut state = self.lock();
-        writeln!(state.text, "{line}")?;
+        writeln!(state.text, "{lines}")?;
         state.process.stop(START)?;
         let logged = state.process.stderr();
         state.log.push_str(&logged);

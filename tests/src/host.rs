@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::cgroup::Cgroup;
+use crate::command::{Command, Place};
 use crate::netns::Namespace;
-use crate::process::{Command, Place};
 
 /// The files that each host has of its own, laid over the machine's for its processes.
 const FILES: [(&str, &str); 3] = [
@@ -41,7 +41,22 @@ impl Host {
         for (file, text) in FILES {
             host.write(file, text)?;
         }
+        host.write("enter", &host.entry(""))?;
+        host.write(
+            "enter-captured",
+            &host.entry(&format!("echo $$ > {}/cgroup.procs\n", host.captured.path().display())),
+        )?;
         Ok(host)
+    }
+
+    /// A script for a person: `sh SCRIPT [COMMAND...]` runs a command, or a shell, on this host.
+    pub fn enter(&self) -> PathBuf {
+        self.directory.join("enter")
+    }
+
+    /// As [`Host::enter`], inside the captured cgroup.
+    pub fn enter_captured(&self) -> PathBuf {
+        self.directory.join("enter-captured")
     }
 
     /// Its name in the lab: `appliance`, `site` and so on.
@@ -129,6 +144,18 @@ impl Host {
             logs: Some(self.logs_directory()),
             home: Some(self.directory.clone()),
         }
+    }
+
+    /// The text of a script that does what [`Command`] does for a process of the lab.
+    fn entry(&self, first: &str) -> String {
+        let files = FILES
+            .map(|(file, _)| format!("mount --bind {}/{file} /etc/{file} && ", self.directory.display()));
+        format!(
+            "#!/bin/sh\n[ $# -gt 0 ] || set -- \"${{SHELL:-sh}}\"\n{first}\
+             exec nsenter --net={} unshare --mount sh -c '{}exec \"$@\"' enter \"$@\"\n",
+            self.netns.path().display(),
+            files.concat()
+        )
     }
 
     fn logs_directory(&self) -> PathBuf {

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -12,10 +13,14 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::life::Life;
 use crate::require::tool;
 
 /// Where `ip netns` keeps its namespaces.
 pub(crate) const DIRECTORY: &str = "/run/netns";
+
+/// How long a process may take to die after SIGKILL.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// A named network namespace. Dropping it kills the processes inside and removes it.
 #[derive(Debug)]
@@ -93,9 +98,16 @@ impl Drop for Namespace {
 
 /// Ends everything inside the namespace of this file and removes it. What is gone already is fine.
 pub(crate) fn remove(path: &Path) {
+    let mut dying = Vec::new();
     for pid in processes(path) {
-        // Ignored: the process may have ended by itself.
+        // Ignored, both: the process may have ended by itself.
+        dying.extend(Life::of(pid.as_raw() as u32));
         let _ = kill(pid, Signal::SIGKILL);
+    }
+    for life in dying {
+        if !life.ends_within(DEATH) {
+            eprintln!("lab: a process in {} survives SIGKILL for {DEATH:?}", path.display());
+        }
     }
     // Ignored: another sweep may have been faster; what remains shows in the next sweep.
     let _ = umount2(path, MntFlags::MNT_DETACH);

@@ -12,8 +12,7 @@
 //! - The router knows no way to the vCenter's network: from the appliance it is unreachable.
 //! - The appliance's resolver knows no name of the site; the site's resolver knows them all.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -23,78 +22,12 @@ use crate::dnsmasq::Resolver;
 use crate::host::Host;
 use crate::label::Label;
 use crate::link::{End, addresses, cable};
+use crate::net::{self, Dual};
 use crate::path::{Path, PathSettings};
 use crate::pki::{Identity, Pki, Validity};
 use crate::{require, sweep};
 
-/// An IPv4 address and its IPv6 twin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dual {
-    /// The IPv4 address.
-    pub v4: Ipv4Addr,
-    /// The IPv6 address.
-    pub v6: Ipv6Addr,
-}
-
-impl Dual {
-    /// Host `host` of network `network`.
-    const fn at(network: u8, host: u8) -> Dual {
-        let low = ((host / 100) as u16 * 256) + (host / 10 % 10) as u16 * 16 + (host % 10) as u16;
-        Dual {
-            v4: Ipv4Addr::new(10, 77, network, host),
-            // The same digits as in the IPv4 address: 10.77.3.66 and fd77::3:0:0:0:66.
-            v6: Ipv6Addr::new(0xfd77, 0, 0, network as u16, 0, 0, 0, low),
-        }
-    }
-
-    /// Both, IPv4 first.
-    pub fn both(self) -> [IpAddr; 2] {
-        [self.v4.into(), self.v6.into()]
-    }
-}
-
-impl fmt::Display for Dual {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.v4, self.v6)
-    }
-}
-
-/// The addresses of the lab.
-pub mod net {
-    use super::Dual;
-
-    /// The appliance host, `appliance.example`.
-    pub const APPLIANCE: Dual = Dual::at(1, 10);
-    /// The site host, where the worker runs, on the network to the router.
-    pub const SITE: Dual = Dual::at(2, 10);
-    /// The site host on the vCenter's network, `site.corp.example`.
-    pub const SITE_INSIDE: Dual = Dual::at(3, 1);
-    /// `vcenter.corp.example`.
-    pub const VCENTER: Dual = Dual::at(3, 10);
-    /// `refused.corp.example`: nothing listens there.
-    pub const REFUSED: Dual = Dual::at(3, 20);
-    /// `echo.corp.example` and `*.wild.corp.example`: for servers of the tests' own.
-    pub const ECHO: Dual = Dual::at(3, 30);
-    /// The site's resolver, on the vCenter's network.
-    pub const SITE_RESOLVER: Dual = Dual::at(3, 53);
-    /// `silent.corp.example`: every packet to it is dropped, so that connects time out.
-    pub const SILENT: Dual = Dual::at(3, 66);
-    /// `unreachable.corp.example`: answered with ICMP host unreachable.
-    pub const UNREACHABLE: Dual = Dual::at(3, 67);
-    /// `direct.example`: reachable from the appliance without any worker.
-    pub const DIRECT: Dual = Dual::at(4, 10);
-    /// The appliance's resolver, on the network elsewhere.
-    pub const APPLIANCE_RESOLVER: Dual = Dual::at(4, 53);
-    /// `direct2.example`: a second direct destination, for rules on one of two.
-    pub const DIRECT2: Dual = Dual::at(4, 20);
-
-    /// The vCenter's IPv4 network.
-    pub const SITE_PREFIX4: &str = "10.77.3.0/24";
-    /// The vCenter's IPv6 network.
-    pub const SITE_PREFIX6: &str = "fd77:0:0:3::/64";
-}
-
-/// What the appliance's resolver knows, in dnsmasq's words.
+/// What the appliance's resolver knows.
 const APPLIANCE_RECORDS: &[(&str, Dual)] = &[
     ("appliance.example", net::APPLIANCE),
     ("direct.example", net::DIRECT),
@@ -113,6 +46,10 @@ const SITE_RECORDS: &[(&str, Dual)] = &[
     ("silent.corp.example", net::SILENT),
     ("unreachable.corp.example", net::UNREACHABLE),
 ];
+
+/// Names of the site with one address only, in dnsmasq's words.
+const SITE_SINGLES: &str = "host-record=vc4only.corp.example,10.77.3.10\n\
+                            host-record=vc6only.corp.example,fd77:0:0:3::10\n";
 
 /// What the router lets through. Rejected with a reset, so that nobody has to wait for a timeout.
 const ROUTER_RULES: &str = "
@@ -217,9 +154,8 @@ impl Lab {
         router.netns().nft(ROUTER_RULES)?;
         vcenter.netns().nft(&vcenter_rules())?;
 
-        let appliance_resolver = Resolver::start(&elsewhere, net::APPLIANCE_RESOLVER, APPLIANCE_RECORDS)?;
-        let site_resolver = Resolver::start(&vcenter, net::SITE_RESOLVER, SITE_RECORDS)?;
-        site_resolver.add("host-record=vc6only.corp.example,fd77:0:0:3::10")?;
+        let appliance_resolver = Resolver::start(&elsewhere, net::APPLIANCE_RESOLVER, APPLIANCE_RECORDS, "")?;
+        let site_resolver = Resolver::start(&vcenter, net::SITE_RESOLVER, SITE_RECORDS, SITE_SINGLES)?;
         for host in [&appliance, &router, &elsewhere] {
             host.set_resolv_conf(&resolv_conf(net::APPLIANCE_RESOLVER))?;
         }
@@ -301,6 +237,11 @@ impl Lab {
         [&self.appliance, &self.router, &self.elsewhere, &self.site, &self.vcenter]
     }
 
+    /// Runs a part of a test and shows every log when it fails. After a panic they are shown anyway.
+    pub fn explain<T>(&self, test: impl FnOnce() -> Result<T>) -> Result<T> {
+        test().inspect_err(|_| eprintln!("{}", self.logs()))
+    }
+
     /// The last lines of every log of every host.
     pub fn logs(&self) -> String {
         self.hosts().map(|host| format!("=== {}\n{}", host.name(), host.logs())).concat()
@@ -360,15 +301,4 @@ fn vcenter_rules() -> String {
 /// The timeout is short: a query that gets no answer here is a fault, not a slow network.
 fn resolv_conf(resolver: Dual) -> String {
     format!("nameserver {}\noptions timeout:2 attempts:2\n", resolver.v4)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn twins_show_the_same_digits() {
-        assert_eq!(net::SILENT.to_string(), "10.77.3.66 fd77:0:0:3::66");
-        assert_eq!(Dual::at(3, 253).to_string(), "10.77.3.253 fd77:0:0:3::253");
-    }
 }

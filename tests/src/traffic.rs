@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::command::Command;
 use crate::daemon::binary;
 use crate::host::Host;
-use crate::process::{Command, Process};
-use crate::topology::Dual;
+use crate::net::Dual;
+use crate::process::Process;
 
 const START: Duration = Duration::from_secs(10);
 

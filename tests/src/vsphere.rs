@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::clients::{Sdk, go};
+use crate::net;
 use crate::pki::Validity;
 use crate::process::Process;
-use crate::topology::{Lab, net};
+use crate::topology::Lab;
 
 /// Where the clients log in.
 pub const VCENTER_URL: &str = "https://vcenter.corp.example";

@@ -2,9 +2,11 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tests::{Dual, Host, Lab, net};
@@ -105,6 +107,16 @@ fn each_side_knows_its_own_names_and_logs_the_questions() -> Result<()> {
     assert_eq!((last.name.as_str(), last.kind.as_str()), ("vc6only.corp.example", "AAAA"));
     assert_eq!(last.from, IpAddr::V4(net::SITE_INSIDE.v4));
 
+    // A large answer is cut over UDP and whole over TCP; the resolver listens on IPv6 too.
+    let record = |letter: char| format!("txt-record=big.corp.example,{}\n", letter.to_string().repeat(200));
+    lab.site_resolver().add(&('a'..='p').map(record).collect::<String>())?;
+    let big = |how: &str| {
+        lab.site().command("dig").args(["@fd77:0:0:3::53", "big.corp.example", "TXT", how]).check()
+    };
+    let cut = big("+ignore")?;
+    assert!(cut.contains("flags: qr aa tc rd") && !cut.contains("aaaa"), "{cut}");
+    assert!(big("+tcp")?.contains(&"a".repeat(200)));
+
     lab.site_resolver().add("host-record=late.corp.example,10.77.3.10")?;
     assert!(ahosts(lab.site(), "late.corp.example")?.check()?.contains("10.77.3.10"));
     assert!(lab.site_resolver().was_asked("vc6only.corp.example"), "a restart forgets no question");
@@ -132,6 +144,80 @@ fn a_captured_process_is_in_the_cgroup_and_sees_its_hosts_files() -> Result<()> 
 }
 
 #[test]
+fn the_scripts_for_people_enter_a_host_as_its_processes_do() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.appliance();
+    let look = "cat /etc/resolv.conf /proc/self/cgroup; ip -brief address show eth0";
+    let run = |script: PathBuf| tests::Command::new("sh").arg(script).args(["sh", "-c", look]).check();
+    let outside = run(host.enter())?;
+    assert!(outside.contains("nameserver 10.77.4.53") && outside.contains("10.77.1.10/24"), "{outside}");
+    assert!(!outside.contains("dwlab-"), "{outside}");
+    let inside = run(host.enter_captured())?;
+    assert!(inside.contains("10.77.1.10/24") && inside.contains("/appliance\n"), "{inside}");
+    Ok(())
+}
+
+#[test]
+fn the_next_run_sweeps_what_a_killed_one_left() -> Result<()> {
+    let tool = env!("CARGO_BIN_EXE_lab-tool");
+    let mut killed = tests::Command::new(tool).arg("lab").spawn()?;
+    killed.wait_for_line("the lab is up", SOON)?;
+    let mark = format!("dwlab-{}-", killed.pid());
+    let script = killed.wait_for_line("appliance: sh ", SOON)?.replace("appliance: sh ", "");
+    let stray =
+        tests::Command::new("sh").arg(script).args(["sh", "-c", "echo in; exec sleep 1000"]).spawn()?;
+    stray.wait_for_line("in", SOON)?;
+    let traces = || -> Result<Vec<String>> {
+        let cgroups = Lab::new()?.appliance().cgroup().path().ancestors().nth(2).map(PathBuf::from);
+        let places = [Some("/run/netns".into()), Some(std::env::temp_dir()), cgroups];
+        let entries = places.into_iter().flatten().flat_map(std::fs::read_dir).flatten().flatten();
+        let names = entries.map(|entry| entry.path().display().to_string());
+        Ok(names.filter(|name| name.contains(&mark)).collect())
+    };
+    assert_eq!(traces()?.len(), 5 + 1 + 1, "five hosts, a cgroup, a directory: {:?}", traces()?);
+    tests::sweep()?;
+    assert_eq!(traces()?.len(), 7, "a lab whose program runs is left alone");
+    killed.kill9()?;
+    assert!(stray.is_running(), "an orphan of the killed program");
+    assert_eq!(traces()?.len(), 7, "a killed program cannot clean up");
+    let swept = tests::sweep()?;
+    assert_eq!(
+        swept.0.iter().filter(|path| path.display().to_string().contains(&mark)).count(),
+        7,
+        "{swept:?}"
+    );
+    assert_eq!(traces()?, Vec::<String>::new());
+    assert!(!stray.is_running(), "the orphan lives");
+    Ok(())
+}
+
+#[test]
+fn a_lab_kept_for_a_person_goes_when_told() -> Result<()> {
+    let mut kept = tests::Command::new(env!("CARGO_BIN_EXE_lab-tool")).arg("lab").spawn()?;
+    let script = kept.wait_for_line("appliance: sh ", SOON)?.replace("appliance: sh ", "");
+    kept.wait_for_line("the lab is up", SOON)?;
+    assert!(PathBuf::from(&script).exists());
+    assert!(kept.stop(SOON)?.success(), "SIGTERM is the way to end it");
+    assert!(!PathBuf::from(script).exists());
+    Ok(())
+}
+
+#[test]
+fn without_root_it_says_what_to_do() -> Result<()> {
+    // A copy: the build directory may be readable to root only. By cp: had this process the file open for
+    // writing, a fork of another test could keep it so, and exec would find it busy.
+    let directory = tempfile::tempdir()?;
+    let tool = directory.path().join("lab-tool");
+    tests::Command::new("cp").arg(env!("CARGO_BIN_EXE_lab-tool")).arg(&tool).check()?;
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
+    let output = std::process::Command::new(tool).arg("lab").uid(65534).current_dir("/").output()?;
+    assert!(!output.status.success());
+    let message = String::from_utf8(output.stderr)?;
+    assert!(message.contains("run as root: sudo cargo xtask test"), "{message}");
+    Ok(())
+}
+
+#[test]
 fn a_process_is_watched_and_ended_with_all_that_it_started() -> Result<()> {
     let lab = Lab::new()?;
     let shell = |script: &str| lab.site().command("sh").args(["-c", script]);
@@ -141,7 +227,11 @@ fn a_process_is_watched_and_ended_with_all_that_it_started() -> Result<()> {
     assert!(process.wait_for_line("never", Duration::from_millis(50)).is_err());
     process.kill9()?;
     assert!(!process.is_running());
-    assert!(!is_running(&child), "the child {child} lives");
+    let deadline = Instant::now() + SOON;
+    while is_running(&child) {
+        assert!(Instant::now() < deadline, "the child {child} lives");
+        std::thread::yield_now();
+    }
 
     let failed = shell("echo out; echo err >&2; exit 7").output()?;
     assert_eq!(

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, Signal};
 use tests::Bytes;
 use tests::traffic::{Connect, Family, Order, Report};
 
@@ -18,7 +18,7 @@ pub(crate) fn run(connect: &Connect) -> Result<()> {
     let mut resume = SigSet::empty();
     resume.add(Signal::SIGUSR1);
     if connect.stall {
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&resume), None).context("blocking SIGUSR1")?;
+        resume.thread_block().context("blocking SIGUSR1")?;
     }
     let reports: Vec<Report> = thread::scope(|scope| {
         let threads: Vec<_> =
