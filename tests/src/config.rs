@@ -28,20 +28,20 @@ pub struct Group {
     pub key: String,
     /// The targets that it owns.
     pub proxy_hosts: Vec<String>,
-    /// The targets that its workers may open towards the appliance.
-    pub may_open: Vec<String>,
+    /// Whether its workers may open streams to other groups' proxy hosts.
+    pub may_open: bool,
 }
 
 impl Group {
     /// A group with a new random key that owns these targets and may open nothing.
     pub fn new<S: Into<String>>(name: &str, proxy_hosts: impl IntoIterator<Item = S>) -> Result<Group> {
         let proxy_hosts = proxy_hosts.into_iter().map(Into::into).collect();
-        Ok(Group { name: name.to_owned(), key: worker_key()?, proxy_hosts, may_open: Vec::new() })
+        Ok(Group { name: name.to_owned(), key: worker_key()?, proxy_hosts, may_open: false })
     }
 
-    /// Lets its workers open these targets towards the appliance.
-    pub fn may_open<S: Into<String>>(mut self, targets: impl IntoIterator<Item = S>) -> Group {
-        self.may_open = targets.into_iter().map(Into::into).collect();
+    /// Lets its workers open streams to other groups' proxy hosts.
+    pub fn may_open(mut self) -> Group {
+        self.may_open = true;
         self
     }
 
@@ -55,8 +55,8 @@ impl Group {
         table.insert("name".into(), json!(self.name));
         table.insert("key_sha256".into(), json!(self.key_sha256()));
         table.insert("proxy_hosts".into(), json!(self.proxy_hosts));
-        if !self.may_open.is_empty() {
-            table.insert("may_open".into(), json!(self.may_open));
+        if self.may_open {
+            table.insert("may_open".into(), json!(true));
         }
         table
     }
@@ -114,7 +114,8 @@ impl Config {
             .set("egress.allow", json!(allow))
     }
 
-    /// Adds steering of what runs in these cgroups.
+    /// Adds steering of what runs in these cgroups. On a host without the appliance role also say what to
+    /// capture: `.set("steer.proxy_hosts", ["vcenter.corp.example"])`.
     pub fn steer(self, cgroups: &[&Cgroup]) -> Config {
         let paths: Vec<String> = cgroups.iter().map(|cgroup| text(cgroup.path())).collect();
         self.set("steer.cgroups", json!(paths))
@@ -190,7 +191,7 @@ mod tests {
             name: "site-a".into(),
             key: "k".into(),
             proxy_hosts: vec!["vcenter.corp.example".into(), "10.77.3.0/24".into()],
-            may_open: Vec::new(),
+            may_open: false,
         };
         let identity = Identity { certificate: "/c.pem".into(), key: "/c.key".into() };
         let config = Config::new()
