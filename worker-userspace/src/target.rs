@@ -264,7 +264,7 @@ impl FromStr for Pattern {
             if net.trunc() != net {
                 return Err(bad(format!("bits are set behind the prefix; the network is `{}`", net.trunc())));
             }
-            HostPattern::Net(net)
+            HostPattern::Net(canonical(net))
         } else {
             match host.parse::<IpAddr>() {
                 Ok(addr) => HostPattern::Net(addr.to_canonical().into()),
@@ -273,6 +273,13 @@ impl FromStr for Pattern {
         };
         Ok(Pattern { host, ports: parse_ports(ports).map_err(bad)? })
     }
+}
+
+/// The IPv4 network that a v4-mapped one stands for: hosts are normalised, so the mapped one would match nothing.
+fn canonical(net: IpNet) -> IpNet {
+    let IpNet::V6(v6) = net else { return net };
+    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    v4.and_then(|(addr, length)| IpNet::new(addr.into(), length).ok()).unwrap_or(net)
 }
 
 /// Splits `host[:ports]`, where an IPv6 host stands bare without ports or in brackets.
@@ -341,6 +348,8 @@ mod tests {
             ("*.corp.example", "xcorp.example", 1, false),
             ("*.corp.example:443", "a.corp.example", 80, false),
             ("10.20.0.0/16", "10.20.255.1", 9, true),
+            ("::ffff:10.20.0.0/112", "10.20.255.1", 9, true),
+            ("::/80", "10.20.255.1", 9, false),
             ("10.20.0.0/16", "10.21.0.1", 9, false),
             ("10.20.0.1:443,8000-8010", "10.20.0.1", 8005, true),
             ("10.20.0.1:443,8000-8010", "10.20.0.1", 8011, false),
@@ -401,7 +410,7 @@ mod tests {
 
         #[test]
         fn networks_print_and_parse(addr: std::net::Ipv6Addr, length in 0u8..=128, port in 1u16..) {
-            let net = IpNet::new(addr.into(), length).unwrap().trunc();
+            let net = canonical(IpNet::new(addr.into(), length).unwrap().trunc());
             let parsed = Pattern { host: HostPattern::Net(net), ports: vec![PortRange(port, port)] };
             prop_assert_eq!(pattern(&parsed.to_string()), parsed);
         }
