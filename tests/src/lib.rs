@@ -63,7 +63,6 @@ pub use nix::sys::signal::Signal;
 pub use path::{Path, PathSettings, PathStats};
 pub use pki::{Identity, Pki, Validity};
 pub use process::Process;
-pub use require::PACKAGES;
 pub use sweep::{Swept, sweep};
 pub use topology::Lab;
 pub use vsphere::{VCENTER_URL, Vsphere};

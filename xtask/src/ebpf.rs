@@ -5,15 +5,14 @@
 //! Debian's packages, which this installs by itself. Whether anything must be compiled is cargo's to say, so
 //! a second run takes a second.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use crate::root;
+use crate::command::{output, run, say};
+use crate::{prerequisites, root};
 
 /// The version that is built where none is installed.
 const LINKER_VERSION: &str = "0.13.0";
@@ -22,22 +21,30 @@ const LLVM: u32 = 22;
 /// Debian's compiler, the source of `core`, and what the linker is built with.
 const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev", "libzstd-dev"];
 const TARGET: &str = "bpfel-unknown-none";
+/// What is compiled lies apart from the workspace's own: other compiler, other target.
+const BUILD: &str = "target/bpf/build";
 
 /// Compiles the programs and returns the path of the object file.
 pub(crate) fn build() -> Result<PathBuf> {
-    let (mut cargo, linker) = Toolchain::find()?.ready()?;
-    // Cargo keeps what it compiled apart from the workspace's own: other compiler, other target.
-    let target_dir = root().join("target/bpf/build");
-    run(cargo
-        .current_dir(root().join("worker-ebpf"))
-        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET, "--target-dir"])
-        .arg(&target_dir)
+    let toolchain = Toolchain::find()?;
+    let linker = toolchain.linker()?;
+    run(toolchain
+        .cargo("build")?
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
         .env("CARGO_ENCODED_RUSTFLAGS", "-Clink-arg=--btf"))?;
-    let built = target_dir.join(TARGET).join("release/dworker");
+    let built = root().join(BUILD).join(TARGET).join("release/dworker");
     let object = root().join("target/bpf/dworker.o");
     publish(&built, &object)?;
     Ok(object)
+}
+
+/// Checks the programs with the clippy of the compiler that compiles them.
+pub(crate) fn clippy() -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    if let Toolchain::Debian = toolchain {
+        prerequisites::apt(&["rust-web-clippy"], "it checks the programs for the kernel")?;
+    }
+    run(toolchain.cargo("clippy")?.args(["--", "-D", "warnings"]))
 }
 
 /// Copies the object to where the daemon's build looks for it. The same bytes are not written twice, or
@@ -68,7 +75,7 @@ impl Toolchain {
         {
             return Ok(Toolchain::Rustup { name: name.clone(), linker });
         }
-        if os_id() == "debian" {
+        if prerequisites::is_debian() {
             return Ok(Toolchain::Debian);
         }
         match nightly {
@@ -86,23 +93,47 @@ impl Toolchain {
         }
     }
 
-    /// The cargo to call, without its arguments, and the linker; installs what is missing.
-    fn ready(self) -> Result<(Command, PathBuf)> {
+    /// The linker; builds it when it is missing.
+    fn linker(&self) -> Result<PathBuf> {
         match self {
-            Toolchain::Rustup { name, linker } => {
-                let mut cargo = clean("rustup");
-                cargo.args(["run", &name, "cargo"]);
-                Ok((cargo, linker))
-            }
+            Toolchain::Rustup { linker, .. } => Ok(linker.clone()),
             Toolchain::Debian => {
-                install_packages()?;
-                let linker = build_linker()?;
-                let mut cargo = clean("/usr/bin/cargo");
-                // Debian's compiler is a stable one; `-Z build-std` is the only unstable thing asked of it.
-                cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
-                Ok((cargo, linker))
+                Toolchain::install()?;
+                build_linker()
             }
         }
+    }
+
+    /// A cargo for the kernel's target; installs what is missing.
+    fn cargo(&self, subcommand: &str) -> Result<Command> {
+        let mut cargo = match self {
+            Toolchain::Rustup { name, .. } => {
+                let mut cargo = clean("rustup");
+                cargo.args(["run", name, "cargo"]);
+                cargo
+            }
+            Toolchain::Debian => {
+                Toolchain::install()?;
+                let mut cargo = clean("/usr/bin/cargo");
+                // Its own clippy comes before rustup's, which would bring another compiler.
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let path = std::iter::once("/usr/bin".into()).chain(std::env::split_paths(&path));
+                cargo.env("PATH", std::env::join_paths(path)?);
+                // Debian's compiler is a stable one; `-Z build-std` is the only unstable thing asked of it.
+                cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1");
+                cargo
+            }
+        };
+        cargo
+            .current_dir(root().join("worker-ebpf"))
+            .args([subcommand, "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+            .arg("--target-dir")
+            .arg(root().join(BUILD));
+        Ok(cargo)
+    }
+
+    fn install() -> Result<()> {
+        prerequisites::apt(&PACKAGES, "they compile programs for the kernel")
     }
 }
 
@@ -137,41 +168,13 @@ fn our_linker() -> PathBuf {
     root().join("target/tools/bin/bpf-linker")
 }
 
-fn install_packages() -> Result<()> {
-    let missing: Vec<_> = PACKAGES
-        .into_iter()
-        .filter(|package| {
-            output(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
-                .map_or(true, |status| status != "installed")
-        })
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
-    ensure!(
-        fs::metadata("/proc/self")?.uid() == 0,
-        "packages are missing, and installing them needs root. Run\n    sudo {by_hand}\nand then `cargo xtask build-ebpf` again."
-    );
-    println!("build-ebpf: installing {}", missing.join(" "));
-    let apt = || {
-        let mut apt = Command::new("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["--quiet", "--yes"]);
-        apt
-    };
-    run(apt().arg("update"))?;
-    run(apt().args(["install", "--no-install-recommends"]).args(&missing)).with_context(|| {
-        format!("installing Debian's compiler for BPF; try `{by_hand}` by hand, or install a rustup nightly with rust-src and bpf-linker")
-    })
-}
-
 /// Builds bpf-linker with Debian's LLVM, once.
 fn build_linker() -> Result<PathBuf> {
     let linker = our_linker();
     if output(Command::new(&linker).arg("--version")).is_ok_and(|v| v.trim().ends_with(LINKER_VERSION)) {
         return Ok(linker);
     }
-    println!("build-ebpf: building bpf-linker {LINKER_VERSION} (a minute)");
+    say(&format!("building bpf-linker {LINKER_VERSION}, which links programs for the kernel (a minute)"));
     run(clean("/usr/bin/cargo")
         .env("RUSTC", "/usr/bin/rustc")
         .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}"))
@@ -180,13 +183,6 @@ fn build_linker() -> Result<PathBuf> {
         .arg(root().join("target/tools")))
     .context("building bpf-linker")?;
     Ok(linker)
-}
-
-/// The `ID` of `/etc/os-release`.
-fn os_id() -> String {
-    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let id = text.lines().find_map(|line| line.strip_prefix("ID="));
-    id.unwrap_or_default().trim_matches('"').to_owned()
 }
 
 /// A command without what `cargo xtask` and rustup have put into our environment, which is meant for
@@ -228,30 +224,10 @@ fn leaks(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Runs a command whose output is for people.
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("starting {:?}", command.get_program()))?;
-    ensure!(status.success(), "`{}` failed: {status}", line(command));
-    Ok(())
-}
-
-/// Runs a command and returns what it prints.
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("starting {:?}", command.get_program()))?;
-    ensure!(output.status.success(), "`{}` failed: {}", line(command), output.status);
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-fn line(command: &Command) -> String {
-    let words: Vec<_> = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(OsStr::to_string_lossy)
-        .collect();
-    words.join(" ")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]

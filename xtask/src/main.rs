@@ -1,12 +1,21 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod command;
+mod demo;
 mod ebpf;
+mod fuzz;
+mod lint;
+mod prerequisites;
+mod test;
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::Parser;
 
 /// The project's own commands.
+///
+/// What they need they install by themselves: packages on Debian, tools of cargo's under target/tools.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
@@ -14,11 +23,40 @@ enum Command {
     ///
     /// On Debian what is missing (compiler, LLVM, linker) is installed first.
     BuildEbpf,
+    /// Run all tests, those that need root included.
+    Test {
+        /// Arguments for `cargo test`, after `--`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Check the format, clippy's warnings and the rules for dependencies.
+    Lint(lint::Lint),
+    /// All that must pass before a change goes in: lint and test.
+    Ci,
+    /// Show an unchanged VMware SDK managing a vCenter that its host can neither resolve nor reach.
+    Demo(demo::Demo),
+    /// Run the fuzz targets.
+    Fuzz(fuzz::Fuzz),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
+fn main() -> ExitCode {
+    match run(Command::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            command::say(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::BuildEbpf => ebpf::build().map(|object| println!("{}", object.display())),
+        Command::Test { arguments } => test::test(&arguments),
+        Command::Lint(options) => lint::lint(&options),
+        Command::Ci => lint::lint(&lint::Lint::default()).and_then(|()| test::test(&[])),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
     }
 }
 

@@ -1,0 +1,57 @@
+//! `lint`: formatting, clippy, and the rules for dependencies.
+
+use anyhow::Result;
+
+use crate::command::{cargo, run, say};
+use crate::{ebpf, prerequisites};
+
+const CARGO_DENY: &str = "0.20.2";
+/// The workspace, and what stands beside it with a lock file of its own.
+const MANIFESTS: [&str; 3] = ["Cargo.toml", "worker-ebpf/Cargo.toml", "fuzz/Cargo.toml"];
+
+/// Which checks to add.
+#[derive(clap::Args, Default)]
+pub(crate) struct Lint {
+    /// Also look for known vulnerabilities, in a database from the network.
+    #[arg(long)]
+    advisories: bool,
+}
+
+/// Runs all checks and stops at the first that fails.
+pub(crate) fn lint(options: &Lint) -> Result<()> {
+    say("checking the format");
+    for manifest in MANIFESTS {
+        run(cargo("fmt").args(["--all", "--check", "--manifest-path", manifest]))?;
+    }
+    // The daemon embeds the programs, so even checking it needs them.
+    ebpf::build()?;
+    say("clippy");
+    run(cargo("clippy").args(["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    say("clippy for the kernel's programs");
+    ebpf::clippy()?;
+    say("clippy for the fuzz targets");
+    run(cargo("clippy")
+        .args(["--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz", "--locked"])
+        .args(["--", "-D", "warnings"]))?;
+    let cargo_deny =
+        prerequisites::tool("cargo-deny", CARGO_DENY, "it checks dependencies, licences, sources")?;
+    let advisories = options.advisories.then_some("advisories");
+    for manifest in MANIFESTS {
+        say(&format!("cargo deny for {manifest}"));
+        run(std::process::Command::new(&cargo_deny)
+            .current_dir(crate::root())
+            .args([
+                "--log-level",
+                "warn",
+                "--manifest-path",
+                manifest,
+                "--locked",
+                "check",
+                "--config",
+                "deny.toml",
+            ])
+            .args(["bans", "licenses", "sources"])
+            .args(advisories))?;
+    }
+    Ok(())
+}

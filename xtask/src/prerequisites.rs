@@ -1,0 +1,147 @@
+//! What the commands need from their machine: root, packages of the system, tools of cargo's.
+//!
+//! On Debian what is missing is installed. Elsewhere packages have other names, so the answer there is the whole list
+//! of what is missing and why.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::command::{cargo, output, run, say};
+use crate::root;
+
+/// A line of `tests/packages.txt`.
+#[derive(Debug, PartialEq)]
+struct Need {
+    package: &'static str,
+    /// A tool, or the path of a file.
+    proof: &'static str,
+    why: &'static str,
+}
+
+/// Fails when not root, with the line that helps.
+pub(crate) fn root_for(command: &str) -> Result<()> {
+    ensure!(
+        is_root(),
+        "this makes network namespaces and cgroups and loads programs into the kernel, so it needs root. Run\n    \
+         sudo -E env \"PATH=$PATH\" cargo xtask {command}"
+    );
+    Ok(())
+}
+
+/// Installs what the lab needs, where something is missing.
+pub(crate) fn lab() -> Result<()> {
+    let needs = needs();
+    if is_debian() {
+        let packages: Vec<_> = needs.iter().map(|need| need.package).collect();
+        return apt(&packages, "the lab needs them");
+    }
+    let missing: Vec<_> = needs.iter().filter(|need| !is_there(need.proof)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<_> = missing
+        .iter()
+        .map(|need| format!("    {} ({} on Debian): {}\n", need.proof, need.package, need.why))
+        .collect();
+    bail!("the lab needs what this machine lacks; install it and try again:\n{}", list.concat())
+}
+
+/// Installs those of these Debian packages that are missing; `why` completes "installing ...:".
+pub(crate) fn apt(packages: &[&str], why: &str) -> Result<()> {
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status} ${Package}\n"])
+        .args(packages)
+        .output()
+        .context("asking dpkg-query what is installed")?;
+    // A package that dpkg has never heard of is no line, and an error that says no more.
+    let listed = String::from_utf8(query.stdout)?;
+    let missing: Vec<_> = packages
+        .iter()
+        .filter(|package| !listed.lines().any(|line| line.strip_prefix("installed ") == Some(package)))
+        .copied()
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
+    ensure!(is_root(), "packages are missing, and installing them needs root. Run\n    sudo {by_hand}");
+    say(&format!("installing {}: {why}", missing.join(" ")));
+    let apt = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "--yes", "-o", "DPkg::Lock::Timeout=600"]);
+        apt
+    };
+    run(apt().arg("update"))?;
+    run(apt().args(["install", "--no-install-recommends"]).args(&missing))
+        .with_context(|| format!("installing packages; `{by_hand}` by hand tells more"))
+}
+
+/// A program from crates.io of exactly this version, built once and kept in `target/tools`.
+pub(crate) fn tool(name: &str, version: &str, why: &str) -> Result<PathBuf> {
+    let tool = root().join("target/tools/bin").join(name);
+    if output(Command::new(&tool).arg("--version")).is_ok_and(|v| v.trim().ends_with(version)) {
+        return Ok(tool);
+    }
+    say(&format!("building {name} {version}: {why}"));
+    run(cargo("install")
+        .args([name, "--version", version, "--locked", "--force", "--quiet", "--root"])
+        .arg(root().join("target/tools")))?;
+    Ok(tool)
+}
+
+/// True on Debian itself: its derivatives have other versions of what is installed here.
+pub(crate) fn is_debian() -> bool {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let id = text.lines().find_map(|line| line.strip_prefix("ID="));
+    id.is_some_and(|id| id.trim_matches('"') == "debian")
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+/// True where a tool is in the path, or in the administrator's; or where a file exists.
+fn is_there(proof: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Path::new(proof).is_absolute() && Path::new(proof).exists()
+        || std::env::split_paths(&path)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|directory| directory.join(proof).is_file())
+}
+
+fn needs() -> Vec<Need> {
+    include_str!("../../tests/packages.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| {
+            let (package, rest) = line.split_once(' ')?;
+            let (proof, why) = rest.trim_start().split_once(' ')?;
+            Some(Need { package, proof, why: why.trim_start() })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_list_is_read() {
+        let lines = include_str!("../../tests/packages.txt").lines().filter(|line| !line.starts_with('#'));
+        assert_eq!(needs().len(), lines.count());
+        let dig = Need { package: "bind9-dnsutils", proof: "dig", why: "the tests ask resolvers with it" };
+        assert_eq!(needs()[0], dig);
+    }
+
+    #[test]
+    fn a_proof_is_a_tool_or_a_file() {
+        assert!(is_there("sh"));
+        assert!(is_there("/bin/sh"));
+        assert!(!is_there("no-such-tool"));
+        assert!(!is_there("/bin/no-such-tool"));
+    }
+}
