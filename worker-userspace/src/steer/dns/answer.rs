@@ -147,7 +147,7 @@ pub fn answer(query: &[u8], zone: &impl Zone, families: Families) -> Verdict {
 }
 
 /// SERVFAIL to a query that could not be forwarded.
-pub fn servfail(query: &[u8]) -> Vec<u8> {
+pub(super) fn servfail(query: &[u8]) -> Vec<u8> {
     match Message::from_vec(query) {
         Ok(message) => {
             let mut reply = reply_to(&message);
