@@ -137,6 +137,13 @@ impl Entry {
     pub const DIRECT: u32 = 0;
     /// Ports without a rule are refused: the address is synthetic, there is nowhere to go.
     pub const REFUSE: u32 = 1;
+
+    /// An entry of these ranges, most specific first; `None` when they are more than [`limits::RANGES`].
+    pub fn new(default: u32, ranges: &[PortRule]) -> Option<Entry> {
+        let mut all = [PortRule::NONE; limits::RANGES];
+        all.get_mut(..ranges.len())?.copy_from_slice(ranges);
+        Some(Entry { default, len: ranges.len() as u32, ranges: all })
+    }
 }
 
 /// One captured connection: kept with the socket (ORIG), then under its source address (FLOWS).

@@ -1,4 +1,19 @@
 //! Steering: what is captured on this host, and how a captured connection leads back to what it is for.
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | [`kernel`] | what steering asks of the kernel: the trait behind which everything that needs root is hidden |
+//! | [`probe`] | what this machine has: cgroup v2, capabilities, helpers |
+//! | [`programs`] | the real kernel: loads and attaches `worker-ebpf`, reads and writes its maps |
+//! | [`rules`] | from the administrator's patterns to the tables that the programs read |
+//! | [`names`] | which synthetic address stands for which name, for ever |
+//! | [`dns`] | answers for the resolvers that applications ask |
 
 pub mod dns;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod kernel;
 pub mod names;
+pub mod probe;
+pub mod programs;
+pub mod rules;

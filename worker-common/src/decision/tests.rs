@@ -51,9 +51,7 @@ fn range(low: u16, high: u16, rule: u32, group: u16, flags: u16) -> PortRule {
 }
 
 fn entry(default: u32, rules: &[PortRule]) -> Entry {
-    let mut ranges = [PortRule::NONE; limits::RANGES];
-    ranges[..rules.len()].copy_from_slice(rules);
-    Entry { default, len: rules.len() as u32, ranges }
+    Entry::new(default, rules).unwrap()
 }
 
 fn dest(text: &str) -> Dest {
@@ -143,6 +141,7 @@ fn a_full_entry_is_read_to_its_end() {
     let entry = entry(Entry::DIRECT, &ranges);
     assert_eq!(entry.port(16), PortMatch::Rule(ranges[15]));
     assert_eq!(entry.port(17), PortMatch::Direct);
+    assert_eq!(Entry::new(Entry::DIRECT, &[PortRule::NONE; limits::RANGES + 1]), None);
 }
 
 fn synthetic() -> Synthetic {

@@ -1,0 +1,234 @@
+//! Sockets: the calling one, and the daemon's that it may be sent to.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
+};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated as helper;
+use aya_ebpf::programs::SockAddrContext;
+use core::ffi::c_void;
+use core::ptr::null_mut;
+use worker_common::{Addr, Config, Dest, mark};
+
+use crate::maps::{CONFIG, DAEMON, MARK};
+
+pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_UDP: u32 = 17;
+pub const IPPROTO_MPTCP: u32 = 262;
+
+/// What the kernel's sizes of a `bpf_sock_tuple` are.
+const TUPLE4: u32 = 12;
+const TUPLE6: u32 = 36;
+
+/// A call that names an address: connect, sendmsg, recvmsg or getpeername.
+pub struct Call {
+    ctx: SockAddrContext,
+}
+
+impl Call {
+    pub fn new(ctx: SockAddrContext) -> Call {
+        Call { ctx }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> *mut bpf_sock_addr {
+        self.ctx.sock_addr
+    }
+
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut c_void {
+        self.ctx.as_ptr()
+    }
+
+    #[inline(always)]
+    pub fn protocol(&self) -> u32 {
+        // SAFETY: the kernel's context, which outlives the program; so for every read and write below.
+        unsafe { (*self.raw()).protocol }
+    }
+
+    /// The calling socket.
+    #[inline(always)]
+    pub fn sock(&self) -> *mut bpf_sock {
+        // SAFETY: see `protocol`.
+        unsafe { (*self.raw()).__bindgen_anon_1.sk }
+    }
+
+    /// The address in the call of an IPv4 hook.
+    #[inline(always)]
+    pub fn dest4(&self) -> Dest {
+        // SAFETY: see `protocol`.
+        unsafe { Dest::new(Addr::v4((*self.raw()).user_ip4), self.port()) }
+    }
+
+    /// The address in the call of an IPv6 hook, v4-mapped ones included.
+    #[inline(always)]
+    pub fn dest6(&self) -> Dest {
+        // SAFETY: see `protocol`.
+        let words = unsafe {
+            let raw = self.raw();
+            [(*raw).user_ip6[0], (*raw).user_ip6[1], (*raw).user_ip6[2], (*raw).user_ip6[3]]
+        };
+        Dest::new(Addr { words }, self.port())
+    }
+
+    #[inline(always)]
+    fn port(&self) -> u16 {
+        // SAFETY: see `protocol`.
+        u16::from_be(unsafe { (*self.raw()).user_port } as u16)
+    }
+
+    /// Replaces the address in the call of an IPv4 hook.
+    #[inline(always)]
+    pub fn set4(&self, addr: &Addr, port: u16) {
+        // SAFETY: see `protocol`.
+        unsafe {
+            (*self.raw()).user_ip4 = addr.v4_word();
+            (*self.raw()).user_port = port.to_be().into();
+        }
+    }
+
+    /// Replaces the address in the call of an IPv6 hook.
+    #[inline(always)]
+    pub fn set6(&self, addr: &Addr, port: u16) {
+        // SAFETY: see `protocol`.
+        unsafe {
+            let raw = self.raw();
+            (*raw).user_ip6[0] = addr.words[0];
+            (*raw).user_ip6[1] = addr.words[1];
+            (*raw).user_ip6[2] = addr.words[2];
+            (*raw).user_ip6[3] = addr.words[3];
+            (*raw).user_port = port.to_be().into();
+        }
+    }
+
+    /// True where the socket lives in another network namespace than the daemon's listeners.
+    #[inline(always)]
+    pub fn foreign(&self, config: &Config) -> bool {
+        // SAFETY: a call by number into the kernel.
+        config.netns_cookie != 0
+            && unsafe { helper::bpf_get_netns_cookie(self.as_ptr()) } != config.netns_cookie
+    }
+
+    /// True where a TCP listener of the daemon is bound to `addr` and `port` in this socket's network namespace.
+    #[inline(always)]
+    pub fn stream_listener(&self, addr: &Addr, port: u16) -> bool {
+        let (mut tuple, size) = tuple(addr, port);
+        // SAFETY: the tuple lives across the call; the socket found is released in `is_listener`.
+        unsafe {
+            is_listener(helper::bpf_sk_lookup_tcp(
+                self.as_ptr(),
+                &mut tuple,
+                size,
+                BPF_F_CURRENT_NETNS as u64,
+                0,
+            ))
+        }
+    }
+
+    /// True where a UDP socket of the daemon is bound to `addr` and `port` in this socket's network namespace.
+    #[inline(always)]
+    pub fn datagram_listener(&self, addr: &Addr, port: u16) -> bool {
+        let (mut tuple, size) = tuple(addr, port);
+        // SAFETY: see `stream_listener`.
+        unsafe {
+            is_listener(helper::bpf_sk_lookup_udp(
+                self.as_ptr(),
+                &mut tuple,
+                size,
+                BPF_F_CURRENT_NETNS as u64,
+                0,
+            ))
+        }
+    }
+}
+
+/// The tuple of a connection from nowhere, which only a listener matches.
+#[inline(always)]
+fn tuple(addr: &Addr, port: u16) -> (bpf_sock_tuple, u32) {
+    // SAFETY: the union's members are plain numbers.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    if addr.is_v4() {
+        tuple.__bindgen_anon_1.ipv4.daddr = addr.v4_word();
+        tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
+        (tuple, TUPLE4)
+    } else {
+        tuple.__bindgen_anon_1.ipv6.daddr = addr.words;
+        tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
+        (tuple, TUPLE6)
+    }
+}
+
+/// Whether a socket that was looked up is the daemon's listener. Gives the socket back.
+///
+/// # Safety
+/// `found` comes from a lookup helper and is not used afterwards.
+#[inline(always)]
+unsafe fn is_listener(found: *mut bpf_sock) -> bool {
+    if found.is_null() {
+        return false;
+    }
+    // SAFETY: `found` is referenced until it is released; the value is read before that.
+    unsafe {
+        let value = stored(&MARK, found.cast());
+        let ours = !value.is_null() && *value == mark::LISTENER;
+        helper::bpf_sk_release(found.cast());
+        ours
+    }
+}
+
+/// What a map holds for a socket, or null. Null for a null socket would not pass the verifier.
+///
+/// # Safety
+/// `sock` is a socket that the verifier knows, not null.
+#[inline(always)]
+pub unsafe fn stored<T>(map: &'static SkStorage<T>, sock: *mut c_void) -> *mut T {
+    // SAFETY: the caller's promise.
+    unsafe { helper::bpf_sk_storage_get(map_ptr(map), sock, null_mut(), 0) }.cast()
+}
+
+/// Like [`stored`], but makes a zeroed value where there is none; null only for lack of memory.
+///
+/// # Safety
+/// As for [`stored`].
+#[inline(always)]
+pub unsafe fn stored_or_zeroed<T>(map: &'static SkStorage<T>, sock: *mut c_void) -> *mut T {
+    // SAFETY: the caller's promise.
+    unsafe { helper::bpf_sk_storage_get(map_ptr(map), sock, null_mut(), BPF_SK_STORAGE_GET_F_CREATE.into()) }
+        .cast()
+}
+
+/// Forgets what a map holds for a socket.
+///
+/// # Safety
+/// As for [`stored`].
+#[inline(always)]
+pub unsafe fn forget<T>(map: &'static SkStorage<T>, sock: *mut c_void) {
+    // SAFETY: the caller's promise. That there was nothing to forget is no error.
+    unsafe { helper::bpf_sk_storage_delete(map_ptr(map), sock) };
+}
+
+/// The map's address, which the loader replaces; aya gives it to its own methods only.
+fn map_ptr<T>(map: &'static SkStorage<T>) -> *mut c_void {
+    core::ptr::from_ref(map).cast_mut().cast()
+}
+
+/// What the daemon told us; `None` cannot happen, but the verifier wants to see it asked.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+pub fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// True where the daemon itself is calling.
+///
+/// Its process id is known only where it is inside a captured cgroup: elsewhere it never gets here.
+#[inline(always)]
+pub fn own() -> bool {
+    DAEMON.get(0).is_some_and(|daemon| *daemon != 0 && *daemon == tgid())
+}

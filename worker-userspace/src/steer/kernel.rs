@@ -1,0 +1,250 @@
+//! What steering asks of the kernel.
+//!
+//! The rest of the daemon sees only [`Kernel`]: the programs and maps behind it ([`super::programs`]) need root
+//! and a cgroup, its users' tests have a fake one that judges connections by the very same code.
+//! All calls are short system calls on maps: they may be made from async code.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+pub use worker_common::{Counter, Reason};
+use worker_common::{Entry, Event, Flow};
+
+/// The kernel, as far as steering needs it.
+///
+/// Whoever drops the last handle detaches all programs.
+pub trait Kernel: Send + Sync + 'static {
+    /// Tells which addresses are synthetic: UDP to them is refused, and so is TCP to those without a name.
+    ///
+    /// # Errors
+    /// When a map cannot be written; so for every call here that gives no other reason.
+    fn set_synthetic(&self, v4: Ipv4Net, v6: Ipv6Net) -> Result<(), KernelError>;
+
+    /// Tells where the forwarder listens: at `port4` on 127.0.0.1 and at `port6` on `::1`; 0 where it does not.
+    fn set_listeners(&self, port4: u16, port6: u16) -> Result<(), KernelError>;
+
+    /// Marks a socket of ours, so that the programs send connections and questions to it. Every listener and
+    /// every DNS socket needs it: what carries no mark may be somebody who took the port.
+    fn mark_listener(&self, socket: BorrowedFd<'_>) -> Result<(), KernelError>;
+
+    /// Makes the rules for a prefix, or replaces them. An address with a name is a prefix of full length.
+    ///
+    /// # Errors
+    /// [`KernelError::Full`] when there are too many prefixes.
+    fn put_rules(&self, net: IpNet, entry: &Entry) -> Result<(), KernelError>;
+
+    /// Forgets the rules for a prefix. It is no error when there are none.
+    fn remove_rules(&self, net: IpNet) -> Result<(), KernelError>;
+
+    /// Takes the record of a connection that was accepted on `listener` from `source`; a second call finds nothing.
+    ///
+    /// `None`: the kernel did not send this connection here. Somebody connected by himself: reset it.
+    fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError>;
+
+    /// Makes `connect()` to `target`, as applications write it, fail at once with `errno`, for this long.
+    fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError>;
+
+    /// Says whether a group's connections are carried (`None`), or refused at once with an errno.
+    ///
+    /// # Errors
+    /// [`KernelError::Group`] when `group` is too large.
+    fn set_group_state(&self, group: u16, errno: Option<i32>) -> Result<(), KernelError>;
+
+    /// Offers a port to stand for the next resolver that is seen. The port must be bound on 127.0.0.1 and on `::1`,
+    /// for UDP and TCP, and all four sockets marked.
+    ///
+    /// # Errors
+    /// [`KernelError::Full`] when as many are offered as there can be resolvers.
+    fn offer_dns_port(&self, port: u16) -> Result<(), KernelError>;
+
+    /// For which resolver a port that was offered stands by now.
+    fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError>;
+
+    /// All counters since the programs were loaded.
+    fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError>;
+
+    /// Waits for the next connection that was refused, or let go although a rule named it. For one task at a time,
+    /// inside a tokio runtime; see [`next_event`].
+    fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<Refused, KernelError>>;
+
+    /// The programs and where they are attached.
+    fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError>;
+}
+
+/// Waits for the kernel's next [`Refused`]; nothing is lost when the future is dropped.
+pub async fn next_event(kernel: &dyn Kernel) -> Result<Refused, KernelError> {
+    std::future::poll_fn(|context| kernel.poll_event(context)).await
+}
+
+/// Who made a system call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Process id, in the initial pid namespace.
+    pub id: u32,
+    /// User id.
+    pub uid: u32,
+    /// The name of the thread, at most 15 bytes.
+    pub command: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.command, self.id)
+    }
+}
+
+/// A captured connection, as it was when the application called `connect()`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowRecord {
+    /// Where the application wanted to go; v4-mapped addresses are IPv4 here.
+    pub target: SocketAddr,
+    /// What the connection is for.
+    pub purpose: Purpose,
+    /// The application's socket is an IPv6 one.
+    pub v6_socket: bool,
+    /// Who called.
+    pub process: Process,
+    /// The id of the caller's cgroup: the inode number of its directory.
+    pub cgroup: u64,
+    /// The socket's cookie, as `ss --extended` prints it (`sk:`).
+    pub cookie: u64,
+    /// When, by `CLOCK_MONOTONIC`.
+    pub at: Duration,
+}
+
+/// What a captured connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A rule names its target.
+    Rule {
+        /// The rule's number.
+        rule: u32,
+        /// The group that carries it.
+        group: u16,
+    },
+    /// It asks a resolver over TCP.
+    Dns,
+}
+
+/// A connection that was refused, or let go although a rule named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Where the application wanted to go.
+    pub target: SocketAddr,
+    /// Who it was.
+    pub process: Process,
+    /// Why.
+    pub reason: Reason,
+    /// What the system call failed with; `None` where it was let go.
+    pub errno: Option<i32>,
+    /// The rule, where one matched.
+    pub rule: Option<u32>,
+    /// When, by `CLOCK_MONOTONIC`.
+    pub at: Duration,
+}
+
+/// A program in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramStatus {
+    /// Its name, as `bpftool prog` shows it.
+    pub name: &'static str,
+    /// Its id.
+    pub id: u32,
+    /// Where it hooks in, in bpftool's words.
+    pub attach_type: &'static str,
+    /// Time spent in it, while `kernel.bpf_stats_enabled` was on.
+    pub run_time: Duration,
+    /// How often it ran, while `kernel.bpf_stats_enabled` was on.
+    pub run_count: u64,
+    /// Where it is attached.
+    pub links: Vec<LinkStatus>,
+}
+
+/// One attachment of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// The link's id, as `bpftool link` shows it.
+    pub id: u32,
+    /// The directory of the cgroup.
+    pub cgroup: PathBuf,
+    /// False when that directory was removed since: the program hangs on a cgroup that nobody can join any more.
+    pub alive: bool,
+}
+
+/// Why the kernel did not do what steering asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A map is full.
+    #[error("there is no room for {what}: the kernel's table holds {limit}")]
+    Full {
+        /// What has no room.
+        what: String,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// A group's number is too large.
+    #[error("there is no worker group number {group}: the kernel's table holds {limit}, numbered from 0")]
+    Group {
+        /// The number.
+        group: u16,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// A system call failed.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+impl KernelError {
+    pub(super) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> KernelError {
+        let doing = doing.into();
+        move |source| KernelError::Io { doing, source }
+    }
+}
+
+fn process(tgid: u32, uid: u32, comm: &[u8; 16]) -> Process {
+    let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    Process { id: tgid, uid, command: String::from_utf8_lossy(name).into_owned() }
+}
+
+impl From<&Flow> for FlowRecord {
+    fn from(flow: &Flow) -> FlowRecord {
+        FlowRecord {
+            target: flow.dest.into(),
+            purpose: match flow.flags & Flow::DNS {
+                0 => Purpose::Rule { rule: flow.rule, group: flow.group },
+                _ => Purpose::Dns,
+            },
+            v6_socket: flow.flags & Flow::V6_SOCKET != 0,
+            process: process(flow.tgid, flow.uid, &flow.comm),
+            cgroup: flow.cgroup,
+            cookie: flow.cookie,
+            at: Duration::from_nanos(flow.ktime),
+        }
+    }
+}
+
+impl Refused {
+    /// The record of an event; `None` for a reason that this daemon does not know.
+    pub(super) fn from_event(event: &Event) -> Option<Refused> {
+        Some(Refused {
+            target: event.dest.into(),
+            process: process(event.tgid, event.uid, &event.comm),
+            reason: Reason::from_number(event.reason)?,
+            errno: (event.errno != 0).then_some(event.errno as i32),
+            rule: (event.rule != 0).then_some(event.rule),
+            at: Duration::from_nanos(event.ktime),
+        })
+    }
+}
