@@ -47,11 +47,14 @@ pub(crate) fn clippy() -> Result<()> {
     run(toolchain.cargo("clippy")?.args(["--", "-D", "warnings"]))
 }
 
-/// Copies the object to where the daemon's build looks for it. The same bytes are not written twice, or
-/// the daemon would be compiled anew for nothing.
+/// Copies the object to where the daemon's build looks for it, unless it is there already: a new one would make
+/// cargo build the daemon anew. The daemon's build compares its age with the sources', so the age counts too.
 fn publish(built: &Path, object: &Path) -> Result<()> {
-    let bytes = fs::read(built).with_context(|| format!("reading {}", built.display()))?;
-    if fs::read(object).is_ok_and(|old| old == bytes) {
+    let reading = || format!("reading {}", built.display());
+    let bytes = fs::read(built).with_context(reading)?;
+    let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let built_at = age(built).with_context(reading)?;
+    if age(object).is_ok_and(|there| there >= built_at) && fs::read(object).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
     let fresh = object.with_extension("new");
