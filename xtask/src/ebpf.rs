@@ -54,7 +54,8 @@ fn publish(built: &Path, object: &Path) -> Result<()> {
     let bytes = fs::read(built).with_context(reading)?;
     let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
     let built_at = age(built).with_context(reading)?;
-    if age(object).is_ok_and(|there| there >= built_at) && fs::read(object).is_ok_and(|there| there == bytes) {
+    if age(object).is_ok_and(|there| there >= built_at) && fs::read(object).is_ok_and(|there| there == bytes)
+    {
         return Ok(());
     }
     let fresh = object.with_extension("new");

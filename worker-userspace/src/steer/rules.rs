@@ -18,9 +18,6 @@ use crate::target::{HostPattern, Name, Pattern, PortRange};
 /// What is known of a synthetic address without a name: there is nowhere to go.
 pub const NO_NAME: Entry = Entry { default: Entry::REFUSE, len: 0, ranges: [PortRule::NONE; limits::RANGES] };
 
-/// How many prefixes of each family rules may name; the other places are for names, which get theirs at run time.
-pub const PREFIXES: usize = limits::RULES - limits::RULES / 4;
-
 /// A pattern, and who carries what it matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -136,8 +133,8 @@ impl Rules {
         }
         let v4 = prefixes.iter().filter(|(net, _)| matches!(net, IpNet::V4(_))).count();
         for (family, count) in [("IPv4", v4), ("IPv6", prefixes.len() - v4)] {
-            if count > PREFIXES {
-                errors.push(RulesError::TooManyPrefixes { family, count, limit: PREFIXES });
+            if count > limits::PREFIXES {
+                errors.push(RulesError::TooManyPrefixes { family, count, limit: limits::PREFIXES });
             }
         }
         if errors.is_empty() { Ok(Rules { prefixes, names }) } else { Err(errors) }

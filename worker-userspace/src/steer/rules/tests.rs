@@ -156,14 +156,21 @@ fn wrong_rules_are_all_named_with_the_remedy() {
 
 #[test]
 fn too_many_networks_are_an_error_and_not_a_surprise_at_run_time() {
-    let many: Vec<String> = (0..=PREFIXES)
+    let many: Vec<String> = (0..=limits::PREFIXES)
         .map(|n| Ipv4Net::new(((n as u32) << 8).into(), 24).unwrap().to_string())
         .skip(1)
         .collect();
     assert!(Rules::new(&numbered(&many), prefixes()).is_ok());
     let more = many.iter().cloned().chain(["203.0.113.0/24".to_owned()]);
     let found = Rules::new(&numbered(more), prefixes()).unwrap_err();
-    assert_eq!(found, [RulesError::TooManyPrefixes { family: "IPv4", count: PREFIXES + 1, limit: PREFIXES }]);
+    assert_eq!(
+        found,
+        [RulesError::TooManyPrefixes {
+            family: "IPv4",
+            count: limits::PREFIXES + 1,
+            limit: limits::PREFIXES
+        }]
+    );
 }
 
 #[test]
