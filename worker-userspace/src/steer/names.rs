@@ -35,7 +35,7 @@ use file::NameFile;
 pub trait NameRules: Send + Sync {
     /// Connections to `addresses` are from now on for `name`, on the ports of `patterns` (all that cover the
     /// name, the most specific first). Empty: the name is no proxy host any more, or not yet again; its rule
-    /// goes. Called again with other patterns when they change, and for every known name at start.
+    /// goes. Called again for every known name at start and when the patterns are replaced.
     ///
     /// # Errors
     /// When the rule is not in force. The name is then answered SERVFAIL, and the next question tries again.
@@ -137,8 +137,9 @@ impl Names {
         Ok(Names { prefixes, rules, table: table.into(), file: file.into(), full: AtomicBool::new(false) })
     }
 
-    /// Replaces the patterns and tells the kernel of every known name whose patterns changed (at start: of
-    /// every known name). From the first moment on, names follow the new patterns. Blocks.
+    /// Replaces the patterns and tells the kernel of every known name that they cover (what a rule says may
+    /// have changed, too), and of every one that they cover no more; at start, of every known name. From the
+    /// first moment on, names follow the new patterns. Blocks.
     ///
     /// # Errors
     /// When rules can't be installed: names the first. The patterns hold nevertheless; those names are
@@ -153,14 +154,17 @@ impl Names {
             let table = self.read();
             let entries = (1..).zip(&table.entries);
             let covering = entries.map(|(i, entry)| (i, entry, index.covering(entry.name.as_str())));
-            let changed = covering.filter(|(_, entry, covering)| entry.told.as_ref() != Some(covering));
-            changed.map(|(i, entry, covering)| (i, entry.name.clone(), covering)).collect()
+            let told = covering
+                .filter(|(_, entry, covering)| !covering.is_empty() || entry.told.as_ref() != Some(covering));
+            told.map(|(i, entry, covering)| (i, entry.name.clone(), covering)).collect()
         };
         {
             let mut table = self.write();
             table.patterns = index;
-            for (index, ..) in &work {
-                table.entries[*index as usize - 1].told = None;
+            for (index, _, covering) in &work {
+                let entry = &mut table.entries[*index as usize - 1];
+                // With the same patterns, the rule that is there serves until its successor replaces it.
+                entry.told.take_if(|told| told != covering);
             }
         }
         let (mut told, mut failed) = (Vec::new(), Vec::new());
@@ -173,6 +177,11 @@ impl Names {
         let mut table = self.write();
         for (index, covering) in told {
             table.entries[index as usize - 1].told = Some(covering);
+        }
+        for (name, _) in &failed {
+            if let Some(index) = table.by_name.get(name).copied() {
+                table.entries[index as usize - 1].told = None;
+            }
         }
         let others = failed.len().saturating_sub(1);
         match failed.into_iter().next() {
