@@ -8,18 +8,47 @@
 //! |---|---|
 //! | `config.rs` | the structs that the rest of the house reads, and their defaults |
 //! | `config/key.rs` | worker keys and their hashes |
+//! | `config/fault.rs` | a fault, its line, and what is never shown in one |
+//! | `config/schema.rs` | which keys there are; what an unknown one was meant to be |
+//! | `config/reader.rs` | walks TOML and collects faults |
+//! | `config/values.rs`, `url.rs`, `duration.rs` | what single values mean |
+//! | `config/sections.rs`, `appliance.rs` | reads each section, judges them together |
+//! | `config/files.rs` | reads and checks the files that are named |
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use toml::de::DeTable;
 
 use crate::target::{Host, Pattern};
 
+mod appliance;
+mod duration;
+mod fault;
+mod files;
 mod key;
+mod reader;
+mod schema;
+mod sections;
+mod url;
+mod values;
 
+pub use fault::{Fault, Faults};
+pub use files::{FileCause, FileError, Identity, read_roots};
 pub use key::{Key, KeyError, KeyHash};
+
+use reader::{Place, Reader};
+
+/// A valid configuration, and what its administrator should know all the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// What the file says.
+    pub config: Config,
+    /// What is allowed but hardly wanted, in the order of the file: plaintext, secrets that others may read.
+    pub warnings: Vec<Fault>,
+}
 
 /// Everything that one file says, valid as a whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +71,49 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads a file of at most 1 MiB, and every file that it names.
+    ///
+    /// # Errors
+    /// All faults of the file and of the files that it names, in the order of the file.
+    pub fn load(path: &Path) -> Result<Loaded, Faults> {
+        let name = path.display().to_string();
+        let (bytes, mode) = match files::read_file(path) {
+            Ok(read) => read,
+            Err(cause) => return Err(Reader::new(&name, "").only(&Place::file(), cause.wrong())),
+        };
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Config::read(text, &name, Some(mode)),
+            Err(error) => {
+                let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+                let wrong = fault::wrong("not UTF-8, as TOML is", "save the file in UTF-8");
+                Err(Reader::new(&name, &valid).only(&Place::at(valid.len()), wrong))
+            }
+        }
+    }
+
+    /// Reads a text that came from `file_name`, without looking at the files that it names.
+    ///
+    /// # Errors
+    /// All faults of the text, in its order.
+    pub fn parse(text: &str, file_name: &str) -> Result<Loaded, Faults> {
+        Config::read(text, file_name, None)
+    }
+
+    /// With the mode of the file the named files are checked too.
+    fn read(text: &str, file_name: &str, mode: Option<u32>) -> Result<Loaded, Faults> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (document, errors) = DeTable::parse_recoverable(text);
+        let mut reader = Reader::new(file_name, text);
+        if !reader.syntax(document.get_ref(), errors) {
+            return Err(reader.faults());
+        }
+        let (config, named) = sections::read(&mut reader, document.get_ref());
+        if let Some(mode) = mode {
+            files::check(&mut reader, &named, mode);
+        }
+        reader.finish(config)
+    }
+
     /// The proxy hosts that `[steer]` captures: those of the groups on an appliance, else its own list; empty
     /// without `[steer]`.
     pub fn steered(&self) -> Vec<&Pattern> {

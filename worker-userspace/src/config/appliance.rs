@@ -1,0 +1,146 @@
+//! Reads `[appliance]` and its groups.
+//!
+//! What must hold: no two groups carry one host on one port by the same pattern, because a stream would then
+//! have two owners of equal right; and no two share a name or a key.
+
+use std::collections::HashMap;
+
+use super::fault::{quote, wrong};
+use super::files::Named;
+use super::reader::{Place, Reader, Table, Value, bare};
+use super::schema::{APPLIANCE, GROUP};
+use super::values::{self, LIST_HOSTS};
+use super::{Appliance, Group, KeyHash, TlsFiles};
+use crate::target::{HostPattern, Pattern, PortRange};
+
+/// Reads `[appliance]`; the second value is what its groups carry.
+pub(super) fn read<'d>(
+    r: &mut Reader<'d>,
+    value: &Value<'d>,
+    named: &mut Named,
+) -> (Option<Appliance>, Vec<(Place, Pattern)>) {
+    let Some(table) = r.section(value, &APPLIANCE) else { return (None, Vec::new()) };
+    const LISTEN: &str = "write where to listen, as in [\"0.0.0.0:443\", \"[::]:443\"]";
+    let listen = r.required(&table, "listen", "missing", LISTEN);
+    let listen = listen.map(|v| r.one_or_more(&v, values::listener, LISTEN)).unwrap_or_default();
+    let tls = tls(r, &table, named);
+    let (groups, carried) = groups(r, &table);
+    let appliance = Appliance { listen: bare(listen), tls, groups };
+    (Some(appliance), carried)
+}
+
+/// The files of the TLS identity; `None` in plaintext, or where a fault is reported.
+fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<TlsFiles> {
+    let insecure = table.get("insecure_plaintext");
+    let plaintext = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
+    let file = |r: &mut Reader<'d>, name: &str, what: &str| {
+        let value = table.get(name);
+        let path = value.as_ref().and_then(|v| r.path(v).map(|path| (v.place.clone(), path)));
+        match value {
+            Some(value) if plaintext => {
+                let problem = "`insecure_plaintext = true` asks for no TLS, and this is a part of TLS";
+                r.fault(&value.place, wrong(problem, "remove one of the two"));
+            }
+            None if !plaintext => {
+                let remedy =
+                    format!("write the path of {what} in PEM, or set `insecure_plaintext = true` in a lab");
+                r.missing(&table.missing(name), wrong("missing", remedy));
+            }
+            _ => {}
+        }
+        path
+    };
+    named.certificate = file(r, "certificate", "the certificate and its chain");
+    named.key = file(r, "key", "the private key");
+    if let (Some(insecure), true) = (&insecure, plaintext) {
+        let problem = "worker keys and everything carried go over the network in the clear";
+        r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
+    }
+    match (plaintext, &named.certificate, &named.key) {
+        (false, Some((_, certificate)), Some((_, key))) => {
+            Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+        }
+        _ => None,
+    }
+}
+
+fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place, Pattern)>) {
+    const GROUPS: &str = "write [[appliance.groups]] with `name`, `key_sha256` and `proxy_hosts`";
+    const HASH: &str = "write what `printf %s \"$KEY\" | sha256sum` prints";
+    let tables = r.required(table, "groups", "no group of workers is configured", GROUPS);
+    let tables = tables.map(|v| r.sections(&v, &GROUP)).unwrap_or_default();
+    let mut names: HashMap<String, Place> = HashMap::new();
+    let mut keys: HashMap<String, Place> = HashMap::new();
+    let mut owners = Owners::default();
+    let mut groups = Vec::new();
+    let mut carried = Vec::new();
+    for (i, table) in tables.into_iter().enumerate() {
+        let name = r.required(&table, "name", "missing", "write a name, as in \"site-a\"");
+        let name = name.and_then(|v| Some((r.parsed(&v, values::group_name)?, v.place)));
+        let label = match &name {
+            Some((name, place)) => {
+                once(r, &mut names, name.clone(), place, "name");
+                format!("group {}", quote(name))
+            }
+            None => format!("group {i}"),
+        };
+        let key = r.required(&table, "key_sha256", "missing", HASH);
+        let key = key.and_then(|v| {
+            let hash = r.parsed(&v, |text| {
+                text.parse::<KeyHash>().map_err(|e| wrong("not the SHA-256 of a key", format!("{e}; {HASH}")))
+            })?;
+            once(r, &mut keys, hash.to_string(), &v.place, "key");
+            Some(hash)
+        });
+        let hosts = r.required(&table, "proxy_hosts", "missing", LIST_HOSTS);
+        let hosts = hosts.map(|v| r.filled(&v, values::pattern, LIST_HOSTS)).unwrap_or_default();
+        for (place, pattern) in &hosts {
+            owners.claim(r, i, &label, place, pattern);
+        }
+        let may_open = table.get("may_open").and_then(|v| r.flag(&v)).unwrap_or(false);
+        carried.extend(hosts.iter().cloned());
+        if let (Some((name, _)), Some(key)) = (name, key) {
+            groups.push(Group { name, key, proxy_hosts: bare(hosts), may_open });
+        }
+    }
+    (groups, carried)
+}
+
+/// Reports what two groups have both, and must not.
+fn once(r: &mut Reader<'_>, seen: &mut HashMap<String, Place>, item: String, place: &Place, what: &str) {
+    match seen.get(&item) {
+        Some(first) => {
+            let problem = format!("another group{} has the same {what}", r.line(first));
+            r.fault(place, wrong(problem, format!("give each group its own {what}")));
+        }
+        None => drop(seen.insert(item, place.clone())),
+    }
+}
+
+/// Which group carries which hosts, so that a stream never has two owners of equal right.
+#[derive(Default)]
+struct Owners(HashMap<HostPattern, Vec<Claim>>);
+
+struct Claim {
+    group: usize,
+    label: String,
+    ports: Vec<PortRange>,
+}
+
+impl Owners {
+    fn claim(&mut self, r: &mut Reader<'_>, group: usize, label: &str, place: &Place, pattern: &Pattern) {
+        let claims = self.0.entry(pattern.host.clone()).or_default();
+        if let Some(other) = claims.iter().find(|c| c.group != group && share_port(&c.ports, &pattern.ports))
+        {
+            let problem = format!("{label} and {} both carry it", other.label);
+            r.fault(place, wrong(problem, "leave it to one of them, or give each its own ports"));
+        }
+        let label = format!("{label}{}", r.line(place));
+        claims.push(Claim { group, label, ports: pattern.ports.clone() });
+    }
+}
+
+/// True where two lists of ports have one in common; an empty list means all.
+fn share_port(a: &[PortRange], b: &[PortRange]) -> bool {
+    a.is_empty() || b.is_empty() || a.iter().any(|a| b.iter().any(|b| a.0 <= b.1 && b.0 <= a.1))
+}

@@ -1,0 +1,315 @@
+//! Reads the files that a configuration names: certificates, private keys, worker keys.
+//!
+//! What must hold: the daemon reads them by the very functions that check them, so that what passed the check
+//! is what gets used; no file is read beyond a limit; a pipe or a device never makes a check wait; and no
+//! message repeats what stands in a file.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{Error, InconsistentKeys, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::fault::{Wrong, wrong};
+use super::reader::{Place, Reader};
+use super::{Key, KeyError, KeySource, TlsFiles};
+
+/// The largest file that is read, in bytes: a system's whole bundle of roots has a quarter of it.
+const LARGEST: u64 = 1 << 20;
+
+/// A certificate with its chain, and the private key that belongs to it.
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Why a file cannot be used. The message names the file, what is wrong and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub cause: FileCause,
+}
+
+/// What is wrong with a file.
+#[derive(Debug)]
+pub enum FileCause {
+    /// It is not there.
+    Missing,
+    /// Its mode, or that of a directory above it, forbids it.
+    Forbidden,
+    /// A directory, pipe, socket or device.
+    NotAFile,
+    /// More than 1 MiB.
+    TooLarge,
+    /// Anything else that the kernel said.
+    Unreadable(io::Error),
+    /// A PEM block is cut off or is no base64.
+    DamagedPem,
+    /// No `CERTIFICATE` block.
+    NoCertificate,
+    /// A `CERTIFICATE` block that is no certificate, or not of X.509 v3; counted from 1.
+    UnusableCertificate(usize),
+    /// No private key.
+    NoKey,
+    /// A private key under a passphrase.
+    EncryptedKey,
+    /// More than one private key: how many.
+    ManyKeys(usize),
+    /// A private key that the TLS library does not take.
+    UnusableKey,
+    /// The private key belongs to another certificate than the one in this file.
+    Mismatch(PathBuf),
+    /// No worker key.
+    NoWorkerKey(KeyError),
+}
+
+impl FileCause {
+    /// The cause in words: what is wrong, and what to do.
+    pub(super) fn wrong(&self) -> Wrong {
+        use FileCause::*;
+        const PATH: &str = "correct the path";
+        const COPY: &str = "copy the file again";
+        match self {
+            Missing => wrong("there is no such file", PATH),
+            Forbidden => wrong("this user may not read it", "run as root, or change its owner or mode"),
+            NotAFile => wrong("it is not a regular file", PATH),
+            TooLarge => wrong("it is larger than 1 MiB", PATH),
+            Unreadable(error) => wrong(format!("it cannot be read, {error}"), PATH),
+            DamagedPem => wrong("a PEM block in it is damaged", COPY),
+            NoCertificate => {
+                wrong("it holds no certificate in PEM", "name a file with a block `BEGIN CERTIFICATE`")
+            }
+            UnusableCertificate(n) => wrong(
+                format!("certificate number {n} in it is damaged or not of X.509 v3"),
+                "copy the file again, or have the certificate issued anew",
+            ),
+            NoKey => wrong("it holds no private key in PEM", "name a file with a block `BEGIN PRIVATE KEY`"),
+            EncryptedKey => {
+                wrong("its private key is encrypted", "decrypt it with `openssl pkey -in FILE -out NEWFILE`")
+            }
+            ManyKeys(n) => wrong(format!("it holds {n} private keys"), "leave one"),
+            UnusableKey => wrong(
+                "its private key is damaged or of an unknown kind",
+                "use RSA of 2048 bits or more, ECDSA P-256, P-384 or P-521, or Ed25519",
+            ),
+            Mismatch(certificate) => wrong(
+                format!("it does not belong to the certificate in {}", certificate.display()),
+                "name the private key that the certificate was made for",
+            ),
+            NoWorkerKey(error) => {
+                wrong("it holds no worker key", format!("{error}; write the key alone into the file"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for FileCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wrong = self.wrong();
+        write!(f, "{}: {}", wrong.problem, wrong.remedy)
+    }
+}
+
+impl TlsFiles {
+    /// Reads the identity and makes sure that the key belongs to the certificate.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not what it should be.
+    pub fn read(&self) -> Result<Identity, FileError> {
+        let certificates = read_chain(&self.certificate)?;
+        let key = read_private_key(&self.key)?;
+        belongs(&self.certificate, &certificates, &self.key, key.signer)?;
+        Ok((certificates, key.der))
+    }
+}
+
+impl KeySource {
+    /// The key itself, read anew where it stands in a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no worker key.
+    pub fn read(&self) -> Result<Key, FileError> {
+        match self {
+            KeySource::Inline(key) => Ok(key.clone()),
+            KeySource::File(path) => read_worker_key(path).map(|(key, _)| key),
+        }
+    }
+}
+
+/// The certificates of a PEM file, at least one, each of them fit to be trusted as a root: also those of
+/// X.509 v1, which old authorities have.
+///
+/// # Errors
+/// The file cannot be read, or is not what it should be.
+pub fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    read_certificates(path, |_, der| is_root(der))
+}
+
+/// A certificate and its chain: the first is for a server, the others lead to a root or are one.
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    read_certificates(path, |i, der| ParsedCertificate::try_from(der).is_ok() || (i > 0 && is_root(der)))
+}
+
+fn is_root(der: &CertificateDer<'static>) -> bool {
+    RootCertStore::empty().add(der.clone()).is_ok()
+}
+
+fn read_certificates(
+    path: &Path,
+    is_usable: impl Fn(usize, &CertificateDer<'static>) -> bool,
+) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let about = |cause| FileError { path: path.to_owned(), cause };
+    let (bytes, _) = read_file(path).map_err(about)?;
+    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|_| about(FileCause::DamagedPem))?;
+    if certificates.is_empty() {
+        return Err(about(FileCause::NoCertificate));
+    }
+    match certificates.iter().enumerate().position(|(i, der)| !is_usable(i, der)) {
+        Some(i) => Err(about(FileCause::UnusableCertificate(i + 1))),
+        None => Ok(certificates),
+    }
+}
+
+/// A private key that the TLS library takes.
+struct PrivateKey {
+    der: PrivateKeyDer<'static>,
+    signer: Arc<dyn SigningKey>,
+    /// The file's mode.
+    mode: u32,
+}
+
+/// The one private key of a PEM file.
+fn read_private_key(path: &Path) -> Result<PrivateKey, FileError> {
+    let about = |cause| FileError { path: path.to_owned(), cause };
+    let (bytes, mode) = read_file(path).map_err(about)?;
+    // PKCS#8 says so in the block's title, the older formats in a header below it.
+    let encrypted = [&b"ENCRYPTED PRIVATE KEY"[..], b"Proc-Type: 4,ENCRYPTED"];
+    if encrypted.iter().any(|sign| bytes.windows(sign.len()).any(|window| window == *sign)) {
+        return Err(about(FileCause::EncryptedKey));
+    }
+    let mut keys: Vec<PrivateKeyDer<'static>> = PrivateKeyDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|_| about(FileCause::DamagedPem))?;
+    let der = match (keys.pop(), keys.len()) {
+        (None, _) => return Err(about(FileCause::NoKey)),
+        (Some(key), 0) => key,
+        (Some(_), others) => return Err(about(FileCause::ManyKeys(others + 1))),
+    };
+    let signer = aws_lc_rs::sign::any_supported_type(&der).map_err(|_| about(FileCause::UnusableKey))?;
+    Ok(PrivateKey { der, signer, mode })
+}
+
+/// Makes sure that a private key belongs to the first certificate.
+fn belongs(
+    certificate: &Path,
+    certificates: &[CertificateDer<'static>],
+    path: &Path,
+    signer: Arc<dyn SigningKey>,
+) -> Result<(), FileError> {
+    match CertifiedKey::new(certificates.to_vec(), signer).keys_match() {
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(_) => {
+            Err(FileError { path: path.to_owned(), cause: FileCause::Mismatch(certificate.to_owned()) })
+        }
+    }
+}
+
+/// The worker key that stands alone in a file, and the file's mode.
+fn read_worker_key(path: &Path) -> Result<(Key, u32), FileError> {
+    let about = |cause| FileError { path: path.to_owned(), cause };
+    let (bytes, mode) = read_file(path).map_err(about)?;
+    // What is no UTF-8 is no key either, and says so: no key has a replacement character.
+    let key = String::from_utf8_lossy(&bytes).trim().parse().map_err(|e| about(FileCause::NoWorkerKey(e)))?;
+    Ok((key, mode))
+}
+
+/// A regular file's bytes and its mode.
+pub(super) fn read_file(path: &Path) -> Result<(Vec<u8>, u32), FileCause> {
+    // NONBLOCK: opening a pipe that nobody writes to would wait for ever. Regular files do not care.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(because)?;
+    let metadata = file.metadata().map_err(because)?;
+    if !metadata.is_file() {
+        return Err(FileCause::NotAFile);
+    }
+    let mut bytes = Vec::new();
+    // One byte beyond the limit tells, also where the file grows while it is read.
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(because)?;
+    match bytes.len() as u64 > LARGEST {
+        true => Err(FileCause::TooLarge),
+        false => Ok((bytes, metadata.mode())),
+    }
+}
+
+fn because(error: io::Error) -> FileCause {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FileCause::Missing,
+        io::ErrorKind::PermissionDenied => FileCause::Forbidden,
+        // A socket cannot be opened at all.
+        _ if error.raw_os_error() == Some(libc::ENXIO) => FileCause::NotAFile,
+        _ => FileCause::Unreadable(error),
+    }
+}
+
+/// The files that a configuration names, and where it names them.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// The appliance's certificate and its chain.
+    pub(super) certificate: Option<(Place, PathBuf)>,
+    /// The private key of that certificate.
+    pub(super) key: Option<(Place, PathBuf)>,
+    /// Certificates that a worker trusts beside the system's roots.
+    pub(super) roots: Option<(Place, PathBuf)>,
+    /// The file that holds a worker's key.
+    pub(super) worker_key: Option<(Place, PathBuf)>,
+    /// Where the configuration itself holds that key.
+    pub(super) inline_key: Option<Place>,
+}
+
+/// Reports each named file that cannot be used, and each secret that others may read. `mode` is that of the
+/// configuration file.
+pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32) {
+    if let Some((place, path)) = &named.roots {
+        usable(r, place, read_roots(path));
+    }
+    if let Some((place, path)) = &named.worker_key
+        && let Some((_, mode)) = usable(r, place, read_worker_key(path))
+    {
+        private(r, place, mode);
+    }
+    if let Some(place) = &named.inline_key {
+        private(r, place, mode);
+    }
+    let certificates = named
+        .certificate
+        .as_ref()
+        .and_then(|(place, path)| Some((path, usable(r, place, read_chain(path))?)));
+    let Some((place, path)) = &named.key else { return };
+    let Some(key) = usable(r, place, read_private_key(path)) else { return };
+    private(r, place, key.mode);
+    if let Some((certificate, certificates)) = certificates {
+        usable(r, place, belongs(certificate, &certificates, path, key.signer));
+    }
+}
+
+fn usable<T>(r: &mut Reader<'_>, place: &Place, result: Result<T, FileError>) -> Option<T> {
+    result.map_err(|error| r.fault(place, error.cause.wrong())).ok()
+}
+
+/// Warns where others than the owner may read a secret.
+fn private(r: &mut Reader<'_>, place: &Place, mode: u32) {
+    if mode & 0o044 != 0 {
+        let problem =
+            format!("others than its owner may read this secret's file, mode {:04o}", mode & 0o7777);
+        r.warn(place, wrong(problem, "set the mode with `chmod 600`"));
+    }
+}

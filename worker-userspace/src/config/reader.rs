@@ -1,0 +1,483 @@
+//! Walks a TOML document by hand and collects faults instead of stopping at the first.
+//!
+//! What must hold: a method that gives `None` has reported why, so that whoever asked may go on with the rest;
+//! what was read counts only when [`Reader::finish`] finds no fault. A line whose TOML is broken is reported
+//! once, as broken TOML, and nothing is made of its value.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
+use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue, Error};
+
+use super::fault::{Fault, Faults, Wrong, bounded, mask, mask_shown, quote, shorten, show, wrong};
+use super::schema::{self, Section, join};
+use super::{Config, Loaded, duration};
+
+/// Where something stands in the file, and how a fault names it.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Bytes from the start of the text; `None` for the file as a whole.
+    offset: Option<usize>,
+    key: String,
+    value: Option<String>,
+}
+
+impl Place {
+    /// The whole file.
+    pub(super) fn file() -> Place {
+        Place { offset: None, key: String::new(), value: None }
+    }
+
+    /// A place that no key names.
+    pub(super) fn at(offset: usize) -> Place {
+        Place { offset: Some(offset), ..Place::file() }
+    }
+
+    /// The same line, but about another key, one that is missing there.
+    pub(super) fn missing(&self, key: &str) -> Place {
+        Place { offset: self.offset, key: key.to_owned(), value: None }
+    }
+
+    /// Orders places as they stand in the file.
+    pub(super) fn offset(&self) -> Option<usize> {
+        self.offset
+    }
+}
+
+/// A value and its place.
+#[derive(Debug, Clone)]
+pub(super) struct Value<'d> {
+    pub(super) place: Place,
+    value: &'d DeValue<'d>,
+}
+
+/// A section and its place. Its unknown keys are reported already.
+#[derive(Debug)]
+pub(super) struct Table<'d> {
+    /// The section's header.
+    pub(super) place: Place,
+    section: &'static Section,
+    path: String,
+    entries: &'d DeTable<'d>,
+}
+
+impl<'d> Table<'d> {
+    /// The value of a key of this section, where it is set.
+    pub(super) fn get(&self, name: &str) -> Option<Value<'d>> {
+        debug_assert!(self.section.keys.contains(&name), "{name} is not in the schema");
+        let value = self.entries.get(name)?;
+        let shown = match value.get_ref() {
+            DeValue::Table(_) => None,
+            other if schema::hides(name, other) => Some("***".to_owned()),
+            other => Some(show(other)),
+        };
+        let place = Place { offset: Some(value.span().start), key: join(&self.path, name), value: shown };
+        Some(Value { place, value: value.get_ref() })
+    }
+
+    /// The place of a key that is not set.
+    pub(super) fn missing(&self, name: &str) -> Place {
+        self.place.missing(&join(&self.path, name))
+    }
+}
+
+/// Reads one file's text and knows everything that is wrong with it.
+#[derive(Debug)]
+pub(super) struct Reader<'d> {
+    file: Arc<str>,
+    text: &'d str,
+    /// Where each line starts.
+    lines: Vec<usize>,
+    /// Lines that are no TOML; nothing more is said about them.
+    broken: BTreeSet<usize>,
+    /// Keys that somebody meant to write; nobody is told that they are missing.
+    meant: HashSet<String>,
+    faults: Vec<(Option<usize>, Fault)>,
+    warnings: Vec<(Option<usize>, Fault)>,
+}
+
+impl<'d> Reader<'d> {
+    /// A reader of `text`, which came from `file`.
+    pub(super) fn new(file: &str, text: &'d str) -> Reader<'d> {
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Reader {
+            file: mask_shown(file).into(),
+            text,
+            lines,
+            broken: BTreeSet::new(),
+            meant: HashSet::new(),
+            faults: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The line of an offset, from 1.
+    fn line_of(&self, offset: usize) -> usize {
+        self.lines.partition_point(|start| *start <= offset)
+    }
+
+    /// ` (line 12)`, to name another place in a message.
+    pub(super) fn line(&self, place: &Place) -> String {
+        place.offset.map_or(String::new(), |offset| format!(" (line {})", self.line_of(offset)))
+    }
+
+    /// Reports a fault.
+    pub(super) fn fault(&mut self, place: &Place, wrong: Wrong) {
+        let line = place.offset.map(|offset| self.line_of(offset));
+        if line.is_none_or(|line| !self.broken.contains(&line)) {
+            let fault = self.about(place, wrong);
+            self.faults.push((place.offset, fault));
+        }
+    }
+
+    /// Reports a key that is not set, unless it is there under a wrong name.
+    pub(super) fn missing(&mut self, place: &Place, wrong: Wrong) {
+        if !self.meant.contains(&place.key) {
+            self.fault(place, wrong);
+        }
+    }
+
+    /// The value of a key that must be set.
+    pub(super) fn required(
+        &mut self,
+        table: &Table<'d>,
+        name: &str,
+        problem: &str,
+        remedy: &str,
+    ) -> Option<Value<'d>> {
+        let value = table.get(name);
+        if value.is_none() {
+            self.missing(&table.missing(name), wrong(problem, remedy));
+        }
+        value
+    }
+
+    /// True where one of these keys of the top was meant, though it is not set.
+    pub(super) fn meant(&self, keys: &[&str]) -> bool {
+        keys.iter().any(|key| self.meant.contains(*key))
+    }
+
+    /// Reports what is allowed but hardly wanted.
+    pub(super) fn warn(&mut self, place: &Place, wrong: Wrong) {
+        let warning = self.about(place, wrong);
+        self.warnings.push((place.offset, warning));
+    }
+
+    fn about(&self, place: &Place, wrong: Wrong) -> Fault {
+        Fault {
+            file: self.file.clone(),
+            line: place.offset.map(|offset| self.line_of(offset)),
+            column: None,
+            key: mask(&place.key),
+            value: place.value.as_deref().map(mask_shown),
+            problem: bounded(&mask(&wrong.problem)),
+            remedy: bounded(&mask(&wrong.remedy)),
+        }
+    }
+
+    /// Reports what is no TOML, once for each line. True where the rest of the document can still be judged:
+    /// where only values are broken, or keys stand twice. Behind a broken header it cannot.
+    pub(super) fn syntax(&mut self, document: &DeTable<'_>, errors: Vec<Error>) -> bool {
+        let mut first: BTreeMap<Option<usize>, Error> = BTreeMap::new();
+        let mut scalars = Vec::new();
+        if !errors.is_empty() {
+            document.values().for_each(|value| collect_scalars(value, &mut scalars));
+            scalars.sort_unstable();
+        }
+        let mut judged = true;
+        for error in errors {
+            // Quotes that are open over many lines may have swallowed a section.
+            let in_value = |span: Range<usize>| {
+                around(&scalars, &span).is_some_and(|start| self.line_of(start) == self.line_of(span.start))
+            };
+            judged &= error.message() == DUPLICATE || error.span().is_some_and(in_value);
+            let offset = error.span().map(|span| span.start);
+            let line = offset.map(|offset| self.line_of(offset));
+            match first.entry(line) {
+                Entry::Vacant(entry) => drop(entry.insert(error)),
+                Entry::Occupied(mut entry) => {
+                    if entry.get().span().map(|span| span.start) > offset {
+                        entry.insert(error);
+                    }
+                }
+            }
+        }
+        for (line, error) in first {
+            let fault = self.no_toml(&error);
+            self.faults.push((error.span().map(|span| span.start), fault));
+            self.broken.extend(line);
+        }
+        judged
+    }
+
+    fn no_toml(&self, error: &Error) -> Fault {
+        let span = error.span().unwrap_or_default();
+        let message = error.message();
+        let here = self.text.get(span.clone()).unwrap_or_default();
+        let is_value = ["string values must", "invalid float", "invalid boolean", "invalid integer"];
+        let is_value = is_value.iter().any(|start| message.starts_with(start));
+        let unclosed = ["expected `\"`", "expected `'`", "expected `\"\"\"`", "expected `'''`"];
+        let unclosed = unclosed.iter().any(|end| message.ends_with(end));
+        let wrong = if message == DUPLICATE {
+            wrong(format!("`{}` stands here a second time", shorten(&mask(here))), "keep one of the two")
+        } else if is_value && here.is_empty() {
+            wrong("no TOML, a value is missing", "write one behind `=`, or remove the line")
+        } else if is_value && here.starts_with(char::is_alphabetic) {
+            wrong("no TOML, a text without quotes", "write it in double quotes, as in log = \"info\"")
+        } else if unclosed {
+            wrong("no TOML, a text whose quotes are not closed", "close them at its end")
+        } else if message.starts_with("missing escaped value") {
+            wrong("no TOML, an unknown escape", "write the backslash twice, or the text in single quotes")
+        } else {
+            wrong(format!("no TOML, {message}"), "write `key = value`, `[section]` or `# comment`")
+        };
+        let line = error.span().map(|span| self.line_of(span.start));
+        let column = line.map(|line| {
+            let before = self.text.get(self.lines[line - 1]..span.start).unwrap_or_default();
+            before.chars().count() + 1
+        });
+        Fault { line, column, ..self.about(&Place::file(), wrong) }
+    }
+
+    /// What was read, if nothing is wrong with it.
+    pub(super) fn finish(mut self, config: Config) -> Result<Loaded, Faults> {
+        if !self.faults.is_empty() {
+            return Err(self.faults());
+        }
+        self.warnings.sort_by_key(|(offset, _)| *offset);
+        Ok(Loaded { config, warnings: self.warnings.into_iter().map(|(_, warning)| warning).collect() })
+    }
+
+    /// Everything that is wrong, in the order of the file. The sort is stable: faults of one place keep theirs.
+    pub(super) fn faults(mut self) -> Faults {
+        self.faults.sort_by_key(|(offset, _)| *offset);
+        Faults::new(self.faults.into_iter().map(|(_, fault)| fault).collect())
+    }
+
+    /// The one fault of a file that cannot even be parsed.
+    pub(super) fn only(mut self, place: &Place, wrong: Wrong) -> Faults {
+        self.fault(place, wrong);
+        self.faults()
+    }
+
+    /// The document itself as a section.
+    pub(super) fn top(&mut self, document: &'d DeTable<'d>) -> Table<'d> {
+        self.open(Place::file(), &schema::TOP, String::new(), document)
+    }
+
+    fn open(
+        &mut self,
+        place: Place,
+        section: &'static Section,
+        path: String,
+        entries: &'d DeTable<'d>,
+    ) -> Table<'d> {
+        for (key, value) in entries {
+            if section.keys.contains(&key.get_ref().as_ref()) {
+                continue;
+            }
+            let (what, shown) = match value.get_ref() {
+                DeValue::Table(_) => ("unknown section", None),
+                _ if schema::sounds_secret(key.get_ref()) => ("unknown key", Some("***".to_owned())),
+                other => ("unknown key", Some(show(other))),
+            };
+            let place =
+                Place { offset: Some(key.span().start), key: join(&path, key.get_ref()), value: shown };
+            let meant = schema::meant(section, &path, key.get_ref());
+            self.meant.extend(meant.keys);
+            self.fault(&place, wrong(what, meant.remedy));
+        }
+        Table { place, section, path, entries }
+    }
+
+    /// A section that stands once.
+    pub(super) fn section(&mut self, value: &Value<'d>, section: &'static Section) -> Option<Table<'d>> {
+        let header = section.header;
+        let entries = self.typed(
+            value,
+            value.value.as_table(),
+            "a section",
+            &format!("write {header} on a line of its own"),
+        )?;
+        let place = Place { key: header.to_owned(), ..value.place.clone() };
+        Some(self.open(place, section, value.place.key.clone(), entries))
+    }
+
+    /// Sections that stand as often as wanted, but at least once.
+    pub(super) fn sections(&mut self, value: &Value<'d>, section: &'static Section) -> Vec<Table<'d>> {
+        let remedy = format!("write {}, in double brackets, above each", section.header);
+        let Some(items) = self.typed(value, value.value.as_array(), "a list of sections", &remedy) else {
+            return Vec::new();
+        };
+        if items.is_empty() {
+            self.fault(&value.place, wrong("the list is empty", &remedy));
+        }
+        let mut tables = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            let key = format!("{}[{i}]", value.place.key);
+            let shown = (!item.get_ref().is_table()).then(|| show(item.get_ref()));
+            let place = Place { offset: Some(item.span().start), key: key.clone(), value: shown };
+            let item = Value { place, value: item.get_ref() };
+            if let Some(entries) = self.typed(&item, item.value.as_table(), "a section", &remedy) {
+                tables.push(self.open(item.place, section, key, entries));
+            }
+        }
+        tables
+    }
+
+    fn typed<T>(&mut self, value: &Value<'d>, got: Option<T>, belongs: &str, remedy: &str) -> Option<T> {
+        if got.is_none() {
+            let is = match value.value {
+                DeValue::String(_) => "a text",
+                DeValue::Integer(_) => "a whole number",
+                DeValue::Float(_) => "a decimal number",
+                DeValue::Boolean(_) => "true or false",
+                DeValue::Datetime(_) => "a date",
+                DeValue::Array(_) => "a list",
+                DeValue::Table(_) => "a section",
+            };
+            self.fault(&value.place, wrong(format!("{is} where {belongs} belongs"), remedy));
+        }
+        got
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, value: &Value<'d>) -> Option<bool> {
+        self.typed(value, value.value.as_bool(), "true or false", "write true or false, without quotes")
+    }
+
+    /// A whole number in a range.
+    pub(super) fn number(&mut self, value: &Value<'d>, range: RangeInclusive<u8>) -> Option<u8> {
+        let (low, high) = (range.start(), range.end());
+        let remedy = format!("write a number from {low} to {high}, without quotes");
+        let number = self.typed(value, value.value.as_integer(), "a whole number", &remedy)?;
+        let number = i128::from_str_radix(number.as_str(), number.radix()).ok();
+        let number = number.and_then(|n| u8::try_from(n).ok()).filter(|n| range.contains(n));
+        if number.is_none() {
+            self.fault(&value.place, wrong(format!("not between {low} and {high}"), remedy));
+        }
+        number
+    }
+
+    /// A text that `parse` understands.
+    pub(super) fn parsed<T>(
+        &mut self,
+        value: &Value<'d>,
+        parse: impl FnOnce(&'d str) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let text = self.typed(value, value.value.as_str(), "a text", "write it in double quotes")?;
+        parse(text).map_err(|wrong| self.fault(&value.place, wrong)).ok()
+    }
+
+    /// A duration in a range.
+    pub(super) fn duration(
+        &mut self,
+        value: &Value<'d>,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let remedy = "write a number and a unit in double quotes, as in \"500ms\", \"10s\" or \"2m\"";
+        let text = self.typed(value, value.value.as_str(), "a duration", remedy)?;
+        duration::parse(text, &range).map_err(|wrong| self.fault(&value.place, wrong)).ok()
+    }
+
+    /// An absolute path.
+    pub(super) fn path(&mut self, value: &Value<'d>) -> Option<PathBuf> {
+        self.parsed(value, |text| match text.starts_with('/') && !text.contains('\0') {
+            true => Ok(PathBuf::from(text)),
+            false => Err(wrong("not an absolute path", "write the whole path, from `/` on")),
+        })
+    }
+
+    /// A list of texts that `parse` understands, none of them twice. `remedy` tells how such a list is written.
+    pub(super) fn list<T: Clone + Eq + Hash>(
+        &mut self,
+        value: &Value<'d>,
+        parse: impl Fn(&'d str) -> Result<T, Wrong>,
+        remedy: &str,
+    ) -> Vec<(Place, T)> {
+        let remedy = match value.value.as_str() {
+            Some(text) => format!("write [{}]", quote(text)),
+            None => remedy.to_owned(),
+        };
+        let Some(items) = self.typed(value, value.value.as_array(), "a list", &remedy) else {
+            return Vec::new();
+        };
+        let mut seen: HashMap<T, usize> = HashMap::new();
+        let mut read = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            let place = Place {
+                offset: Some(item.span().start),
+                key: format!("{}[{i}]", value.place.key),
+                value: Some(show(item.get_ref())),
+            };
+            let item = Value { place, value: item.get_ref() };
+            let Some(parsed) = self.parsed(&item, &parse) else { continue };
+            match seen.get(&parsed) {
+                Some(first) => {
+                    let problem = format!("the same as {}[{first}]", value.place.key);
+                    self.fault(&item.place, wrong(problem, "remove one of the two"));
+                }
+                None => drop(seen.insert(parsed.clone(), i)),
+            }
+            read.push((item.place, parsed));
+        }
+        read
+    }
+
+    /// A list as in [`Reader::list`] that an empty one is a fault of.
+    pub(super) fn filled<T: Clone + Eq + Hash>(
+        &mut self,
+        value: &Value<'d>,
+        parse: impl Fn(&'d str) -> Result<T, Wrong>,
+        remedy: &str,
+    ) -> Vec<(Place, T)> {
+        if value.value.as_array().is_some_and(|items| items.is_empty()) {
+            self.fault(&value.place, wrong("the list is empty", remedy));
+        }
+        self.list(value, parse, remedy)
+    }
+
+    /// A list as in [`Reader::filled`], or one text that stands for a list of one.
+    pub(super) fn one_or_more<T: Clone + Eq + Hash>(
+        &mut self,
+        value: &Value<'d>,
+        parse: impl Fn(&'d str) -> Result<T, Wrong>,
+        remedy: &str,
+    ) -> Vec<(Place, T)> {
+        match value.value {
+            DeValue::String(_) => {
+                self.parsed(value, parse).map(|one| (value.place.clone(), one)).into_iter().collect()
+            }
+            _ => self.filled(value, parse, remedy),
+        }
+    }
+}
+
+/// What `toml` says of a key that stands twice.
+const DUPLICATE: &str = "duplicate key";
+
+/// The spans of all values that hold no others.
+fn collect_scalars(value: &toml::Spanned<DeValue<'_>>, spans: &mut Vec<(usize, usize)>) {
+    match value.get_ref() {
+        DeValue::Array(items) => items.iter().for_each(|item| collect_scalars(item, spans)),
+        DeValue::Table(table) => table.values().for_each(|item| collect_scalars(item, spans)),
+        _ => spans.push((value.span().start, value.span().end)),
+    }
+}
+
+/// The start of that one of the sorted `spans` in which a span lies.
+fn around(spans: &[(usize, usize)], span: &Range<usize>) -> Option<usize> {
+    let last = spans.partition_point(|(start, _)| *start <= span.start).checked_sub(1)?;
+    let (start, end) = spans[last];
+    (span.end <= end).then_some(start)
+}
+
+/// Drops the places, which only faults need.
+pub(super) fn bare<T>(placed: Vec<(Place, T)>) -> Vec<T> {
+    placed.into_iter().map(|(_, item)| item).collect()
+}

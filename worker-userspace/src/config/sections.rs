@@ -1,0 +1,224 @@
+//! Reads each section, then judges what they say together.
+//!
+//! What must hold: every value is read before roles are judged, so that a wrong value and a wrong combination
+//! are reported in one run.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeTable;
+
+use super::fault::wrong;
+use super::files::Named;
+use super::reader::{Place, Reader, Table, Value, bare};
+use super::schema::{EGRESS, STEER};
+use super::values::{self, LIST_HOSTS, SYNTHETIC4, SYNTHETIC6};
+use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, url};
+use crate::target::{HostPattern, Pattern};
+
+/// The keys that make a worker.
+const WORKER: [&str; 3] = ["appliance_url", "worker_key", "worker_key_file"];
+/// The keys that make a role which carries streams.
+const CARRIERS: [&str; 4] = ["appliance_url", "worker_key", "worker_key_file", "appliance"];
+/// The kernel's `sun_path` without its closing NUL.
+const LONGEST_SOCKET: usize = 107;
+const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(120);
+const DOWN_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+const LIST_ALLOWED: &str =
+    "list what this worker may dial, as in [\"vcenter.corp.example:443\", \"10.20.0.0/16\"]";
+
+/// Reads the whole document. The result counts only where `r` finishes without faults.
+pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config, Named) {
+    let top = r.top(document);
+    let mut named = Named::default();
+    let state_dir = top.get("state_dir").and_then(|v| r.path(&v));
+    let control_socket = top.get("control_socket").and_then(|v| {
+        let path = r.path(&v)?;
+        if path.as_os_str().len() > LONGEST_SOCKET {
+            let problem = format!("longer than a socket's path may be, {LONGEST_SOCKET} bytes");
+            r.fault(&v.place, wrong(problem, "choose a shorter path"));
+        }
+        Some(path)
+    });
+    let drain = top.get("drain").and_then(|v| r.duration(&v, DRAIN));
+    let log = top.get("log").and_then(|v| r.parsed(&v, values::log_filter));
+
+    let worker_set = WORKER.iter().any(|key| top.get(key).is_some());
+    let worker = worker(r, &top, &mut named);
+    let appliance_set = top.get("appliance");
+    let (appliance, carried) = match &appliance_set {
+        Some(value) => appliance::read(r, value, &mut named),
+        None => (None, Vec::new()),
+    };
+    let steer_set = top.get("steer");
+    let steer = steer_set.as_ref().and_then(|value| {
+        if !worker_set && appliance_set.is_none() && !r.meant(&CARRIERS) {
+            let remedy = "add an [appliance], or `appliance_url` and `worker_key` for a worker";
+            r.fault(&value.place, wrong("nothing is here to carry what it captures", remedy));
+        }
+        steer(r, value, appliance_set.is_some(), &carried)
+    });
+    let strays = worker_only(&top).next().is_some();
+    let meant = strays || r.meant(&CARRIERS) || r.meant(&["steer"]);
+    if !worker_set && appliance_set.is_none() && steer_set.is_none() && !meant {
+        let remedy = "set `appliance_url` and `worker_key` for a worker, or write an [appliance] section";
+        r.fault(&Place::file(), wrong("no role is configured", remedy));
+    }
+    let config = Config {
+        state_dir: state_dir.unwrap_or_else(|| "/var/lib/dworker".into()),
+        control_socket: control_socket.unwrap_or_else(|| "/run/dworker/control.sock".into()),
+        drain: drain.unwrap_or(Duration::from_secs(10)),
+        log: log.unwrap_or_else(|| "info".to_owned()),
+        worker,
+        appliance,
+        steer,
+    };
+    (config, named)
+}
+
+/// The keys of the top that only a worker has.
+fn worker_only<'t, 'd>(top: &'t Table<'d>) -> impl Iterator<Item = Value<'d>> + use<'t, 'd> {
+    ["ca_file", "lanes", "insecure_plaintext", "egress"].into_iter().filter_map(|key| top.get(key))
+}
+
+fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<Worker> {
+    let url = top.get("appliance_url");
+    let inline = top.get("worker_key");
+    let file = top.get("worker_key_file");
+    let insecure = top.get("insecure_plaintext");
+
+    let insecure_set = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
+    let appliance = url.as_ref().and_then(|v| r.parsed(v, |text| url::parse(text, insecure_set)));
+    let key = inline.as_ref().and_then(|v| {
+        named.inline_key = Some(v.place.clone());
+        r.parsed(v, |text| {
+            text.parse::<Key>()
+                .map_err(|e| wrong("not a worker key", format!("{e}; paste it as it was first shown")))
+        })
+    });
+    let key_file = file
+        .as_ref()
+        .and_then(|v| r.path(v).inspect(|path| named.worker_key = Some((v.place.clone(), path.clone()))));
+    let ca_file = top
+        .get("ca_file")
+        .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
+    let lanes = top.get("lanes").map_or(Some(2), |v| r.number(&v, 1..=8));
+    let egress = top.get("egress").and_then(|v| r.section(&v, &EGRESS)).map(|table| egress(r, &table));
+
+    let set =
+        [&url, &inline, &file].into_iter().flatten().map(|v| &v.place).min_by_key(|place| place.offset());
+    let Some(set) = set else {
+        for stray in worker_only(top) {
+            let remedy = "add `appliance_url` and `worker_key`, or remove it";
+            r.fault(&stray.place, wrong("only a worker has it, and none is configured", remedy));
+        }
+        return None;
+    };
+    if url.is_none() {
+        let remedy = "add the appliance's URL, as in \"https://appliance.example\"";
+        r.missing(&set.missing("appliance_url"), wrong("missing, and a worker key is set", remedy));
+    }
+    match (&inline, &file) {
+        (None, None) => {
+            let remedy = "add `worker_key`, or `worker_key_file` with the path of a file that holds it";
+            r.missing(&set.missing("worker_key"), wrong("missing, and `appliance_url` is set", remedy));
+        }
+        (Some(inline), Some(file)) => {
+            let problem = format!("`worker_key`{} is set too", r.line(&inline.place));
+            r.fault(&file.place, wrong(problem, "keep one of the two"));
+        }
+        _ => {}
+    }
+    if top.get("egress").is_none() {
+        let problem = "missing, so that this worker might dial nothing";
+        r.missing(
+            &set.missing("egress"),
+            wrong(problem, format!("write [egress] and `allow`; {LIST_ALLOWED}")),
+        );
+    }
+    if let (Some(insecure), true) = (&insecure, insecure_set) {
+        let problem = "the worker key and everything carried go over the network in the clear";
+        r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
+    }
+    let key = key.map(KeySource::Inline).or(key_file.map(KeySource::File));
+    Some(Worker { appliance: appliance?, key: key?, ca_file, lanes: lanes?, egress: egress? })
+}
+
+fn egress<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> Egress {
+    let allow = r.required(table, "allow", "missing, so that this worker might dial nothing", LIST_ALLOWED);
+    let allow = allow.map(|v| r.filled(&v, values::pattern, LIST_ALLOWED));
+    let deny = table.get("deny").map(|v| r.list(&v, values::pattern, LIST_HOSTS));
+    let connect_timeout = table.get("connect_timeout").and_then(|v| r.duration(&v, CONNECT_TIMEOUT));
+    Egress {
+        allow: bare(allow.unwrap_or_default()),
+        deny: bare(deny.unwrap_or_default()),
+        connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(10)),
+    }
+}
+
+fn steer<'d>(
+    r: &mut Reader<'d>,
+    value: &Value<'d>,
+    appliance: bool,
+    carried: &[(Place, Pattern)],
+) -> Option<Steer> {
+    let table = r.section(value, &STEER)?;
+    const CGROUPS: &str = "list the cgroups to capture, as in [\"system.slice/app.service\"]";
+    let cgroups = r.required(&table, "cgroups", "missing", CGROUPS);
+    let cgroups = cgroups.map(|v| r.filled(&v, values::cgroup, CGROUPS));
+    let hosts = table.get("proxy_hosts");
+    match &hosts {
+        Some(hosts) if appliance => {
+            let problem = "on an appliance the groups say what is captured";
+            r.fault(
+                &hosts.place,
+                wrong(problem, "remove it, and list each host under its [[appliance.groups]]"),
+            );
+        }
+        None if !appliance => r.missing(&table.missing("proxy_hosts"), wrong("missing", LIST_HOSTS)),
+        _ => {}
+    }
+    let hosts = hosts.map(|v| r.filled(&v, values::pattern, LIST_HOSTS)).unwrap_or_default();
+    let synthetic4 =
+        table.get("synthetic4").and_then(|v| r.parsed(&v, |t| values::synthetic(t, SYNTHETIC4, 8..=28)));
+    let synthetic6 =
+        table.get("synthetic6").and_then(|v| r.parsed(&v, |t| values::synthetic(t, SYNTHETIC6, 32..=112)));
+    let (synthetic4, synthetic6) = (synthetic4.unwrap_or(SYNTHETIC4), synthetic6.unwrap_or(SYNTHETIC6));
+    for (place, pattern) in carried.iter().chain(&hosts) {
+        let HostPattern::Net(net) = &pattern.host else { continue };
+        // A wider network is no fault: the synthetic one is more specific, and what is left is real.
+        if let Some(synthetic) =
+            [IpNet::V4(synthetic4), IpNet::V6(synthetic6)].iter().find(|s| s.contains(net))
+        {
+            let problem = format!("it lies in the synthetic network {synthetic}, where no real host is");
+            r.fault(place, wrong(problem, "name the host, or move the synthetic network"));
+        }
+    }
+    let families =
+        table.get("families").map_or(Some(Families { ipv4: true, ipv6: false }), |v| families(r, &v));
+    let down_for = table.get("down_for").and_then(|v| r.duration(&v, DOWN_FOR));
+    Some(Steer {
+        cgroups: bare(cgroups?),
+        proxy_hosts: bare(hosts),
+        synthetic4,
+        synthetic6,
+        families: families?,
+        down_for: down_for.unwrap_or(Duration::from_secs(2)),
+    })
+}
+
+fn families<'d>(r: &mut Reader<'d>, value: &Value<'d>) -> Option<Families> {
+    const REMEDY: &str = "write [\"ipv4\"], [\"ipv6\"] or [\"ipv4\", \"ipv6\"]";
+    let listed = r.filled(
+        value,
+        |text| match text {
+            "ipv4" | "ipv6" => Ok(text),
+            _ => Err(wrong("not an address family", REMEDY)),
+        },
+        REMEDY,
+    );
+    let has = |family| listed.iter().any(|(_, listed)| *listed == family);
+    Some(Families { ipv4: has("ipv4"), ipv6: has("ipv6") })
+}

@@ -1,0 +1,138 @@
+//! The appliance's URL: scheme, host and port, and nothing else, because nothing else has a meaning.
+
+use std::net::Ipv6Addr;
+
+use super::ApplianceUrl;
+use super::fault::{Wrong, wrong};
+use crate::target::Host;
+
+const FORM: &str = "write \"https://HOST\" or \"https://HOST:PORT\"";
+
+/// Reads `https://host[:port][/]`; `http://` only where `insecure_plaintext` says so, and only then.
+pub(super) fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl, Wrong> {
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("not a URL", FORM))?;
+    let plaintext = match (scheme.to_ascii_lowercase().as_str(), insecure_plaintext) {
+        ("https", false) => false,
+        ("http", true) => true,
+        ("http", false) => {
+            return Err(wrong(
+                "plaintext, so that anybody on the way could read the worker key",
+                "write \"https://\", or set `insecure_plaintext = true` in a lab",
+            ));
+        }
+        ("https", true) => {
+            return Err(wrong(
+                "it asks for TLS, and `insecure_plaintext = true` asks for none",
+                "remove `insecure_plaintext`",
+            ));
+        }
+        ("wss" | "ws", _) => {
+            return Err(wrong(
+                "a websocket's scheme",
+                "write \"https://\"; the worker finds the websocket by itself",
+            ));
+        }
+        _ => return Err(wrong("the scheme is not \"https\"", FORM)),
+    };
+    let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.contains('@') {
+        return Err(wrong("it has a user in front of the host", format!("remove it; {FORM}")));
+    }
+    if !matches!(path, "" | "/") {
+        return Err(wrong("something stands behind the host", format!("remove it; {FORM}")));
+    }
+    let (host, port) = split_port(authority)?;
+    let port = match port {
+        None if plaintext => 80,
+        None => 443,
+        Some(port) => match port.parse::<u16>() {
+            Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
+            _ => return Err(wrong("the port is not one of 1 to 65535", FORM)),
+        },
+    };
+    Ok(ApplianceUrl { host, port, plaintext })
+}
+
+/// Splits `host[:port]`; an IPv6 address stands in brackets, as in every URL.
+fn split_port(authority: &str) -> Result<(Host, Option<&str>), Wrong> {
+    let (host, after) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, after)) => {
+            let address: Ipv6Addr =
+                address.parse().map_err(|_| wrong("no IPv6 address stands between the brackets", FORM))?;
+            (Host::addr(address.into()), after)
+        }
+        None if authority.matches(':').count() > 1 => {
+            return Err(wrong(
+                "an IPv6 address without brackets",
+                "write it as in \"https://[2001:db8::1]:443\"",
+            ));
+        }
+        None => {
+            let end = authority.find(':').unwrap_or(authority.len());
+            (authority[..end].parse()?, &authority[end..])
+        }
+    };
+    match after.strip_prefix(':') {
+        Some(port) => Ok((host, Some(port))),
+        None if after.is_empty() => Ok((host, None)),
+        None => Err(wrong("something stands behind the bracket", FORM)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn urls_mean_what_they_say() {
+        for (text, plaintext, host, port) in [
+            ("https://Appliance.Example", false, "appliance.example", 443),
+            ("HTTPS://appliance.example:8443/", false, "appliance.example", 8443),
+            ("http://10.0.0.1", true, "10.0.0.1", 80),
+            ("https://[2001:db8::1]", false, "2001:db8::1", 443),
+            ("https://[2001:db8::1]:1/", false, "2001:db8::1", 1),
+        ] {
+            let expected = ApplianceUrl { host: host.parse().expect(host), port, plaintext };
+            assert_eq!(parse(text, plaintext), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_appliance_url_says_why() {
+        for (text, says) in [
+            ("", "not a URL"),
+            ("appliance.example", "not a URL"),
+            ("ftp://appliance.example", "scheme"),
+            ("wss://appliance.example", "websocket"),
+            ("https://", "not a host name"),
+            ("https://:443", "not a host name"),
+            ("https://a/tunnel", "behind the host"),
+            ("https://a?x", "behind the host"),
+            ("https://a#x", "behind the host"),
+            ("https://a\\b", "behind the host"),
+            ("https://u:p@a", "a user"),
+            ("https://a:", "port"),
+            ("https://a:0", "port"),
+            ("https://a:+1", "port"),
+            ("https://a:70000", "port"),
+            ("https://2001:db8::1", "without brackets"),
+            ("https://[2001:db8::1", "without brackets"),
+            ("https://[::1]1", "behind the bracket"),
+            ("https://[a]", "between the brackets"),
+            ("https://z\u{fc}rich.example", "not a host name"),
+            ("https://10.0.0.300", "not a host name"),
+        ] {
+            let problem = parse(text, false).expect_err(text).problem;
+            assert!(problem.contains(says), "{text:?} gave {problem:?}, without {says:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "(https?://)?[a-z\\[\\]:/@.?0-9é]{0,12}", plaintext: bool) {
+            let _ = parse(&text, plaintext);
+        }
+    }
+}

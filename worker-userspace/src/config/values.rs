@@ -1,0 +1,180 @@
+//! What single values mean: log filters, addresses, proxy hosts, cgroups, synthetic networks.
+
+use std::fmt::Display;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tracing_subscriber::EnvFilter;
+
+use super::fault::{Wrong, quote, wrong};
+use super::schema::nearest;
+use crate::target::Pattern;
+
+/// The default of `synthetic4`: class E, which nobody routes.
+pub(super) const SYNTHETIC4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(240, 64, 0, 0), 16);
+/// The default of `synthetic6`: the benchmarking prefix of RFC 5180, which nobody routes.
+pub(super) const SYNTHETIC6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 48);
+
+/// How a list of proxy hosts is written.
+pub(super) const LIST_HOSTS: &str =
+    "list proxy hosts, as in [\"vcenter.corp.example:443\", \"10.20.0.0/16\"]";
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
+}
+
+const fn v6(first: u16, length: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), length))
+}
+
+/// Where no synthetic address can lie: the kernel treats these apart before it looks at a route.
+const RESERVED: [(IpNet, &str); 8] = [
+    (v4(0, 0, 0, 0, 8), "which means this host"),
+    (v4(127, 0, 0, 0, 8), "which is loopback"),
+    (v4(169, 254, 0, 0, 16), "which is link-local"),
+    (v4(224, 0, 0, 0, 4), "which is multicast"),
+    (v4(255, 255, 255, 255, 32), "which is broadcast"),
+    (v6(0, 8), "which holds loopback and IPv4 written as IPv6"),
+    (v6(0xfe80, 10), "which is link-local"),
+    (v6(0xff00, 8), "which is multicast"),
+];
+
+/// True where two networks have an address in common.
+pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// A network for synthetic addresses of `default`'s family.
+pub(super) fn synthetic<N>(text: &str, default: N, lengths: RangeInclusive<u8>) -> Result<N, Wrong>
+where
+    N: FromStr + Copy + Display + Into<IpNet>,
+{
+    let parsed: N = text.parse().map_err(|_| {
+        let problem = match text.parse::<IpNet>() {
+            Ok(_) => "a network of the other address family",
+            Err(_) => "not a network",
+        };
+        wrong(problem, format!("write it as in \"{default}\""))
+    })?;
+    let net: IpNet = parsed.into();
+    if net.trunc() != net {
+        return Err(wrong("bits are set behind the prefix", format!("write \"{}\"", net.trunc())));
+    }
+    if !lengths.contains(&net.prefix_len()) {
+        let (low, high) = (lengths.start(), lengths.end());
+        let problem = format!("the prefix length is not between {low} and {high}");
+        return Err(wrong(problem, format!("write it as in \"{default}\"")));
+    }
+    match RESERVED.iter().find(|(reserved, _)| overlap(reserved, &net)) {
+        Some((reserved, what)) => {
+            let remedy = format!("choose a network that nobody uses, as \"{default}\"");
+            Err(wrong(format!("it overlaps {reserved}, {what}"), remedy))
+        }
+        None => Ok(parsed),
+    }
+}
+
+/// A proxy host, or what egress may dial.
+pub(super) fn pattern(text: &str) -> Result<Pattern, Wrong> {
+    // The parser's message would repeat a part of a password, and a worker key has the form of a name.
+    if text.contains("dwk_") {
+        return Err(wrong("a worker key where a host belongs", "remove it here"));
+    }
+    if text.contains('@') {
+        return Err(wrong(
+            "not a proxy host",
+            "a user stands in front of it; write only the host and its ports",
+        ));
+    }
+    if text.contains(char::is_control) {
+        return Err(wrong(
+            "not a proxy host",
+            "it has more than one line; write each host as a text of its own",
+        ));
+    }
+    Ok(text.parse()?)
+}
+
+/// An address and a port to listen on.
+pub(super) fn listener(text: &str) -> Result<SocketAddr, Wrong> {
+    const FORM: &str = "write \"ADDRESS:PORT\", as in \"0.0.0.0:443\" or \"[::]:443\"";
+    match text.parse::<SocketAddr>() {
+        Ok(addr) if addr.port() == 0 => Err(wrong("port 0 would be another one at each start", FORM)),
+        Ok(addr) => Ok(addr),
+        Err(_) => Err(wrong("not an address and a port", FORM)),
+    }
+}
+
+/// A cgroup: an absolute directory, or one below the cgroup v2 root.
+pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
+    let plain = |c| matches!(c, Component::RootDir | Component::Normal(_));
+    match !text.is_empty() && !text.contains('\0') && Path::new(text).components().all(plain) {
+        true => Ok(PathBuf::from(text)),
+        false => Err(wrong(
+            "not a cgroup",
+            "write its directory, as in \"/sys/fs/cgroup/system.slice/app.service\" or \"system.slice/app.service\"",
+        )),
+    }
+}
+
+/// A group's name: short enough and plain enough for paths, URLs and metrics.
+pub(super) fn group_name(text: &str) -> Result<String, Wrong> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    match (1..=63).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err(wrong("not a group name", "write 1 to 63 of a-z, 0-9 and `-`")),
+    }
+}
+
+/// A log filter. `tracing` takes a word that is no level for a target and logs all of it, so that `inof` would
+/// silence everything else without a word; such a word is refused.
+pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for part in text.split(',') {
+        let whole = part.contains(['=', '[']) || LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+        if !whole {
+            let remedy = match nearest(&LEVELS, part) {
+                Some(level) => format!("did you mean `{level}`?"),
+                None => format!("write one of {}; with a target, `dworker=debug`", LEVELS.join(", ")),
+            };
+            return Err(wrong(format!("{} is no level", quote(part)), remedy));
+        }
+    }
+    let no_filter = || wrong("not a log filter", "write \"info\", or as in \"warn,dworker=debug\"");
+    // tracing-subscriber 0.3.23 panics on some texts that are not ASCII (` A\u{1f300}=`); no target is such.
+    if !text.is_ascii() {
+        return Err(no_filter());
+    }
+    EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|_| no_filter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,40}", filter in "[a-z=,\\[\\]{}\" /*+(]{0,24}") {
+            let _ = (synthetic(&text, SYNTHETIC4, 8..=28), pattern(&text), listener(&text), cgroup(&text));
+            let _ = (group_name(&text), log_filter(&text), log_filter(&filter));
+        }
+    }
+
+    #[test]
+    fn a_filter_that_tracing_panics_on_is_refused() {
+        assert_eq!(log_filter(" A\u{1f300}=").map_err(|w| w.problem), Err("not a log filter".into()));
+    }
+
+    #[test]
+    fn defaults_pass_their_own_rules() {
+        assert_eq!(synthetic("240.64.0.0/16", SYNTHETIC4, 8..=28), Ok(SYNTHETIC4));
+        assert_eq!(synthetic("2001:2::/48", SYNTHETIC6, 32..=112), Ok(SYNTHETIC6));
+        for filter in ["info", "WARN", "warn,dworker=debug", "dworker[stream{id=7}]=trace", "off"] {
+            assert_eq!(log_filter(filter), Ok(filter.to_owned()));
+        }
+    }
+}
