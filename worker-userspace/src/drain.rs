@@ -69,6 +69,11 @@ impl Drain {
         if tokio::time::timeout(self.deadline, self.tasks.wait()).await.is_ok() {
             return 0;
         }
+        self.cut().await
+    }
+
+    /// Third stage at once.
+    pub async fn cut(&self) -> usize {
         let left = self.tasks.len();
         self.cut.cancel();
         self.tasks.wait().await;

@@ -12,13 +12,16 @@
 
 pub mod appliance;
 pub mod config;
+pub mod daemon;
 pub mod drain;
 pub mod egress;
+pub mod entry;
 pub mod inspect;
 pub mod refusal;
 pub mod route;
 pub mod splice;
 pub mod steer;
 pub mod target;
+pub mod telemetry;
 pub mod tunnel;
 pub mod worker;

@@ -1,2 +1,108 @@
-//! The command line.
-fn main() {}
+//! The command line: parses, dispatches, and turns errors into exit codes.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use dworker::config::{Config, Key};
+use dworker::daemon::Daemon;
+use dworker::inspect::{control, print};
+use dworker::telemetry;
+
+/// An eBPF-accelerated transparent proxy: SDKs that know no proxy reach what only a remote site can reach.
+#[derive(Parser)]
+#[command(name = "dworker", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the roles that the configuration asks for, until SIGTERM
+    Run {
+        /// The configuration
+        #[arg(long, value_name = "FILE", default_value = "/etc/dworker/dworker.toml")]
+        config: PathBuf,
+    },
+    /// Show what a running daemon does: tunnels, lanes, steering, connections
+    Status {
+        /// The daemon's control socket
+        #[arg(long, value_name = "PATH", default_value = "/run/dworker/control.sock")]
+        socket: PathBuf,
+        /// As JSON on one line
+        #[arg(short, long)]
+        json: bool,
+        /// As JSON for people
+        #[arg(short, long)]
+        pretty: bool,
+    },
+    /// Make worker keys, and the hashes that the appliance knows them by
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Print a new worker key and its SHA-256
+    New,
+    /// Print the SHA-256 of the worker key on standard input
+    Hash,
+}
+
+/// What was asked for can't be done as it was asked.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("dworker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { config } => {
+            let loaded = match Config::load(&config) {
+                Ok(loaded) => loaded,
+                Err(faults) => {
+                    eprintln!("{faults}");
+                    return Ok(ExitCode::from(USAGE));
+                }
+            };
+            telemetry::start(&loaded.config.log)?;
+            for warning in &loaded.warnings {
+                tracing::warn!("{warning}");
+            }
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(async { Daemon::start(loaded.config).await?.run().await })?;
+        }
+        Command::Status { socket, json, pretty } => {
+            let status = control::ask(&socket)?;
+            match (json, pretty) {
+                (_, true) => println!("{}", serde_json::to_string_pretty(&status)?),
+                (true, false) => println!("{}", serde_json::to_string(&status)?),
+                (false, false) => print!("{}", print::plain(&status)),
+            }
+        }
+        Command::Key { command: KeyCommand::New } => {
+            let key = Key::generate().context("the kernel gave no randomness")?;
+            println!("worker_key = \"{}\"", key.reveal());
+            println!("key_sha256 = \"{}\"", key.hash());
+        }
+        Command::Key { command: KeyCommand::Hash } => {
+            let mut text = String::new();
+            std::io::stdin().take(1024).read_to_string(&mut text).context("reading standard input")?;
+            let key: Key = text.trim().parse().context("standard input")?;
+            println!("{}", key.hash());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -8,6 +8,7 @@
 //! | [`rules`] | from the administrator's patterns to the tables that the programs read |
 //! | [`names`] | which synthetic address stands for which name, for ever |
 //! | [`dns`] | answers for the resolvers that applications ask |
+//! | [`steering`] | all of this together, in the order of a start |
 
 pub mod dns;
 #[cfg(test)]
@@ -17,3 +18,4 @@ pub mod names;
 pub mod probe;
 pub mod programs;
 pub mod rules;
+pub mod steering;

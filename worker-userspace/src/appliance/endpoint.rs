@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming as Body};
@@ -102,7 +103,6 @@ impl Endpoint {
             .header_read_timeout(DEADLINE)
             .max_buf_size(HEADERS)
             .max_headers(64)
-            .keep_alive(false)
             .serve_connection(TokioIo::new(transport), service)
             .with_upgrades();
         tokio::select! {
@@ -115,6 +115,8 @@ impl Endpoint {
         let status = |status| {
             let mut response = Response::new(Empty::new());
             *response.status_mut() = status;
+            // A stranger gets one answer.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             response
         };
         if request.uri().path() != PATH {
@@ -145,7 +147,9 @@ impl Endpoint {
             }
         });
         let mut response = status(StatusCode::SWITCHING_PROTOCOLS);
-        response.headers_mut().extend(headers);
+        for (name, value) in headers {
+            response.headers_mut().insert(name, value);
+        }
         response
     }
 

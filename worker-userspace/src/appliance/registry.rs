@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::config::{Group, Key};
+use crate::inspect::status::{GroupStatus, NodeStatus};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::target::{Pattern, PatternMap};
@@ -50,6 +51,27 @@ impl GroupState {
     /// True where a stream could be opened now.
     pub fn is_up(&self) -> bool {
         self.lock().iter().any(|session| session.is_up())
+    }
+
+    /// What `status` shows of it.
+    pub fn status(&self) -> GroupStatus {
+        let mut primary = false;
+        let node = |session: &Arc<Session>| {
+            let role = match (session.is_up(), primary) {
+                (false, _) => "leaving",
+                (true, false) => "primary",
+                (true, true) => "standby",
+            };
+            primary |= session.is_up();
+            NodeStatus::of(session, role)
+        };
+        GroupStatus {
+            name: self.config.name.clone(),
+            proxy_hosts: self.config.proxy_hosts.iter().map(ToString::to_string).collect(),
+            up: self.is_up(),
+            may_open: self.config.may_open,
+            nodes: self.sessions().iter().map(node).collect(),
+        }
     }
 }
 
@@ -169,12 +191,6 @@ impl Router for Registry {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
-    }
-}
-
-impl std::fmt::Display for GroupState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.config.name)
     }
 }
 

@@ -85,6 +85,11 @@ impl Flow {
         let _ = self.dialled.set((address, took));
     }
 
+    /// True once the far end has dialled.
+    pub fn is_dialled(&self) -> bool {
+        self.dialled.get().is_some()
+    }
+
     /// How long it has lasted, or lasted.
     pub fn age(&self) -> Duration {
         self.ended.get().map_or_else(|| self.started.elapsed(), |(age, _)| *age)
@@ -135,7 +140,7 @@ pub struct FlowReport {
 impl From<&Flow> for FlowReport {
     fn from(flow: &Flow) -> FlowReport {
         let (state, reason) = match flow.ended.get() {
-            None if flow.dialled.get().is_some() => ("open", None),
+            None if flow.is_dialled() => ("open", None),
             None => ("opening", None),
             Some((_, None)) => ("closed", None),
             Some((_, Some(refusal))) => (refusal.code.word(), Some(refusal.text.clone())),

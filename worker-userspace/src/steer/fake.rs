@@ -310,6 +310,12 @@ impl Kernel for FakeKernel {
         Ok(state.resolvers.iter().find(|(_, stands)| **stands == port).map(|(resolver, _)| *resolver))
     }
 
+    fn resolvers(&self) -> Result<Vec<(IpAddr, u16)>, KernelError> {
+        Ok(self.state().resolvers.iter().map(|(resolver, port)| (*resolver, *port)).collect())
+    }
+
+    fn detach(&self) {}
+
     fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError> {
         let state = self.state();
         Ok(Counter::ALL.iter().map(|c| (*c, state.counters.get(c).copied().unwrap_or(0))).collect())

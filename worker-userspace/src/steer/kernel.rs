@@ -73,6 +73,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// inside a tokio runtime; see [`next_event`].
     fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<Refused, KernelError>>;
 
+    /// The resolvers that were asked so far, with the port that stands for each.
+    fn resolvers(&self) -> Result<Vec<(IpAddr, u16)>, KernelError>;
+
+    /// Detaches all programs: nothing is captured any more, what was captured goes on.
+    fn detach(&self);
+
     /// The programs and where they are attached.
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError>;
 }

@@ -9,13 +9,16 @@ use ipnet::IpNet;
 
 use super::{Host, HostPattern, Name, Pattern, Target};
 
+/// Patterns by their host part; those of one host part stand together.
+type ByHost<K, T> = HashMap<K, Vec<(Pattern, T)>>;
+
 /// Patterns with a value each.
 #[derive(Debug, Clone)]
 pub struct PatternMap<T> {
-    names: HashMap<Name, Vec<(Pattern, T)>>,
-    suffixes: HashMap<Name, Vec<(Pattern, T)>>,
+    names: ByHost<Name, T>,
+    suffixes: ByHost<Name, T>,
     /// By prefix length, the longest first; IPv4 and IPv6 do not meet, since the nets differ.
-    nets: Vec<(u8, HashMap<IpNet, Vec<(Pattern, T)>>)>,
+    nets: Vec<(u8, ByHost<IpNet, T>)>,
 }
 
 impl<T> Default for PatternMap<T> {

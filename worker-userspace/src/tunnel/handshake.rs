@@ -112,7 +112,7 @@ pub enum HandshakeError {
 fn tls_remedy(error: &io::Error) -> &'static str {
     use rustls::{CertificateError as C, Error as E};
     match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
-        Some(E::InvalidCertificate(C::UnknownIssuer)) => {
+        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
             ": put the certificate of the CA that signed it into a PEM file and name it in `ca_file`"
         }
         Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {

@@ -1,77 +1,37 @@
 //! TLS: certificates verified against the system's roots plus the administrator's own, never not at all.
 
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// Why a TLS end could not be set up. Each names its file.
+/// Why a TLS end could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file could not be opened.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file is no PEM, or lacks what it should hold.
-    #[error("{}: {source}: it must hold {wanted} in PEM form", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What was looked for.
-        wanted: &'static str,
-        /// What the parser says.
-        #[source]
-        source: rustls_pki_types::pem::Error,
-    },
     /// No certificate at all to trust.
     #[error("no trusted root certificate: install the package `ca-certificates`, or set `ca_file`")]
     NoRoots,
-    /// rustls refused what the files hold.
-    #[error("{}: {source}", path.display())]
-    Rustls {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
+    /// A certificate of `ca_file` can't be trusted as a root.
+    #[error("ca_file: a certificate in it can't be used as a root: {0}")]
+    Root(#[source] rustls::Error),
+    /// The identity can't be used.
+    #[error("appliance.certificate and appliance.key can't be used together: {0}")]
+    Identity(#[source] rustls::Error),
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = File::open(path).map_err(|source| TlsError::Read { path: path.into(), source })?;
-    let pem = |source| TlsError::Pem { path: path.into(), wanted: "certificates", source };
-    let all: Vec<_> =
-        CertificateDer::pem_reader_iter(BufReader::new(file)).collect::<Result<_, _>>().map_err(pem)?;
-    if all.is_empty() {
-        return Err(pem(rustls_pki_types::pem::Error::NoItemsFound));
-    }
-    Ok(all)
-}
-
-/// The worker's end: trusts the system's roots and the certificates in `ca_file`.
+/// The worker's end: trusts the system's roots and `extra`.
 ///
 /// # Errors
-/// `ca_file` can't be used, or there is nothing to trust.
-pub fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+/// One of `extra` is no root, or there is nothing to trust.
+pub fn client(extra: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
         tracing::warn!("a system root certificate was left out: {error}");
     }
     roots.add_parsable_certificates(system.certs);
-    if let Some(path) = ca_file {
-        for certificate in certificates(path)? {
-            roots.add(certificate).map_err(|source| TlsError::Rustls { path: path.into(), source })?;
-        }
+    for certificate in extra {
+        roots.add(certificate).map_err(TlsError::Root)?;
     }
     if roots.is_empty() {
         return Err(TlsError::NoRoots);
@@ -79,21 +39,14 @@ pub fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
 }
 
-/// The appliance's end.
+/// The appliance's end: its certificate with the rest of the chain, and its private key.
 ///
 /// # Errors
-/// A file can't be used, or the key does not fit the certificate.
-pub fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
-    let chain = certificates(certificate)?;
-    let file = File::open(key).map_err(|source| TlsError::Read { path: key.into(), source })?;
-    let private = PrivateKeyDer::from_pem_reader(BufReader::new(file)).map_err(|source| TlsError::Pem {
-        path: key.into(),
-        wanted: "a private key",
-        source,
-    })?;
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|source| TlsError::Rustls { path: key.into(), source })?;
-    Ok(Arc::new(config))
+/// rustls does not take them.
+pub fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+    Ok(Arc::new(config.map_err(TlsError::Identity)?))
 }

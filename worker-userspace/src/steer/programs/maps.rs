@@ -163,6 +163,15 @@ impl Kernel for Programs {
         }
     }
 
+    fn resolvers(&self) -> Result<Vec<(IpAddr, u16)>, KernelError> {
+        let stands = self.maps.stands.iter().map(|found| found.map(|(port, addr)| (addr.into(), port)));
+        stands.collect::<Result<_, _>>().map_err(failed("asking for which resolvers ports stand"))
+    }
+
+    fn detach(&self) {
+        self.lock().links.clear();
+    }
+
     fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError> {
         let read = |counter: &Counter| {
             let per_cpu = self.maps.counters.get(&(*counter as u32), 0)?;

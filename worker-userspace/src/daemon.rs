@@ -1,0 +1,311 @@
+//! Composes the roles that the configuration asks for, owns their tasks, and stops them.
+//!
+//! The order of a start is the order of need: the control socket first (two daemons never share one), then
+//! the tunnel's ends, then what captures. A stop goes the other way round: first nothing is captured any
+//! more, then what runs may end, then the rest is cut.
+
+mod node;
+mod steering;
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::appliance::endpoint::Endpoint;
+use crate::appliance::registry::{GroupState, Registry};
+use crate::config::{Config, FileError, read_roots};
+use crate::drain::Drain;
+use crate::egress::dial::Dialler;
+use crate::egress::policy::Policy;
+use crate::inspect::control::{Control, ControlError};
+use crate::inspect::ledger::Ledger;
+use crate::inspect::status::{ApplianceStatus, Flows, LaneStatus, Status, WorkerStatus};
+use crate::steer::steering::{SteerError, Steering};
+use crate::tunnel::credit;
+use crate::tunnel::handshake::{Dial, authorization};
+use crate::tunnel::lane::Settings;
+use crate::tunnel::message::{Hello, VERSION};
+use crate::tunnel::tls::{self, TlsError};
+use crate::worker::{Parts, Uplink};
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// Why the daemon did not start. Each names what is wrong and where.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control socket.
+    #[error("control_socket: {0}")]
+    Control(#[from] ControlError),
+    /// A TLS file.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A file that the configuration names.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A listening address.
+    #[error("appliance.listen = {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The state directory.
+    #[error("state_dir: {}: {source}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The operating system.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Steering.
+    #[error("steer: {0}")]
+    Steer(#[from] SteerError),
+}
+
+/// A daemon whose roles are running.
+pub struct Daemon {
+    drain: Drain,
+    roles: Arc<Roles>,
+}
+
+impl Daemon {
+    /// Starts all roles of `config`.
+    ///
+    /// # Errors
+    /// The first thing that does not work; what was started before it is undone.
+    pub async fn start(config: Config) -> Result<Daemon, StartError> {
+        raise_descriptor_limit();
+        let state = |source| StartError::State { path: config.state_dir.clone(), source };
+        fs::create_dir_all(&config.state_dir).map_err(state)?;
+        let control = Control::bind(&config.control_socket)?;
+        let drain = Drain::new(config.drain);
+        let ledger = Ledger::default();
+        let settings = Settings::default();
+        let hello = Hello {
+            version: VERSION,
+            node: node::id(&config.state_dir).map_err(state)?,
+            session: rand::random(),
+            lane: 0,
+            name: node::host_name(),
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            initial_credit: credit::INITIAL,
+            max_streams: settings.max_streams,
+        };
+        let mut roles = Roles {
+            config: config.clone(),
+            started: Instant::now(),
+            ledger: ledger.clone(),
+            listen: Vec::new(),
+            registry: None,
+            uplink: None,
+            steering: None,
+        };
+
+        if let Some(appliance) = &config.appliance {
+            let tls = match &appliance.tls {
+                Some(files) => {
+                    let (chain, key) = files.read()?;
+                    Some(tls::server(chain, key)?)
+                }
+                None => {
+                    tracing::warn!(
+                        "INSECURE: appliance.insecure_plaintext = true: worker keys and all traffic cross the network in the clear"
+                    );
+                    None
+                }
+            };
+            let registry = Arc::new(Registry::new(appliance.groups.clone()));
+            let endpoint = Endpoint {
+                tls,
+                registry: registry.clone(),
+                ledger: ledger.clone(),
+                settings: settings.clone(),
+                hello: hello.clone(),
+                drain: drain.clone(),
+            };
+            for address in &appliance.listen {
+                let listener =
+                    listen(*address).map_err(|source| StartError::Listen { address: *address, source })?;
+                let bound = listener.local_addr().unwrap_or(*address);
+                tracing::info!(listen = %bound, "the appliance listens for workers");
+                roles.listen.push(bound);
+                drain.spawn("endpoint", endpoint.clone().serve(listener));
+            }
+            roles.registry = Some(registry);
+        }
+
+        if let Some(worker) = &config.worker {
+            let tls = match worker.appliance.plaintext {
+                false => {
+                    let extra = match &worker.ca_file {
+                        Some(path) => read_roots(path)?,
+                        None => Vec::new(),
+                    };
+                    Some(tls::client(extra)?)
+                }
+                true => {
+                    tracing::warn!(
+                        "INSECURE: insecure_plaintext = true: worker_key and all traffic cross the network in the clear"
+                    );
+                    None
+                }
+            };
+            let key = worker.key.read()?;
+            let key = authorization(key.reveal()).ok_or_else(|| StartError::System {
+                doing: "making the Authorization header",
+                source: io::ErrorKind::InvalidData.into(),
+            })?;
+            let egress = &worker.egress;
+            let uplink = Uplink::new(Parts {
+                dial: Dial { host: worker.appliance.host.clone(), port: worker.appliance.port, tls, key },
+                hello,
+                lanes: worker.lanes,
+                settings,
+                dialler: Dialler::new(Policy::new(&egress.allow, &egress.deny), egress.connect_timeout),
+                ledger: ledger.clone(),
+                drain: drain.clone(),
+            });
+            uplink.start();
+            roles.uplink = Some(uplink);
+        }
+
+        if let Some(steer) = &config.steer {
+            roles.steering = steering::start(&roles, steer, &drain)?;
+        }
+        let roles = Arc::new(roles);
+        let reported = roles.clone();
+        let report: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || reported.status());
+        drain.spawn("control socket", control.serve(drain.clone(), report));
+        Ok(Daemon { drain, roles })
+    }
+
+    /// Runs until SIGTERM or SIGINT, then stops.
+    ///
+    /// # Errors
+    /// The signals can't be waited for.
+    pub async fn run(self) -> Result<(), StartError> {
+        let signals = |source| StartError::System { doing: "waiting for signals", source };
+        let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
+        tracing::info!("ready");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; a second signal cuts what is open");
+        // First of all nothing is captured any more.
+        if let Some(steering) = &self.roles.steering {
+            steering.detach();
+        }
+        let cut = tokio::select! {
+            cut = self.drain.finish() => cut,
+            _ = terminate.recv() => self.drain.cut().await,
+            _ = interrupt.recv() => self.drain.cut().await,
+        };
+        match cut {
+            0 => tracing::info!("stopped"),
+            n => tracing::warn!("stopped; {n} tasks were cut"),
+        }
+        Ok(())
+    }
+}
+
+/// What `status` is made of.
+struct Roles {
+    config: Config,
+    started: Instant,
+    ledger: Ledger,
+    listen: Vec<SocketAddr>,
+    registry: Option<Arc<Registry>>,
+    uplink: Option<Arc<Uplink>>,
+    steering: Option<Arc<Steering>>,
+}
+
+impl Roles {
+    fn status(&self) -> Status {
+        let appliance =
+            self.config.appliance.as_ref().zip(self.registry.as_ref()).map(|(config, registry)| {
+                ApplianceStatus {
+                    listen: self.listen.clone(),
+                    plaintext: config.tls.is_none(),
+                    groups: registry.groups().iter().map(GroupState::status).collect(),
+                }
+            });
+        let worker =
+            self.config.worker.as_ref().zip(self.uplink.as_ref()).map(|(config, uplink)| WorkerStatus {
+                appliance: uplink.appliance(),
+                connected: uplink.session().is_up(),
+                problem: uplink.problem(),
+                lanes: uplink
+                    .session()
+                    .lanes()
+                    .iter()
+                    .enumerate()
+                    .map(|(n, lane)| LaneStatus::of(lane, n as u8))
+                    .collect(),
+                allow: config.egress.allow.iter().map(ToString::to_string).collect(),
+                deny: config.egress.deny.iter().map(ToString::to_string).collect(),
+            });
+        let steer = self.steering.as_ref().map(|steering| steering.status());
+        let named =
+            [("appliance", appliance.is_some()), ("worker", worker.is_some()), ("steer", steer.is_some())];
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            roles: named.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect(),
+            appliance,
+            worker,
+            steer,
+            flows: Flows {
+                open: self.ledger.open_count(),
+                total: self.ledger.total(),
+                recent: self.ledger.report(),
+            },
+        }
+    }
+}
+
+/// Binds a listener. `[::]` means IPv6 only, so that `0.0.0.0` can stand beside it.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A daemon that was restarted need not wait for its old connections to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Each connection takes a descriptor; the default soft limit of 1024 is a relic.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
+}

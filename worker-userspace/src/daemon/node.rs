@@ -1,0 +1,67 @@
+//! Who this node is: an id that stays the same over restarts, and a name for people.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::tunnel::message::Id;
+
+/// The node's id from `<state_dir>/node-id`; made at the first start.
+///
+/// # Errors
+/// The file can't be read or written, or holds something else.
+pub(super) fn id(state_dir: &Path) -> io::Result<Id> {
+    let path = state_dir.join("node-id");
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(text.trim()).ok_or_else(|| {
+            let what =
+                format!("{}: not 32 hexadecimal digits: remove it, and a new one is made", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id: Id = rand::random();
+            let text: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            // Whole or not at all, whenever the power fails.
+            let fresh = state_dir.join("node-id.new");
+            fs::write(&fresh, format!("{text}\n"))?;
+            fs::rename(&fresh, &path)?;
+            Ok(id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn parse(text: &str) -> Option<Id> {
+    let digits = text.as_bytes();
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut id = Id::default();
+    for (byte, pair) in id.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(id)
+}
+
+/// The host's name, for people.
+pub(super) fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "unnamed".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_made_once_and_a_damaged_file_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = id(directory.path()).unwrap();
+        assert_eq!(id(directory.path()).unwrap(), first);
+        fs::write(directory.path().join("node-id"), "rubbish").unwrap();
+        assert!(id(directory.path()).unwrap_err().to_string().contains("remove it"));
+        assert_eq!(fs::read_to_string(directory.path().join("node-id")).unwrap(), "rubbish");
+    }
+}

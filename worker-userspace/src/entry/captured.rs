@@ -1,0 +1,144 @@
+//! The forwarder: accepts captured connections and opens a stream for each.
+//!
+//! What must hold: only what the kernel sent here gets a stream, a process that connects by itself gets a
+//! reset; what could not be dialled is a reset and, for a moment, an errno in `connect()`, never a clean
+//! end; a worker that is just being restarted is waited for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout_at};
+
+use crate::drain::Drain;
+use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Process};
+use crate::refusal::{Code, Refusal};
+use crate::route::{Opened, Request, Router};
+use crate::splice::{Reads, reset_on_close, splice};
+use crate::steer::steering::Steering;
+use crate::target::Target;
+
+/// How long a captured connection waits for a worker that is not connected.
+pub const GRACE: Duration = Duration::from_secs(3);
+/// How long the far end may take to dial. The worker's own `connect_timeout` is shorter.
+const DIAL: Duration = Duration::from_secs(120);
+/// Wait after `accept()` failed, so that a lack of descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The forwarder.
+#[derive(Clone)]
+pub struct Forwarder {
+    /// What captures.
+    pub steering: Arc<Steering>,
+    /// What carries.
+    pub router: Arc<dyn Router>,
+    /// Where connections are written down.
+    pub ledger: Ledger,
+    /// Stops it.
+    pub drain: Drain,
+}
+
+impl Forwarder {
+    /// Accepts connections until the drain begins.
+    pub async fn serve(self, listener: TcpListener) {
+        let port = match listener.local_addr() {
+            Ok(address) => address.port(),
+            Err(error) => return tracing::error!("the forwarder's listener has no address: {error}"),
+        };
+        loop {
+            tokio::select! {
+                () = self.drain.stopping() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, source)) => self.accept(socket, port, source),
+                    Err(error) => {
+                        tracing::warn!("accepting a captured connection: {error}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    fn accept(&self, socket: TcpStream, port: u16, source: SocketAddr) {
+        // Whatever happens before the splice ends in order, the application must see a reset.
+        reset_on_close(&socket);
+        let Some(record) = self.steering.take_flow(port, source) else {
+            return tracing::warn!(%source, "reset a connection to the forwarder that the kernel did not send here");
+        };
+        let process = Process {
+            pid: record.process.id,
+            uid: record.process.uid,
+            comm: record.process.command.clone(),
+            cgroup_id: record.cgroup,
+        };
+        let original = record.target;
+        let Some(host) = self.steering.host_of(original.ip()) else {
+            return tracing::warn!(%original, process = %record.process, "reset: no name has this synthetic address");
+        };
+        let target = Target { host, port: original.port() };
+        let trace = rand::random();
+        let flow = self.ledger.open(Entry::Captured, trace, target, Some(original), Some(process));
+        self.drain.spawn("captured connection", self.clone().carry(socket, flow));
+    }
+
+    async fn carry(self, socket: TcpStream, flow: FlowGuard) {
+        let outcome = self.run(socket, &flow).await;
+        if let Err(refusal) = &outcome {
+            self.remember(&flow, refusal);
+            let process = flow.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
+            let original = flow.original.map(|address| address.to_string()).unwrap_or_default();
+            tracing::warn!(target = %flow.target, %original, %process, trace = format_args!("{:016x}", flow.trace), "{refusal}");
+        }
+        flow.end(outcome);
+    }
+
+    async fn run(&self, socket: TcpStream, flow: &FlowGuard) -> Result<(), Refusal> {
+        let request = Request { target: flow.target.clone(), deadline: DIAL, trace: flow.trace };
+        let opened = self.open(&request).await?;
+        flow.carried_by(opened.carrier.clone());
+        let stream = &opened.stream;
+        let answer = async {
+            let ok = stream.opened().await?;
+            flow.dialled(ok.address, ok.dial);
+            Ok(())
+        };
+        // What the application says first need not wait for the dial.
+        tokio::try_join!(answer, splice(socket, stream, &flow.meter, Reads::Up))?;
+        Ok(())
+    }
+
+    /// Opens a stream; where no worker is connected, waits a moment for one.
+    async fn open(&self, request: &Request) -> Result<Opened, Refusal> {
+        let until = Instant::now() + GRACE;
+        let mut changes = self.router.changes();
+        loop {
+            changes.mark_unchanged();
+            match self.router.open(request) {
+                Err(refusal) if refusal.code == Code::NoWorker => {
+                    if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                        return Err(refusal);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The next `connect()` gets the errno that this one should have had.
+    fn remember(&self, flow: &FlowGuard, refusal: &Refusal) {
+        let about_target = matches!(
+            refusal.code,
+            Code::Refused
+                | Code::Timeout
+                | Code::HostUnreachable
+                | Code::NetUnreachable
+                | Code::NameNotFound
+                | Code::ResolveFailed
+                | Code::Denied
+        );
+        if let (true, false, Some(original)) = (about_target, flow.is_dialled(), flow.original) {
+            self.steering.set_down(original, refusal.connect_errno());
+        }
+    }
+}

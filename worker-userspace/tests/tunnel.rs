@@ -1,0 +1,357 @@
+//! An appliance and workers in one process, over real sockets, TLS and websockets; no root needed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dworker::appliance::endpoint::Endpoint;
+use dworker::appliance::registry::Registry;
+use dworker::config::{Group, Key};
+use dworker::drain::Drain;
+use dworker::egress::dial::Dialler;
+use dworker::egress::policy::Policy;
+use dworker::inspect::ledger::{Ledger, Meter};
+use dworker::refusal::{Code, Refusal};
+use dworker::route::{Request, Router};
+use dworker::splice::{Reads, splice};
+use dworker::target::{Pattern, Target};
+use dworker::tunnel::credit;
+use dworker::tunnel::handshake::{Dial, authorization};
+use dworker::tunnel::lane::Settings;
+use dworker::tunnel::message::{Hello, VERSION};
+use dworker::tunnel::tls;
+use dworker::worker::{Parts, Uplink};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
+
+fn patterns(texts: &[&str]) -> Vec<Pattern> {
+    texts.iter().map(|text| text.parse().expect(text)).collect()
+}
+
+fn target(address: SocketAddr) -> Target {
+    Target { host: address.ip().to_string().parse().unwrap(), port: address.port() }
+}
+
+fn hello(name: &str) -> Hello {
+    Hello {
+        version: VERSION,
+        node: rand::random(),
+        session: rand::random(),
+        lane: 0,
+        name: name.into(),
+        software: "test".into(),
+        initial_credit: credit::INITIAL,
+        max_streams: 1000,
+    }
+}
+
+fn identity_for_localhost() -> Identity {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    (made.cert.der().clone(), PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into())
+}
+
+fn group(name: &str, key: &Key, proxy_hosts: &[&str], may_open: bool) -> Group {
+    Group { name: name.into(), key: key.hash(), proxy_hosts: patterns(proxy_hosts), may_open }
+}
+
+struct Appliance {
+    registry: Arc<Registry>,
+    ledger: Ledger,
+    address: SocketAddr,
+    ca: CertificateDer<'static>,
+    drain: Drain,
+    serving: JoinHandle<()>,
+}
+
+impl Appliance {
+    async fn start(groups: Vec<Group>) -> Appliance {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Appliance::serve(listener, groups, identity_for_localhost()).await
+    }
+
+    async fn serve(listener: TcpListener, groups: Vec<Group>, (ca, key): Identity) -> Appliance {
+        let address = listener.local_addr().unwrap();
+        let registry = Arc::new(Registry::new(groups));
+        let drain = Drain::new(Duration::from_millis(200));
+        let ledger = Ledger::default();
+        let endpoint = Endpoint {
+            tls: Some(tls::server(vec![ca.clone()], key).unwrap()),
+            registry: registry.clone(),
+            ledger: ledger.clone(),
+            settings: Settings::default(),
+            hello: hello("appliance"),
+            drain: drain.clone(),
+        };
+        let serving = tokio::spawn(endpoint.serve(listener));
+        Appliance { registry, ledger, address, ca, drain, serving }
+    }
+
+    fn uplink(&self, key: &Key, allow: &[&str]) -> (Arc<Uplink>, Drain) {
+        let drain = Drain::new(Duration::from_millis(200));
+        let uplink = Uplink::new(Parts {
+            dial: self.dial("localhost", self.ca.clone(), key),
+            hello: hello("worker"),
+            lanes: 2,
+            settings: Settings::default(),
+            dialler: Dialler::new(Policy::new(&patterns(allow), &[]), Duration::from_secs(5)),
+            ledger: Ledger::default(),
+            drain: drain.clone(),
+        });
+        uplink.start();
+        (uplink, drain)
+    }
+
+    fn dial(&self, host: &str, ca: CertificateDer<'static>, key: &Key) -> Dial {
+        Dial {
+            host: host.parse().unwrap(),
+            port: self.address.port(),
+            tls: Some(tls::client(vec![ca]).unwrap()),
+            key: authorization(key.reveal()).unwrap(),
+        }
+    }
+
+    async fn until_up(&self, group: usize) {
+        let mut changes = self.registry.changes();
+        while !self.registry.groups()[group].is_up() {
+            changes.changed().await.unwrap();
+        }
+    }
+
+    /// A connection through the tunnel: what an application's socket would be, and how it ends.
+    async fn connect(&self, target: Target) -> (TcpStream, JoinHandle<Result<(), Refusal>>) {
+        through(self.registry.clone(), target).await
+    }
+}
+
+async fn through(router: Arc<dyn Router>, target: Target) -> (TcpStream, JoinHandle<Result<(), Refusal>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    let carried = tokio::spawn(async move {
+        let request = Request { target, deadline: Duration::from_secs(5), trace: 1 };
+        let opened = router.open(&request)?;
+        let answer = async { opened.stream.opened().await.map(|_| ()) };
+        let meter = Meter::default();
+        tokio::try_join!(answer, splice(accepted, &opened.stream, &meter, Reads::Up))?;
+        Ok(())
+    });
+    (client, carried)
+}
+
+/// A target that reads to the end before it answers, as only half-close allows.
+async fn counting_target() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut all = Vec::new();
+                socket.read_to_end(&mut all).await.unwrap();
+                socket.write_all(digest(&all).as_bytes()).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+fn data(size: usize) -> Vec<u8> {
+    (0..size).map(|i| (i % 251) as u8).collect()
+}
+
+fn digest(data: &[u8]) -> String {
+    let sum = data
+        .iter()
+        .enumerate()
+        .fold(0u64, |sum, (i, byte)| sum.wrapping_add((i as u64 + 1) * u64::from(*byte)));
+    format!("{} {sum}", data.len())
+}
+
+async fn ask(mut socket: TcpStream, size: usize) {
+    let data = data(size);
+    socket.write_all(&data).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, digest(&data));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_crosses_tls_and_websocket_with_half_close() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    let _worker = appliance.uplink(&key, &["127.0.0.0/8"]);
+    appliance.until_up(0).await;
+    let address = counting_target().await;
+    for size in [0, 1, 100_000, 5_000_000] {
+        let (socket, carried) = appliance.connect(target(address)).await;
+        ask(socket, size).await;
+        carried.await.unwrap().unwrap();
+    }
+    let lanes = appliance.registry.groups()[0].sessions()[0].lanes();
+    assert!(lanes.iter().all(|lane| lane.streams() == 0), "streams are left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_connections_at_once() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    let _worker = appliance.uplink(&key, &["127.0.0.0/8"]);
+    appliance.until_up(0).await;
+    let address = counting_target().await;
+    let mut asking = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let (socket, carried) = appliance.connect(target(address)).await;
+        asking.spawn(async move {
+            ask(socket, 10_000 + n).await;
+            carried.await.unwrap().unwrap();
+        });
+    }
+    while let Some(done) = asking.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_dialled_is_a_reset_with_its_meaning() {
+    let key = Key::generate().unwrap();
+    let groups = vec![group("site", &key, &["127.0.0.1", "192.0.2.0/24", "*.invalid"], false)];
+    let appliance = Appliance::start(groups).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+
+    let (_, carried) = appliance.connect(target(closed)).await;
+    assert_eq!(carried.await.unwrap().unwrap_err().code, Code::NoWorker);
+    let (_, carried) = appliance.connect(target("198.51.100.1:1".parse().unwrap())).await;
+    assert_eq!(carried.await.unwrap().unwrap_err().code, Code::NoRoute);
+
+    let _worker = appliance.uplink(&key, &["127.0.0.0/8", "*.invalid"]);
+    appliance.until_up(0).await;
+    let unknown = Target { host: "nobody.invalid".parse().unwrap(), port: 443 };
+    for (target, codes) in [
+        (target(closed), [Code::Refused; 2]),
+        (target("192.0.2.1:443".parse().unwrap()), [Code::Denied; 2]),
+        // Without a network a resolver can't know that there is no such name; then it says that it failed.
+        (unknown, [Code::NameNotFound, Code::ResolveFailed]),
+    ] {
+        let (mut socket, carried) = appliance.connect(target.clone()).await;
+        let refusal = carried.await.unwrap().unwrap_err();
+        assert!(codes.contains(&refusal.code), "{target}: {refusal}");
+        let error = socket.read(&mut [0]).await.expect_err("a clean end instead of a reset");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn without_the_key_there_is_401_and_nothing_more() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    let stranger = appliance.dial("localhost", appliance.ca.clone(), &Key::generate().unwrap());
+    let refused = stranger.lane(&hello("stranger")).await.unwrap_err().to_string();
+    assert!(refused.contains("401"), "{refused}");
+    assert!(!appliance.registry.groups()[0].is_up());
+
+    // The answers themselves, as strangers see them.
+    let connector = tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap());
+    for (request, status) in [
+        ("GET /tunnel/v1 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "401"),
+        ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404"),
+        (
+            format!("GET /tunnel/v1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", key.reveal()),
+            "426",
+        ),
+        (format!("GET /tunnel/v1 HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(20_000)), "431"),
+        ("\r\n\r\nnot http at all\r\n\r\n".to_owned(), "400"),
+    ] {
+        let tcp = TcpStream::connect(appliance.address).await.unwrap();
+        let mut tls = connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+        tls.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A server that closes without reading all may reset; what it said before counts.
+        let _ = tls.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+        assert_eq!(body, Some(""), "{status} says more than its status");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_may_reach_other_groups_only_where_the_configuration_says_so() {
+    let keys: [Key; 3] = std::array::from_fn(|_| Key::generate().unwrap());
+    let appliance = Appliance::start(vec![
+        group("a", &keys[0], &["127.0.0.1"], false),
+        group("b", &keys[1], &["*.b.example"], true),
+        group("c", &keys[2], &["*.c.example"], false),
+    ])
+    .await;
+    let _a = appliance.uplink(&keys[0], &["127.0.0.0/8"]);
+    let (b, _drain_b) = appliance.uplink(&keys[1], &["*.b.example"]);
+    let (c, _drain_c) = appliance.uplink(&keys[2], &["*.c.example"]);
+    for group in 0..3 {
+        appliance.until_up(group).await;
+    }
+    for uplink in [&b, &c] {
+        let mut changes = uplink.changes();
+        while !uplink.session().is_up() {
+            changes.changed().await.unwrap();
+        }
+    }
+    let address = counting_target().await;
+    let (socket, carried) = through(b, target(address)).await;
+    ask(socket, 3_000_000).await;
+    carried.await.unwrap().unwrap();
+    let (_, carried) = through(c, target(address)).await;
+    let refusal = carried.await.unwrap().unwrap_err();
+    assert_eq!(refusal.code, Code::Denied);
+    assert!(refusal.text.contains("may_open"), "{refusal}");
+    let mut states: Vec<_> = appliance.ledger.report().into_iter().map(|flow| flow.state).collect();
+    states.sort();
+    assert_eq!(states, ["closed", "denied"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_appliance_that_returns_finds_its_workers_again() {
+    let key = Key::generate().unwrap();
+    let groups = || vec![group("site", &key, &["127.0.0.1"], false)];
+    let (certificate, private) = identity_for_localhost();
+    let identity = || (certificate.clone(), private.clone_key());
+    // Kept open, so that the port stays ours while nobody serves it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = || {
+        let copy = port.try_clone().unwrap();
+        copy.set_nonblocking(true).unwrap();
+        TcpListener::from_std(copy).unwrap()
+    };
+    let first = Appliance::serve(listener(), groups(), identity()).await;
+    let (uplink, _drain) = first.uplink(&key, &["127.0.0.0/8"]);
+    first.until_up(0).await;
+    first.drain.finish().await;
+    first.serving.await.unwrap();
+    let second = Appliance::serve(listener(), groups(), identity()).await;
+    tokio::time::timeout(Duration::from_secs(20), second.until_up(0))
+        .await
+        .expect("the worker did not return");
+    let address = counting_target().await;
+    let (socket, carried) = second.connect(target(address)).await;
+    ask(socket, 1000).await;
+    carried.await.unwrap().unwrap();
+    assert!(uplink.session().is_up());
+}
+
+#[tokio::test]
+async fn a_certificate_that_nobody_vouches_for_is_refused_with_the_remedy() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    let fails = async |host, ca| {
+        let error = appliance.dial(host, ca, &key).lane(&hello("w")).await.unwrap_err().to_string();
+        assert!(!error.contains(key.reveal()), "{error}");
+        error
+    };
+    let unknown = fails("localhost", identity_for_localhost().0).await;
+    assert!(unknown.contains("ca_file"), "{unknown}");
+    let misnamed = fails("127.0.0.1", appliance.ca.clone()).await;
+    assert!(misnamed.contains("appliance_url"), "{misnamed}");
+}
