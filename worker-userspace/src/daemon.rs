@@ -18,6 +18,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::AbortHandle;
 
 use crate::appliance::endpoint::Endpoint;
 use crate::appliance::registry::{GroupState, Registry};
@@ -87,6 +88,7 @@ pub enum StartError {
 pub struct Daemon {
     drain: Drain,
     roles: Arc<Roles>,
+    control: AbortHandle,
 }
 
 impl Daemon {
@@ -196,8 +198,9 @@ impl Daemon {
         let roles = Arc::new(roles);
         let reported = roles.clone();
         let report: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || reported.status());
-        drain.spawn("control socket", control.serve(drain.clone(), report));
-        Ok(Daemon { drain, roles })
+        // Not one of the drain's tasks: it answers until the end.
+        let control = tokio::spawn(control.serve(drain.clone(), report)).abort_handle();
+        Ok(Daemon { drain, roles, control })
     }
 
     /// Runs until SIGTERM or SIGINT, then stops.
@@ -227,6 +230,7 @@ impl Daemon {
             0 => tracing::info!("stopped"),
             n => tracing::warn!("stopped; {n} tasks were cut"),
         }
+        self.control.abort();
         Ok(())
     }
 }

@@ -64,6 +64,9 @@ impl Forwarder {
         // Whatever happens before the splice ends in order, the application must see a reset.
         reset_on_close(&socket);
         let Some(record) = self.steering.take_flow(port, source) else {
+            if self.steering.is_own(source) {
+                return;
+            }
             return tracing::warn!(%source, "reset a connection to the forwarder that the kernel did not send here");
         };
         let process = Process {

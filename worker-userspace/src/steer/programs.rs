@@ -10,7 +10,7 @@ mod maps;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -183,25 +183,26 @@ impl Programs {
     ///
     /// Call it when [`Kernel::set_listeners`](super::kernel::Kernel::set_listeners) was told the listeners and all of
     /// them are marked and listening: the daemon connects to its own listener once, so that the programs know it
-    /// should it be inside one of the cgroups. That connection carries no flow record.
+    /// should it be inside one of the cgroups. That connection carries no flow record; its source is returned.
     ///
     /// # Errors
     /// Nothing stays attached then.
-    pub fn attach(&self, cgroups: &[Cgroup]) -> Result<(), ProgramsError> {
+    pub fn attach(&self, cgroups: &[Cgroup]) -> Result<Option<SocketAddr>, ProgramsError> {
         let links = self.lock().attach(cgroups)?;
-        self.register()?;
+        let source = self.register()?;
         self.lock().links.extend(links);
-        Ok(())
+        Ok(source)
     }
 
     /// Tells the programs our process id, in case we are inside a captured cgroup. They see it themselves in this
     /// connect(), whatever pid namespace we are in; if they do not see it, we are not captured.
-    fn register(&self) -> Result<(), ProgramsError> {
+    fn register(&self) -> Result<Option<SocketAddr>, ProgramsError> {
         let port = self.maps.listener4();
         let register = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             self.maps.mark(&socket, mark::REGISTER)?;
-            socket.connect(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())
+            socket.connect(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())?;
+            Ok(socket.local_addr()?.as_socket())
         };
         register().map_err(|source| ProgramsError::Register { port, source })
     }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -98,6 +98,8 @@ pub struct Steering {
     dns: Arc<dns::Counters>,
     down_for: Duration,
     refused: Mutex<VecDeque<RefusedStatus>>,
+    /// Where the one connection came from by which the daemon made itself known to the programs.
+    registered: OnceLock<SocketAddr>,
 }
 
 /// What [`Steering::start`] leaves to be run.
@@ -127,7 +129,9 @@ impl Steering {
         let programs = Arc::new(Programs::load()?);
         let started = Steering::prepare(programs.clone(), config, prefixes, state_dir, steered, carriers)?;
         // Last of all: now everything is there that a captured connection leads to.
-        programs.attach(&cgroups)?;
+        if let Some(source) = programs.attach(&cgroups)? {
+            let _ = started.steering.registered.set(source);
+        }
         Ok(started)
     }
 
@@ -179,6 +183,7 @@ impl Steering {
             dns: server.counters(),
             down_for: config.down_for,
             refused: Mutex::default(),
+            registered: OnceLock::new(),
         });
         Ok(Started { steering, forwarder, dns: server })
     }
@@ -189,6 +194,11 @@ impl Steering {
             tracing::error!(%source, "a captured connection's record can't be read: {error}");
             None
         })
+    }
+
+    /// True for the one connection by which the daemon made itself known to the programs.
+    pub fn is_own(&self, source: SocketAddr) -> bool {
+        self.registered.get() == Some(&source)
     }
 
     /// The host that an address stands for; `None`: a synthetic address without a name.
