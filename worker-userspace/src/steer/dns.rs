@@ -24,6 +24,7 @@ use std::os::fd::BorrowedFd;
 pub use answer::{Pending, Verdict, Zone, answer};
 pub use counters::{Counters, Counts};
 pub use server::{Server, ServerError, Settings};
+pub use strip::strip;
 
 /// What the kernel knows of ports, resolvers and connections.
 pub trait Resolvers: Send + Sync + 'static {

@@ -28,7 +28,7 @@ const IPV6_HINT: u16 = 6;
 /// result is never longer than `reply`: where it would be, it says TC instead and has no records.
 ///
 /// A reply that has such addresses and can't be decoded becomes SERVFAIL: nobody sends that by accident.
-pub(super) fn strip<'a>(reply: &'a [u8], prefixes: &Prefixes) -> Cow<'a, [u8]> {
+pub fn strip<'a>(reply: &'a [u8], prefixes: &Prefixes) -> Cow<'a, [u8]> {
     if !has_synthetic(reply, prefixes) {
         return Cow::Borrowed(reply);
     }
