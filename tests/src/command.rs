@@ -102,6 +102,19 @@ impl Command {
         self
     }
 
+    /// The command as a person types it into a shell, wherever that shell is.
+    pub fn to_shell(&self) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+        let quoted = |text: &OsStr| match text.to_string_lossy() {
+            text if !text.is_empty() && text.chars().all(plain) => text.into_owned(),
+            text => format!("'{}'", text.replace('\'', r"'\''")),
+        };
+        let env = self.env.iter().map(|(key, value)| format!("{}={}", key.to_string_lossy(), quoted(value)));
+        let words = std::iter::once(&self.program).chain(&self.args).map(|word| quoted(word));
+        // `env`, because a script that enters a host takes a command, not an assignment.
+        std::iter::once("env".to_owned()).chain(env).chain(words).collect::<Vec<_>>().join(" ")
+    }
+
     /// Runs the program to its end.
     ///
     /// # Errors
@@ -260,5 +273,20 @@ impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Output { title, status, stdout, stderr } = self;
         write!(f, "{title}: {status}\nstdout: {stdout}\nstderr: {stderr}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_runs_what_the_lab_runs() -> Result<()> {
+        let command = Command::new("printenv").arg("NAME").env("NAME", "a & <more>; it's $(false)");
+        let typed = command.to_shell();
+        assert_eq!(command.check()?, Command::new("sh").args(["-c", &typed]).check()?, "{typed}");
+        let words = Command::new("printf").args(["%s|", "a b", "", "it's", "$HOME"]);
+        assert_eq!(Command::new("sh").args(["-c", &words.to_shell()]).check()?, "a b||it's|$HOME|");
+        Ok(())
     }
 }

@@ -60,7 +60,8 @@ impl Host {
         Ok(path(".toml"))
     }
 
-    fn socket(&self, name: &str) -> PathBuf {
+    /// The control socket of a daemon on this host.
+    pub fn socket(&self, name: &str) -> PathBuf {
         self.directory().join(format!("{name}.sock"))
     }
 }

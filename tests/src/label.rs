@@ -3,7 +3,7 @@
 //! The process id says who must clean up, and lets the next run sweep what a dead one left.
 
 use std::fmt;
-use std::path::Path;
+use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const PREFIX: &str = "dwlab-";
@@ -34,9 +34,11 @@ impl fmt::Display for Label {
     }
 }
 
-/// Whether a process of this id exists.
+/// Whether a process of this id runs. One that nobody has waited for yet has ended all the same.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything, a parenthesis too.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 #[cfg(test)]
@@ -49,6 +51,18 @@ mod tests {
         assert_eq!(Label::owner(&label.to_string()), Some(std::process::id()));
         assert_eq!(Label::owner(&format!("{label}-appliance")), Some(std::process::id()));
         assert_ne!(Label::next(), label);
+    }
+
+    #[test]
+    fn a_zombie_is_dead() -> anyhow::Result<()> {
+        assert!(is_alive(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn()?;
+        let life = crate::life::Life::of(child.id())?;
+        assert!(life.ends_within(std::time::Duration::from_secs(10)));
+        assert!(!is_alive(child.id()), "nobody has waited for it yet");
+        child.wait()?;
+        assert!(!is_alive(child.id()));
+        Ok(())
     }
 
     #[test]

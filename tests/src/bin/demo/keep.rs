@@ -55,7 +55,7 @@ pub(crate) fn hold(story: Story) -> Result<()> {
     file.set_len(0)?;
     writeln!(file, "{}", std::process::id())?;
     let end = end_of_service()?;
-    story.say_how_to_enter();
+    story.say_how_to_enter()?;
     // A session of its own: closing the terminal is not the end.
     setsid().context("leaving the terminal")?;
     let nowhere = OpenOptions::new().read(true).write(true).open("/dev/null")?;

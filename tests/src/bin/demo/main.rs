@@ -59,8 +59,12 @@ fn look_after(keep: bool) -> Result<bool> {
     }
     let status = teller.wait()?;
     let swept = tests::sweep().context("cleaning up")?;
-    if let Some(signal) = status.signal() {
-        println!("\nStopped by signal {signal}; {} things of the lab were taken down.", swept.0.len());
+    let of_teller = format!("dwlab-{}-", teller.id());
+    let left = swept.0.iter().any(|path| path.to_string_lossy().contains(&of_teller));
+    match status.signal() {
+        Some(signal) => println!("\nStopped by signal {signal}. The lab is swept away."),
+        None if !left => println!("\nThe lab is taken down; nothing is left of it."),
+        None => bail!("the lab left something behind: {:?}", swept.0),
     }
     Ok(status.success())
 }

@@ -20,7 +20,7 @@ impl Report {
 
     /// Says something about the step.
     pub(crate) fn say(&self, text: &str) {
-        text.lines().for_each(|line| println!("    {line}"));
+        text.lines().for_each(|line| println!("{}", format!("    {line}").trim_end()));
     }
 
     /// Shows a text of somebody else's.

@@ -49,7 +49,7 @@ pub(crate) fn tell() -> Result<Story> {
     report.say(&format!(
         "pyVmomi, unchanged, logged in to {VCENTER_URL}, listed its machines and switched one off and on.\n\
          The appliance's resolver was asked for {NAME} {appliance} times by it, the site's {site} times.\n\
-         The site took no connection from outside: the worker dialled out, once for all of this.\n\
+         The site took no connection from outside: all went through the websockets that the worker dialled.\n\
          All of it took {:.1} s.",
         begun.elapsed().as_secs_f64()
     ));
@@ -104,8 +104,8 @@ impl Story {
     fn outside(&self, report: &mut Report) -> Result<()> {
         report.step("Outside the captured cgroup: no name, no route");
         let host = self.lab.appliance();
-        let getent = host.command("getent").args(["ahosts", NAME]);
-        let output = report.fails(OUTSIDE, &format!("getent ahosts {NAME}"), getent)?;
+        let getent = host.command("getent").args(["hosts", NAME]);
+        let output = report.fails(OUTSIDE, &format!("getent hosts {NAME}"), getent)?;
         ensure!(output.status.code() == Some(2), "not \"not found\": {output}");
         for url in [VCENTER_URL, &format!("https://{}", net::VCENTER.v4)] {
             let command = self.lab.sdk_at(Sdk::PyVmomi, url, ["list"])?;
@@ -118,8 +118,9 @@ impl Story {
     fn inside(&self, report: &mut Report) -> Result<()> {
         report.step("Inside it: the same program, unchanged");
         let host = self.lab.appliance();
-        let getent = host.captured(Command::new("getent").args(["ahostsv4", NAME]));
-        report.works(CAPTURED, &format!("getent ahostsv4 {NAME}"), getent)?;
+        let getent = host.captured(Command::new("getent").args(["hosts", NAME]));
+        report.works(CAPTURED, &format!("getent hosts {NAME}"), getent)?;
+        report.say("\nA synthetic address: it stands for the name, and means nothing outside this host.");
         let sdk = |report: &Report, arguments: &[&str]| {
             let command = host.captured(self.lab.sdk(Sdk::PyVmomi, arguments)?);
             report.works(CAPTURED, &sdk_line(VCENTER_URL, &arguments.join(" ")), command)
@@ -173,17 +174,24 @@ impl Story {
     }
 
     /// For those who keep the lab.
-    pub(crate) fn say_how_to_enter(&self) {
+    pub(crate) fn say_how_to_enter(&self) -> Result<()> {
         println!("\nThe lab stays up. A shell, or any command after it, on a host:\n");
-        let captured = ("captured".to_owned(), self.lab.appliance().enter_captured());
+        let appliance = self.lab.appliance();
+        let captured = ("captured".to_owned(), appliance.enter_captured());
         let hosts = self.lab.hosts().map(|host| (host.name().to_owned(), host.enter()));
         for (name, script) in std::iter::once(captured).chain(hosts) {
             println!("    {name:<10} sh {}", script.display());
         }
         println!(
-            "\nThe first is the appliance host inside the captured cgroup. Take it all down with\n\n    \
-             cargo xtask demo --clean"
+            "\nThe first is the appliance host inside the captured cgroup. What the demo did, by hand:\n"
         );
+        let status = appliance.dworker(["status", "--socket"])?.arg(appliance.socket(self.appliance.name()));
+        let sdk = self.lab.sdk(Sdk::PyVmomi, ["list"])?;
+        for (script, command) in [(appliance.enter(), status), (appliance.enter_captured(), sdk)] {
+            println!("    sh {} {}", script.display(), command.to_shell());
+        }
+        println!("\nTake it all down with\n\n    cargo xtask demo --clean");
+        Ok(())
     }
 }
 
