@@ -31,27 +31,25 @@ fn connecting(ctx: &SockOpsContext) {
         if sock.is_null() {
             return;
         }
-        let flow = stored(&ORIG, sock.cast());
-        if flow.is_null() {
-            return;
-        }
-        let listener = (*flow).listener;
+        let Some(flow) = stored(&ORIG, sock.cast()).as_mut() else { return };
+        let listener = flow.listener;
         // A record of an earlier connect(): this one goes elsewhere.
         if u32::from_be(ctx.remote_port()) != u32::from(listener) {
             return;
         }
         // A v4-mapped socket has its addresses in the IPv4 fields.
-        let (remote, source) = if (*flow).dest.addr.is_v4() {
+        let (remote, source) = if flow.dest.addr.is_v4() {
             (Addr::v4(ctx.remote_ip4()), Addr::v4(ctx.local_ip4()))
         } else {
             (Addr { words: ctx.remote_ip6() }, Addr { words: ctx.local_ip6() })
         };
-        if remote != (*flow).dest.addr.loopback() {
+        if remote != flow.dest.addr.loopback() {
             return;
         }
-        (*flow).flags &= !Flow::FRESH;
+        flow.flags &= !Flow::FRESH;
         let key = FlowKey { source, port: ctx.local_port() as u16, listener };
-        let _ = FLOWS.insert(key, &*flow, BPF_ANY.into());
+        let flow: &Flow = flow;
+        let _ = FLOWS.insert(key, flow, BPF_ANY.into());
     }
 }
 
@@ -87,11 +85,6 @@ fn peer(call: &Call, seen: &Dest) -> Option<Dest> {
         return None;
     }
     // SAFETY: the verifier knows the calling socket, and it is not null.
-    let flow = unsafe { stored(&ORIG, sock.cast()) };
-    if flow.is_null() {
-        return None;
-    }
-    // SAFETY: not null, and the value lives as long as its socket.
-    let flow = unsafe { &*flow };
+    let flow = unsafe { stored(&ORIG, sock.cast()).as_ref() }?;
     (flow.listener == seen.port && flow.dest.addr.loopback() == seen.addr).then_some(flow.dest)
 }

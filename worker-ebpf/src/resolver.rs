@@ -23,7 +23,7 @@ pub fn capture(call: &Call, config: &Config, transport: Transport, dest: &Dest) 
         return None;
     }
     // SAFETY: entries are never removed from RESOLVERS.
-    let port = match unsafe { RESOLVERS.get(&dest.addr) } {
+    let port = match unsafe { RESOLVERS.get(dest.addr) } {
         Some(port) => *port,
         None => stand_in(&dest.addr)?,
     };
@@ -73,7 +73,7 @@ pub fn behind(call: &Call, seen: &Dest) -> Option<Dest> {
         return None;
     }
     // SAFETY: an entry is removed only before anybody could have been sent to its port.
-    let resolver = *unsafe { STANDS.get(&seen.port) }?;
+    let resolver = *unsafe { STANDS.get(seen.port) }?;
     if resolver.loopback() != seen.addr || call.foreign(socket::config()?) {
         return None;
     }

@@ -61,12 +61,13 @@ pub enum ProbeError {
     },
     /// A capability is missing.
     #[error(
-        "this process lacks {missing}, and loading programs into the kernel needs CAP_BPF and CAP_NET_ADMIN (or CAP_SYS_ADMIN): \
-         run it as root, or give the service `AmbientCapabilities=CAP_BPF CAP_NET_ADMIN`"
+        "this process lacks {missing}, and loading programs into the kernel needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN \
+         (or CAP_SYS_ADMIN): run it as root, or give the service \
+         `AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_NET_ADMIN`"
     )]
     Capability {
         /// Which.
-        missing: &'static str,
+        missing: String,
     },
     /// The kernel does not say what it should.
     #[error("{doing}: {source}")]
@@ -159,7 +160,7 @@ fn unescape(field: &str) -> PathBuf {
 /// When it lacks what steering cannot do without, or does not let us.
 pub fn features() -> Result<Features, ProbeError> {
     let status = fs::read_to_string("/proc/self/status").map_err(io_error("reading /proc/self/status"))?;
-    if let Some(missing) = missing_capability(&status) {
+    if let Some(missing) = missing_capabilities(&status) {
         return Err(ProbeError::Capability { missing });
     }
     let has = |helper| {
@@ -172,20 +173,21 @@ pub fn features() -> Result<Features, ProbeError> {
     })
 }
 
-/// The capability that is missing, by the text of `/proc/self/status`.
-fn missing_capability(status: &str) -> Option<&'static str> {
-    const NET_ADMIN: u64 = 1 << 12;
+/// The capabilities that are missing, by the text of `/proc/self/status`.
+fn missing_capabilities(status: &str) -> Option<String> {
     const SYS_ADMIN: u64 = 1 << 21;
-    const BPF: u64 = 1 << 39;
+    const NEEDED: [(&str, u64); 3] = [
+        ("CAP_BPF", 1 << 39),
+        // For the name of the process that connects; and without it the verifier adds barriers against
+        // speculation to every program.
+        ("CAP_PERFMON", 1 << 38),
+        ("CAP_NET_ADMIN", 1 << 12),
+    ];
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
-    let has = |capability| effective & (capability | SYS_ADMIN) != 0;
-    match (has(BPF), has(NET_ADMIN)) {
-        (true, true) => None,
-        (false, true) => Some("CAP_BPF"),
-        (true, false) => Some("CAP_NET_ADMIN"),
-        (false, false) => Some("CAP_BPF and CAP_NET_ADMIN"),
-    }
+    let missing: Vec<_> =
+        NEEDED.iter().filter(|(_, bit)| effective & (bit | SYS_ADMIN) == 0).map(|(name, _)| *name).collect();
+    (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
 fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> ProbeError {
@@ -228,13 +230,14 @@ mod tests {
         for (effective, expected) in [
             ("000001ffffffffff", None),
             ("0000000000200000", None),
-            ("0000008000001000", None),
-            ("0000000000001000", Some("CAP_BPF")),
-            ("0000008000000000", Some("CAP_NET_ADMIN")),
-            ("0000000000000000", Some("CAP_BPF and CAP_NET_ADMIN")),
+            ("000000c000001000", None),
+            ("0000008000001000", Some("CAP_PERFMON")),
+            ("0000004000001000", Some("CAP_BPF")),
+            ("000000c000000000", Some("CAP_NET_ADMIN")),
+            ("0000000000000000", Some("CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN")),
         ] {
             let status = format!("Name:\tdworker\nCapPrm:\tffffffffffffffff\nCapEff:\t{effective}\n");
-            assert_eq!(missing_capability(&status), expected, "{effective}");
+            assert_eq!(missing_capabilities(&status).as_deref(), expected, "{effective}");
         }
     }
 
