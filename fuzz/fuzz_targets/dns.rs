@@ -40,7 +40,10 @@ fn check_answer(query: &[u8]) {
             let asked = Message::from_vec(query).map(|message| message.queries.clone()).unwrap_or_default();
             for question in asked {
                 let name = question.name.to_lowercase().to_ascii();
-                assert!(name != "vc.corp.example." && !name.ends_with(".lab.example."), "{name} was forwarded");
+                assert!(
+                    name != "vc.corp.example." && !name.ends_with(".lab.example."),
+                    "{name} was forwarded"
+                );
             }
             return;
         }

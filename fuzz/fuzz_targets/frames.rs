@@ -66,7 +66,9 @@ fn payload(
 ) -> Result<(), String> {
     while let Some(piece) = frames.next(&mut bytes).map_err(|fault| fault.to_string())? {
         match (piece, seen.last_mut()) {
-            (Piece::Data(id, data), Some(Seen::Data(last, all))) if *last == id => all.extend_from_slice(&data),
+            (Piece::Data(id, data), Some(Seen::Data(last, all))) if *last == id => {
+                all.extend_from_slice(&data)
+            }
             (Piece::Data(id, data), _) => {
                 assert!(id != 0 && !data.is_empty() && data.len() <= MAX_DATA);
                 seen.push(Seen::Data(id, data.to_vec()));

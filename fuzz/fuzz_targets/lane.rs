@@ -18,21 +18,39 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// One frame of a peer that mostly keeps the form and seldom the sense.
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Open { id: u8, credit: u32 },
-    Data { id: u8, length: u16 },
-    Fin { id: u8 },
-    Reset { id: u8 },
-    Credit { id: u8, limit: u64 },
-    OpenOk { id: u8 },
+    Open {
+        id: u8,
+        credit: u32,
+    },
+    Data {
+        id: u8,
+        length: u16,
+    },
+    Fin {
+        id: u8,
+    },
+    Reset {
+        id: u8,
+    },
+    Credit {
+        id: u8,
+        limit: u64,
+    },
+    OpenOk {
+        id: u8,
+    },
     Ping,
     GoAway,
     Raw(Vec<u8>),
     /// The victim opens a stream and sends on it.
-    Ours { length: u16 },
+    Ours {
+        length: u16,
+    },
 }
 
 fuzz_target!(|steps: Vec<Step>| {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(run(steps));
 });
 
@@ -51,7 +69,8 @@ async fn run(steps: Vec<Step>) {
         initial_credit: 1000,
         max_streams: 4,
     };
-    let (lane, mut incoming, driver) = Lane::new(Upgraded::new(near, Side::Server, BytesMut::new()), peer, settings);
+    let (lane, mut incoming, driver) =
+        Lane::new(Upgraded::new(near, Side::Server, BytesMut::new()), peer, settings);
     let driver = tokio::spawn(driver);
     let reader = tokio::spawn(async move {
         let mut streams = Vec::new();
