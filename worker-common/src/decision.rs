@@ -15,6 +15,8 @@ pub const DNS_PORT: u16 = 53;
 
 /// `connect()` fails with this where there is nowhere to go: `EHOSTUNREACH`.
 pub const EHOSTUNREACH: u32 = 113;
+/// `connect()` fails with this where the socket's interface does not lead there: `ENETUNREACH`.
+pub const ENETUNREACH: u32 = 101;
 /// `connect()` fails with this where nobody listens: `ECONNREFUSED`.
 pub const ECONNREFUSED: u32 = 111;
 /// `connect()` fails with this where the kernel had no memory for the socket's record: `ENOMEM`.
@@ -67,6 +69,8 @@ pub trait World {
     fn own(&self) -> bool;
     /// True where the socket lives in another network namespace than the listeners.
     fn foreign_netns(&self) -> bool;
+    /// True where the socket is bound to a network interface, so that it does not reach loopback.
+    fn bound(&self) -> bool;
     /// With what the group's connections are refused; 0 while a worker carries them.
     fn group_errno(&self, group: u16) -> u32;
     /// With what connections to `dest` are refused because it was down a moment ago; 0 otherwise.
@@ -86,7 +90,7 @@ pub enum Verdict {
     ForeignNetns,
     /// It goes to the forwarder.
     Steer(PortRule),
-    /// A rule names it, but the daemon does not listen, and the rule fails open.
+    /// A rule names it, but it cannot be sent to the daemon, and the rule fails open.
     FailOpen(PortRule),
     /// `connect()` fails.
     Refuse {
@@ -150,6 +154,9 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
         PortMatch::Direct => return Verdict::Direct,
     };
     let refuse = |reason, errno| Verdict::Refuse { reason, errno, rule: rule.rule };
+    if world.bound() {
+        return without(&rule, Reason::Bound, ENETUNREACH);
+    }
     let errno = world.group_errno(rule.group);
     if errno != 0 {
         return refuse(Reason::Group, errno);
@@ -164,7 +171,7 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
     without(&rule, Reason::NoListener, ECONNREFUSED)
 }
 
-/// The verdict where something of ours is missing: the rule's way to fail.
+/// The verdict where a connection cannot be sent to the daemon: the rule's way to fail.
 #[inline(always)]
 pub fn without(rule: &PortRule, reason: Reason, errno: u32) -> Verdict {
     if rule.flags & PortRule::FAIL_CLOSED == 0 {

@@ -253,8 +253,11 @@ pub enum Reason {
     Datagram = 6,
     /// The socket could not be given its record, and the rule fails closed.
     NoMemory = 7,
-    /// The daemon does not listen, or there was no memory; the rule fails open and the connection went direct.
+    /// The daemon does not listen, the socket is bound to an interface, or there was no memory; the rule fails open and
+    /// the connection went direct.
     FailOpen = 8,
+    /// The socket is bound to a network interface and does not reach loopback, and the rule fails closed.
+    Bound = 9,
 }
 
 impl Reason {
@@ -269,6 +272,7 @@ impl Reason {
             6 => Reason::Datagram,
             7 => Reason::NoMemory,
             8 => Reason::FailOpen,
+            9 => Reason::Bound,
             _ => return None,
         })
     }
@@ -285,6 +289,7 @@ impl Reason {
             Reason::Datagram => Counter::RefusedDatagram,
             Reason::NoMemory => Counter::RefusedNoMemory,
             Reason::FailOpen => Counter::FailOpen,
+            Reason::Bound => Counter::RefusedBound,
         }
     }
 }
@@ -327,6 +332,8 @@ counters! {
     RefusedDatagram = "refused-datagram",
     /// Refused: [`Reason::NoMemory`].
     RefusedNoMemory = "refused-no-memory",
+    /// Refused: [`Reason::Bound`].
+    RefusedBound = "refused-bound",
     /// Let go: [`Reason::FailOpen`].
     FailOpen = "fail-open",
     /// Matched a rule, but is the daemon's own.
@@ -341,6 +348,8 @@ counters! {
     DnsNoPort = "dns-no-port",
     /// Questions to a resolver that were left alone because the daemon does not listen.
     DnsNoListener = "dns-no-listener",
+    /// Questions from sockets bound to a network interface, left alone: they do not reach loopback.
+    DnsBound = "dns-bound",
     /// Questions to a link-local resolver, left alone: its interface is not known.
     DnsLinkLocal = "dns-link-local",
     /// Captured connections of Multipath TCP sockets, counted among the steered ones too.
@@ -421,11 +430,11 @@ mod tests {
 
     #[test]
     fn reasons_come_back_from_their_numbers() {
-        for number in 1..=8 {
+        for number in 1..=9 {
             assert_eq!(Reason::from_number(number).unwrap() as u32, number);
         }
         assert_eq!(Reason::from_number(0), None);
-        assert_eq!(Reason::from_number(9), None);
+        assert_eq!(Reason::from_number(10), None);
     }
 
     #[test]

@@ -230,6 +230,11 @@ impl World for Kernel<'_> {
     }
 
     #[inline(always)]
+    fn bound(&self) -> bool {
+        self.call.bound()
+    }
+
+    #[inline(always)]
     fn group_errno(&self, group: u16) -> u32 {
         GROUP_STATE.get(group.into()).copied().unwrap_or(0)
     }

@@ -22,6 +22,10 @@ pub fn capture(call: &Call, config: &Config, transport: Transport, dest: &Dest) 
         count(Counter::ForeignNetns);
         return None;
     }
+    if call.bound() {
+        count(Counter::DnsBound);
+        return None;
+    }
     // SAFETY: entries are never removed from RESOLVERS.
     let port = match unsafe { RESOLVERS.get(dest.addr) } {
         Some(port) => *port,

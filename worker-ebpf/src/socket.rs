@@ -103,6 +103,16 @@ impl Call {
         }
     }
 
+    /// True where the socket is bound to an interface other than loopback, which is always the first. Who binds a socket
+    /// has chosen the way: systemd-resolved does so for its own questions, which would be lost on loopback.
+    #[inline(always)]
+    pub fn bound(&self) -> bool {
+        const LOOPBACK: u32 = 1;
+        let sock = self.sock();
+        // SAFETY: the verifier knows the calling socket, and it is not null.
+        !sock.is_null() && unsafe { (*sock).bound_dev_if } > LOOPBACK
+    }
+
     /// True where the socket lives in another network namespace than the daemon's listeners.
     #[inline(always)]
     pub fn foreign(&self, config: &Config) -> bool {

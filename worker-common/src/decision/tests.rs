@@ -8,7 +8,6 @@ use super::*;
 use crate::records::limits;
 
 const ETIMEDOUT: u32 = 110;
-const ENETUNREACH: u32 = 101;
 
 /// The world as tables; it also notes which of the dear questions were asked.
 #[derive(Default)]
@@ -16,6 +15,7 @@ struct Tables {
     entries: HashMap<IpAddr, Entry>,
     own: bool,
     foreign: bool,
+    bound: bool,
     groups: HashMap<u16, u32>,
     down: HashMap<Dest, u32>,
     deaf: bool,
@@ -33,6 +33,9 @@ impl World for Tables {
     }
     fn foreign_netns(&self) -> bool {
         self.foreign
+    }
+    fn bound(&self) -> bool {
+        self.bound
     }
     fn group_errno(&self, group: u16) -> u32 {
         self.groups.get(&group).copied().unwrap_or(0)
@@ -127,6 +130,16 @@ fn without_a_listener_names_fail_closed_and_addresses_open() {
 }
 
 #[test]
+fn a_socket_that_does_not_reach_loopback_is_not_sent_there() {
+    let mut world = Tables { bound: true, ..world() };
+    assert_eq!(decide(&world, &dest("198.51.100.1:443")), Verdict::FailOpen(NET));
+    assert_eq!(decide(&world, &dest("240.64.0.1:443")), refusal(Reason::Bound, ENETUNREACH, 8));
+    assert_eq!(decide(&world, &dest("198.51.100.1:80")), Verdict::Direct);
+    world.foreign = true;
+    assert_eq!(decide(&world, &dest("240.64.0.1:443")), Verdict::ForeignNetns);
+}
+
+#[test]
 fn the_first_range_that_covers_the_port_decides() {
     let ranges = [range(443, 443, 1, 1, 0), range(400, 500, 2, 2, 0), range(1, u16::MAX, 3, 3, 0)];
     let entry = entry(Entry::DIRECT, &ranges);
@@ -193,6 +206,7 @@ proptest! {
         refuses in any::<bool>(),
         own in any::<bool>(),
         foreign in any::<bool>(),
+        bound in any::<bool>(),
         deaf in any::<bool>(),
         group_errno in prop::option::of(1u32..130),
         down_errno in prop::option::of(1u32..130),
@@ -204,6 +218,7 @@ proptest! {
             entries: HashMap::from([("198.51.100.9".parse().unwrap(), entry(default, &ranges))]),
             own,
             foreign,
+            bound,
             deaf,
             groups: (0..4).zip(std::iter::repeat(group_errno.unwrap_or(0))).collect(),
             down: HashMap::from([(to, down_errno.unwrap_or(0))]),
@@ -216,11 +231,11 @@ proptest! {
             Verdict::ForeignNetns => prop_assert!(!own && foreign),
             Verdict::Steer(found) => {
                 prop_assert_eq!(Some(&found), rule);
-                prop_assert!(!own && !foreign && !deaf && group_errno.is_none() && down_errno.is_none());
+                prop_assert!(!own && !foreign && !bound && !deaf && group_errno.is_none() && down_errno.is_none());
             }
             Verdict::FailOpen(found) => {
                 prop_assert_eq!(Some(&found), rule);
-                prop_assert!(deaf && found.flags & PortRule::FAIL_CLOSED == 0);
+                prop_assert!((deaf || bound) && found.flags & PortRule::FAIL_CLOSED == 0);
             }
             Verdict::Refuse { reason, errno, rule: number } => {
                 prop_assert!(!own && !foreign && errno != 0);
@@ -231,6 +246,7 @@ proptest! {
                     Reason::Group => prop_assert_eq!(Some(errno), group_errno),
                     Reason::Down => prop_assert_eq!(Some(errno), down_errno),
                     Reason::NoListener => prop_assert!(deaf),
+                    Reason::Bound => prop_assert!(bound),
                     other => prop_assert!(false, "{:?} is not decide()'s to say", other),
                 }
             }

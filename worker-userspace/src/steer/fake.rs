@@ -228,6 +228,10 @@ impl World for State {
         false
     }
 
+    fn bound(&self) -> bool {
+        false
+    }
+
     fn group_errno(&self, group: u16) -> u32 {
         self.groups.get(&group).map_or(0, |errno| errno.unsigned_abs())
     }

@@ -216,8 +216,12 @@ impl Programs {
         let attached = self.lock();
         let mut all = Vec::with_capacity(HOOKS.len());
         for hook in &HOOKS {
-            // A hook that this kernel lacks.
-            let Some(Ok(info)) = attached.ebpf.program(hook.name).map(Program::info) else { continue };
+            // A hook that this kernel lacks is not loaded.
+            let Some(program) = attached.ebpf.program(hook.name).filter(|program| program.fd().is_ok())
+            else {
+                continue;
+            };
+            let info = program.info().map_err(io::Error::other)?;
             let links = attached.links.iter().filter(|attachment| attachment.program == hook.name);
             all.push(ProgramStatus {
                 name: hook.name,

@@ -41,6 +41,8 @@ enum Call {
     Socket(Kind),
     Close(u32),
     Bind(u32, SocketAddr),
+    /// `SO_BINDTODEVICE`.
+    BindDevice(u32, String),
     Connect(u32, SocketAddr),
     /// connect() to `AF_UNSPEC`.
     Disconnect(u32),
@@ -234,6 +236,10 @@ impl Remote<'_> {
         self.done(Call::Bind(self.number, address(to))).expect("bind");
     }
 
+    pub(crate) fn bind_device(&self, device: &str) {
+        self.done(Call::BindDevice(self.number, device.to_owned())).expect("SO_BINDTODEVICE");
+    }
+
     pub(crate) fn connect(&self, to: &str) -> Result<(), i32> {
         self.done(Call::Connect(self.number, address(to)))
     }
@@ -335,6 +341,7 @@ impl State {
             }
             Call::Close(number) => drop(self.sockets.remove(&number)),
             Call::Bind(number, to) => self.socket(number)?.bind(&to.into())?,
+            Call::BindDevice(number, device) => self.socket(number)?.bind_device(Some(device.as_bytes()))?,
             Call::Connect(number, to) => self.socket(number)?.connect(&to.into())?,
             Call::Disconnect(number) => disconnect(self.socket(number)?)?,
             Call::FastOpen(number, to, data) => {

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use dworker::steer::kernel::{Counter, Kernel, Purpose};
 
 use crate::client::{Client, Kind, Place};
-use crate::world::{Cgroup, Daemon, DnsPort, answer, at, is_idle, udp};
+use crate::world::{Cgroup, DEVICE, Daemon, DnsPort, answer, at, is_idle, udp};
 
 /// Sockets, resolvers as these sockets write them, and the resolver that is meant.
 const ASKED: [(Kind, &str, &str); 5] = [
@@ -188,6 +188,20 @@ pub(crate) fn other_ports_and_link_local_resolvers_are_left_alone() {
     assert!(socket.send_to("[fe80::53]:53", b"?").is_err());
     assert_eq!(daemon.counter(Counter::DnsLinkLocal), 1);
     assert_eq!(daemon.counter(Counter::DnsUdp), 0);
+}
+
+pub(crate) fn questions_bound_to_an_interface_are_left_alone() {
+    let cgroup = Cgroup::new();
+    let daemon = Daemon::new(&cgroup, &[]);
+    let port = daemon.dns_port();
+    let client = Client::inside(&cgroup.path);
+    for kind in [Kind::Udp4, Kind::Tcp4] {
+        let socket = client.socket(kind);
+        socket.bind_device(DEVICE);
+        assert!(socket.connect("192.0.2.53:53").is_err(), "the interface is down");
+    }
+    assert_eq!(daemon.counter(Counter::DnsBound), 2);
+    assert_eq!(daemon.kernel.resolver_of(port.port).unwrap(), None);
 }
 
 pub(crate) fn the_daemons_own_questions_are_left_alone() {

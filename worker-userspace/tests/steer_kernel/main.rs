@@ -35,6 +35,7 @@ const TESTS: &[(&str, fn())] = tests! {
         synthetic_addresses_lead_to_names_and_nowhere_else
         without_our_listener_names_fail_closed_and_addresses_open
         a_bound_source_address_is_kept
+        a_socket_bound_to_an_interface_is_not_sent_to_loopback
         fast_open_carries_data_in_the_first_packet
         multipath_sockets_are_captured_like_others
         another_network_namespace_is_left_alone
@@ -49,6 +50,7 @@ const TESTS: &[(&str, fn())] = tests! {
         without_a_spare_port_questions_go_where_they_were_sent
         a_port_that_is_not_ours_any_more_gets_no_questions
         other_ports_and_link_local_resolvers_are_left_alone
+        questions_bound_to_an_interface_are_left_alone
         the_daemons_own_questions_are_left_alone
         another_network_namespace_asks_its_own_resolver
         racing_processes_agree_on_a_resolvers_port

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dworker::steer::kernel::{Counter, Kernel, Purpose, Reason};
 
 use crate::client::{Client, Kind, Place};
-use crate::world::{Cgroup, Daemon, REMOTE4, REMOTE6, at, attached, is_idle, listen, port, run};
+use crate::world::{Cgroup, DEVICE, Daemon, REMOTE4, REMOTE6, at, attached, is_idle, listen, port, run};
 
 pub(crate) fn a_captured_connection_reaches_the_forwarder_with_its_record() {
     let cgroup = Cgroup::new();
@@ -283,6 +283,29 @@ pub(crate) fn a_bound_source_address_is_kept() {
         assert!(flow.is_some(), "{source} to {to} has no record");
         assert_eq!(socket.peer(), to);
     }
+}
+
+pub(crate) fn a_socket_bound_to_an_interface_is_not_sent_to_loopback() {
+    let cgroup = Cgroup::new();
+    let patterns = ["203.0.113.1", "vc.corp.example"];
+    let daemon = Daemon::new(&cgroup, &patterns);
+    daemon.name("vc.corp.example", "240.64.0.1", &patterns);
+    let client = Client::inside(&cgroup.path);
+    let bound = |device, to| {
+        let socket = client.socket(Kind::Tcp4);
+        socket.bind_device(device);
+        socket.connect(to)
+    };
+    assert_eq!(bound(DEVICE, "240.64.0.1:443"), Err(libc::ENETUNREACH), "a name has nowhere to go");
+    assert_eq!(daemon.event().reason, Reason::Bound);
+    assert!(
+        bound(DEVICE, "203.0.113.1:443").is_err(),
+        "an address goes where the interface leads: it is down"
+    );
+    assert_eq!(daemon.event().reason, Reason::FailOpen);
+    assert!(is_idle(&daemon.listener4));
+    bound("lo", "203.0.113.1:443").expect("loopback itself is fine");
+    assert_eq!(daemon.target4(), "203.0.113.1:443");
 }
 
 pub(crate) fn fast_open_carries_data_in_the_first_packet() {

@@ -21,6 +21,8 @@ use socket2::SockRef;
 /// "Remote" hosts: addresses on this namespace's loopback.
 pub(crate) const REMOTE4: &str = "198.51.100.1";
 pub(crate) const REMOTE6: &str = "2001:db8::1";
+/// An interface that is no loopback.
+pub(crate) const DEVICE: &str = "dw0";
 /// How long something may take that should be there already.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -34,6 +36,8 @@ pub(crate) fn enter() {
         format!("address add {REMOTE4}/32 dev lo"),
         "address add 198.51.100.2/32 dev lo".to_owned(),
         format!("address add {REMOTE6}/128 dev lo nodad"),
+        // A way to nowhere, which stays down.
+        format!("link add {DEVICE} type veth peer name {DEVICE}-peer"),
     ] {
         run("ip", &line.split(' ').collect::<Vec<_>>());
     }
