@@ -96,6 +96,12 @@ impl Command {
         self
     }
 
+    /// Keeps its output out of the host's logs: it is asked often, and the caller shows what matters of it.
+    pub(crate) fn unlogged(mut self) -> Command {
+        self.place.logs = None;
+        self
+    }
+
     /// Puts the command somewhere.
     pub(crate) fn placed(mut self, place: Place) -> Command {
         self.place = place;

@@ -43,7 +43,7 @@ impl Host {
     pub fn daemon(&self, name: &str, config: Config) -> Result<Daemon> {
         let file = self.configure(name, config)?;
         let run = self.dworker(["run", "--config"])?.arg(&file);
-        let status = self.dworker(["status", "--socket"])?.arg(self.socket(name)).arg("-j");
+        let status = self.dworker(["status", "--socket"])?.arg(self.socket(name)).arg("-j").unlogged();
         let process = start(&run)?;
         Ok(Daemon { name: name.to_owned(), run, status, config: file, process, earlier: String::new() })
     }

@@ -47,6 +47,7 @@ mod require;
 mod sweep;
 mod topology;
 pub mod traffic;
+mod tunnel;
 mod vsphere;
 
 pub use bytes::{Bytes, Hash};
@@ -65,4 +66,5 @@ pub use pki::{Identity, Pki, Validity};
 pub use process::Process;
 pub use sweep::{Swept, sweep};
 pub use topology::Lab;
+pub use tunnel::Tunnel;
 pub use vsphere::{VCENTER_URL, Vsphere};
