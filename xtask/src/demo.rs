@@ -3,13 +3,12 @@
 //! The demo itself is a program of the package `tests`, where the lab is.
 
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::command::{cargo, run, say};
-use crate::{ebpf, prerequisites, root};
+use crate::{ebpf, prerequisites, target_directory};
 
 /// What to do with the lab after the show.
 #[derive(clap::Args)]
@@ -39,8 +38,7 @@ pub(crate) fn demo(options: &Demo) -> Result<()> {
         "tests",
         "--bins",
     ]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let mut demo = Command::new(target.join("debug/demo"));
+    let mut demo = Command::new(target_directory().join("debug/demo"));
     demo.args(options.keep.then_some("--keep")).args(options.clean.then_some("--clean"));
     // In its place, not below it: Ctrl-C then reaches the one process that cleans up.
     Err(demo.exec()).context("starting the demo")

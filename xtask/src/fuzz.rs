@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 
 use crate::command::{cargo, output, run, say};
-use crate::{ebpf, prerequisites, root};
+use crate::{ebpf, prerequisites, target_directory};
 
 const CARGO_FUZZ: &str = "0.13.2";
 
@@ -22,9 +22,7 @@ pub(crate) struct Fuzz {
 
 /// Runs the targets one after the other; the first that finds something ends it.
 pub(crate) fn fuzz(options: &Fuzz) -> Result<()> {
-    if prerequisites::is_debian() {
-        prerequisites::apt(&["g++"], "libFuzzer is written in C++")?;
-    }
+    prerequisites::fuzzing()?;
     let cargo_fuzz = prerequisites::tool("cargo-fuzz", CARGO_FUZZ, "it runs the fuzz targets")?;
     ebpf::build()?;
     // cargo finds its subcommands in the path. Sanitizers are unstable, though every toolchain has them.
@@ -49,7 +47,7 @@ pub(crate) fn fuzz(options: &Fuzz) -> Result<()> {
         say(&format!("fuzzing {target} for {} s", options.seconds));
         run(cargo_fuzz("run")
             .arg("--target-dir")
-            .arg(root().join("target/fuzz"))
+            .arg(target_directory().join("fuzz"))
             .args([target, "--", "-print_final_stats=1"])
             .arg(format!("-max_total_time={}", options.seconds)))?;
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::command::{cargo, run, say};
-use crate::{ebpf, prerequisites};
+use crate::{ebpf, prerequisites, target_directory};
 
 const CARGO_DENY: &str = "0.20.2";
 /// The workspace, and what stands beside it with a lock file of its own.
@@ -30,9 +30,12 @@ pub(crate) fn lint(options: &Lint) -> Result<()> {
     say("clippy for the kernel's programs");
     ebpf::clippy()?;
     say("clippy for the fuzz targets");
+    prerequisites::fuzzing()?;
+    // Into the same directory: most of what they depend on has been checked a moment ago.
     run(cargo("clippy")
-        .args(["--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz", "--locked"])
-        .args(["--", "-D", "warnings"]))?;
+        .args(["--manifest-path", "fuzz/Cargo.toml", "--target-dir"])
+        .arg(target_directory())
+        .args(["--locked", "--", "-D", "warnings"]))?;
     let cargo_deny =
         prerequisites::tool("cargo-deny", CARGO_DENY, "it checks dependencies, licences, sources")?;
     let advisories = options.advisories.then_some("advisories");
@@ -40,17 +43,8 @@ pub(crate) fn lint(options: &Lint) -> Result<()> {
         say(&format!("cargo deny for {manifest}"));
         run(std::process::Command::new(&cargo_deny)
             .current_dir(crate::root())
-            .args([
-                "--log-level",
-                "warn",
-                "--manifest-path",
-                manifest,
-                "--locked",
-                "check",
-                "--config",
-                "deny.toml",
-            ])
-            .args(["bans", "licenses", "sources"])
+            .args(["--log-level", "warn", "--manifest-path", manifest, "--locked"])
+            .args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"])
             .args(advisories))?;
     }
     Ok(())

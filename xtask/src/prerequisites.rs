@@ -50,6 +50,11 @@ pub(crate) fn lab() -> Result<()> {
     bail!("the lab needs what this machine lacks; install it and try again:\n{}", list.concat())
 }
 
+/// Installs what the fuzz targets need to compile. Elsewhere than on Debian a C++ compiler is the reader's to find.
+pub(crate) fn fuzzing() -> Result<()> {
+    if is_debian() { apt(&["g++"], "the fuzz targets contain libFuzzer, which is C++") } else { Ok(()) }
+}
+
 /// Installs those of these Debian packages that are missing; `why` completes "installing ...:".
 pub(crate) fn apt(packages: &[&str], why: &str) -> Result<()> {
     let query = Command::new("dpkg-query")
