@@ -103,34 +103,25 @@ pub enum Verdict {
     },
 }
 
-/// What an entry says of a port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PortMatch {
-    /// No rule covers it and there is a real host behind the address.
-    Direct,
-    /// No rule covers it and there is nowhere to go.
-    Refuse(Reason),
-    /// This rule covers it.
-    Rule(PortRule),
-}
-
 impl Entry {
-    /// The first range that covers `port` (host byte order), or the entry's default.
+    /// The first range that covers `port` (host byte order).
     #[inline(always)]
-    pub fn port(&self, port: u16) -> PortMatch {
+    pub fn rule(&self, port: u16) -> Option<&PortRule> {
         for (index, range) in self.ranges.iter().enumerate() {
             if index as u32 >= self.len {
                 break;
             }
             if range.covers(port) {
-                return PortMatch::Rule(*range);
+                return Some(range);
             }
         }
-        match (self.default, self.len) {
-            (Entry::DIRECT, _) => PortMatch::Direct,
-            (_, 0) => PortMatch::Refuse(Reason::StaleSynthetic),
-            _ => PortMatch::Refuse(Reason::PortNotInRule),
-        }
+        None
+    }
+
+    /// Why ports without a rule are refused; meaningful only where the default is [`Entry::REFUSE`].
+    #[inline(always)]
+    pub fn refusal(&self) -> Reason {
+        if self.len == 0 { Reason::StaleSynthetic } else { Reason::PortNotInRule }
     }
 }
 
@@ -138,8 +129,10 @@ impl Entry {
 #[inline(always)]
 pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
     let Some(entry) = world.entry(&dest.addr) else { return Verdict::Direct };
-    let matched = entry.port(dest.port);
-    if matched == PortMatch::Direct {
+    // Kept as a reference: of an enum with a payload the compiler may save and restore the bytes of a variant that is
+    // not there, and kernels before 6.3 say "invalid read from stack" to that.
+    let rule = entry.rule(dest.port);
+    if rule.is_none() && entry.default == Entry::DIRECT {
         return Verdict::Direct;
     }
     if world.own() {
@@ -148,14 +141,12 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
     if world.foreign_netns() {
         return Verdict::ForeignNetns;
     }
-    let rule = match matched {
-        PortMatch::Rule(rule) => rule,
-        PortMatch::Refuse(reason) => return Verdict::Refuse { reason, errno: EHOSTUNREACH, rule: 0 },
-        PortMatch::Direct => return Verdict::Direct,
+    let Some(rule) = rule else {
+        return Verdict::Refuse { reason: entry.refusal(), errno: EHOSTUNREACH, rule: 0 };
     };
     let refuse = |reason, errno| Verdict::Refuse { reason, errno, rule: rule.rule };
     if world.bound() {
-        return without(&rule, Reason::Bound, ENETUNREACH);
+        return without(rule, Reason::Bound, ENETUNREACH);
     }
     let errno = world.group_errno(rule.group);
     if errno != 0 {
@@ -166,9 +157,9 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
         return refuse(Reason::Down, errno);
     }
     if world.listening(&dest.addr) {
-        return Verdict::Steer(rule);
+        return Verdict::Steer(*rule);
     }
-    without(&rule, Reason::NoListener, ECONNREFUSED)
+    without(rule, Reason::NoListener, ECONNREFUSED)
 }
 
 /// The verdict where a connection cannot be sent to the daemon: the rule's way to fail.

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
-use worker_common::decision::PortMatch;
+use worker_common::Reason;
 
 use super::*;
 use crate::target::{Host, Target};
@@ -42,10 +42,7 @@ fn carried(rules: &Rules, target: &Target) -> Option<u32> {
         Host::Addr(addr) => longest(rules, *addr).copied(),
         Host::Name(name) => rules.for_name(name),
     };
-    match entry?.port(target.port) {
-        PortMatch::Rule(rule) => Some(rule.rule),
-        PortMatch::Direct | PortMatch::Refuse(_) => None,
-    }
+    entry?.rule(target.port).map(|rule| rule.rule)
 }
 
 fn carried_to(rules: &Rules, to: &str) -> Option<u32> {
@@ -178,7 +175,10 @@ fn wide_rules_do_not_reach_synthetic_addresses() {
     let rules = rules(&["0.0.0.0/0", "::/0"]);
     // The synthetic prefixes have entries of their own, longer than these.
     assert_eq!(rules.prefixes().len(), 2);
-    assert_eq!(NO_NAME.port(443), PortMatch::Refuse(worker_common::Reason::StaleSynthetic));
+    assert_eq!(
+        (NO_NAME.rule(443), NO_NAME.default, NO_NAME.refusal()),
+        (None, Entry::REFUSE, Reason::StaleSynthetic)
+    );
 }
 
 /// Patterns over few hosts and ports, so that they overlap.
