@@ -84,11 +84,13 @@ async fn socket_to_stream(
     let lost = |e: io::Error| Refusal::from_io(&e, "reading from the connection");
     let mut size = FIRST_READ;
     loop {
-        let allowed = stream.sendable().await?;
         tokio::select! {
             ready = reader.readable() => ready.map_err(lost)?,
             refusal = stream.failed() => return Err(refusal),
         }
+        // Asked last, with no wait between the answer and the send: what has room now is not the room of
+        // thousands of idle connections that all become readable at once.
+        let allowed = stream.sendable().await?;
         let wanted = size.min(allowed);
         let mut buffer = BytesMut::with_capacity(wanted);
         match reader.try_read_buf(&mut buffer) {

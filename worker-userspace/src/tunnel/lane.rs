@@ -156,7 +156,7 @@ pub struct Counters {
     pub received: AtomicU64,
     /// Streams ever opened, by either end.
     pub streams: AtomicU64,
-    /// Times that a sender found no credit.
+    /// Times that a sender had to wait for credit.
     pub stalls: AtomicU64,
     /// Last round trip in microseconds, smoothed; 0 before the first.
     pub round_trip: AtomicU64,
@@ -373,9 +373,10 @@ impl Lane {
         }
     }
 
-    /// How busy the lane is, for choosing one: bytes queued, then streams open.
-    pub fn load(&self) -> (usize, usize) {
-        (self.shared.queued.load(Ordering::Relaxed) / TURN, self.streams())
+    /// How busy the lane is, for choosing one: bytes queued, streams open, streams ever.
+    pub fn load(&self) -> (usize, usize, u64) {
+        let ever = self.shared.counters.streams.load(Ordering::Relaxed);
+        (self.shared.queued.load(Ordering::Relaxed) / TURN, self.streams(), ever)
     }
 
     /// Streams open now.

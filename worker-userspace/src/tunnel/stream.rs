@@ -386,7 +386,9 @@ impl Stream {
         let credit = state.credit.available();
         let lane = &self.shared.lane;
         if credit == 0 {
-            lane.count_stall();
+            if state.send_waker.is_none() {
+                lane.count_stall();
+            }
         } else if state.pending_bytes < QUEUE {
             if lane.has_room() || (!state.in_waiting && !lane.wait_for_room(&self.shared)) {
                 return Poll::Ready(Ok(credit.min(LARGEST_SEND)));
