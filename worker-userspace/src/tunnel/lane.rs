@@ -277,6 +277,25 @@ impl Shared {
     }
 }
 
+/// What a lane sends next.
+enum Turn {
+    /// This stream's frames that go before all data.
+    Urgent(Arc<stream::Shared>),
+    /// This stream's data; `true`: nobody else waits to send.
+    Data(Arc<stream::Shared>, bool),
+}
+
+impl Queues {
+    /// Chooses under one lock: a stream is announced before it is ready to send, so that what is urgent must
+    /// not be looked at earlier than what is ready.
+    fn next_turn(&mut self) -> Option<Turn> {
+        if let Some(stream) = self.urgent.pop_front() {
+            return Some(Turn::Urgent(stream));
+        }
+        self.ready.pop_front().map(|stream| Turn::Data(stream, self.ready.is_empty()))
+    }
+}
+
 /// The handle of one lane.
 #[derive(Clone)]
 pub struct Lane {
@@ -333,9 +352,14 @@ impl Lane {
             .ok_or_else(|| Refusal::new(Code::TunnelLost, "the lane's stream ids are used up"))?;
         let stream = Stream::opening(id, shared.clone(), credit, open);
         queues.streams.insert(id, stream.shared().clone());
+        // Under the same lock as its number was given: the peer takes them in their order only.
+        queues.urgent.push_back(stream.shared().clone());
+        let waker = queues.waker.take();
         drop(queues);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         shared.counters.streams.fetch_add(1, Ordering::Relaxed);
-        stream.announce();
         Ok(stream)
     }
 

@@ -102,11 +102,12 @@ impl Shared {
             in_ready: false,
             in_waiting: false,
             send_waker: None,
+            // The lane that makes the stream queues its `OPEN` too.
+            in_urgent: open.is_some(),
             open,
             open_ok: None,
             credit_due: None,
             last_words: None,
-            in_urgent: false,
             window: ReceiveWindow::new(),
             queue: VecDeque::new(),
             fin_received: false,
@@ -312,11 +313,6 @@ impl Stream {
         if !std::mem::replace(&mut state.in_ready, true) {
             self.shared.lane.push_ready(self.shared.clone());
         }
-    }
-
-    /// Puts the `OPEN` of a new stream on its way.
-    pub(super) fn announce(&self) {
-        self.urgent(&mut self.shared.state());
     }
 
     /// Waits for the peer's answer to our `OPEN`.

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
-use super::{Incoming, LaneEnd, Shared, TURN, Upgraded};
+use super::{Incoming, LaneEnd, Shared, TURN, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit;
 use crate::tunnel::frame::{self, Header, Piece, Type};
@@ -387,16 +387,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 put_message(&mut self.scratch, 0, Type::GoAway, |out| away.write(out));
             }
         }
-        while self.scratch.len() < BATCH {
-            let Some(stream) = self.shared.queues().urgent.pop_front() else { break };
-            stream.take_urgent(&mut self.scratch);
-        }
         let mut freed = 0;
         while size + self.scratch.len() < BATCH {
-            let (stream, alone) = {
-                let mut queues = self.shared.queues();
-                let Some(stream) = queues.ready.pop_front() else { break };
-                (stream, queues.ready.is_empty())
+            let turn = self.shared.queues().next_turn();
+            let (stream, alone) = match turn {
+                None => break,
+                Some(Turn::Urgent(stream)) => {
+                    stream.take_urgent(&mut self.scratch);
+                    continue;
+                }
+                Some(Turn::Data(stream, alone)) => (stream, alone),
             };
             let room = (BATCH - size - self.scratch.len()).max(SMALL);
             let taken = stream.take_data(if alone { room } else { room.min(TURN) });

@@ -168,6 +168,42 @@ async fn a_stalled_reader_holds_its_credit_and_nobody_else() {
     assert_eq!(read_all(&far_stalled).await.unwrap(), filler);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn streams_opened_by_many_threads_are_announced_in_order_and_before_their_bytes() {
+    let (a, mut b) = pair(Settings::default());
+    let serving = tokio::spawn(async move {
+        while let Some(Incoming { stream, .. }) = b.incoming.recv().await {
+            tokio::spawn(async move {
+                stream.accept(ok());
+                send_all(&stream, &read_all(&stream).await.unwrap()).await.unwrap();
+                stream.finish();
+            });
+        }
+        b.task.await.unwrap()
+    });
+    let openers: Vec<_> = (0..16)
+        .map(|seed| {
+            let lane = a.lane.clone();
+            tokio::spawn(async move {
+                let data = pattern(seed, 100);
+                for _ in 0..2000 {
+                    let stream = lane.open(open_request())?;
+                    send_all(&stream, &data).await?;
+                    stream.finish();
+                    assert_eq!(read_all(&stream).await?, data);
+                }
+                Ok::<_, Refusal>(())
+            })
+        })
+        .collect();
+    for opener in openers {
+        opener.await.unwrap().unwrap();
+    }
+    a.lane.close("the test is over");
+    let end = serving.await.unwrap();
+    assert!(matches!(end, LaneEnd::Closed(Some(1000))), "{end}");
+}
+
 #[tokio::test]
 async fn streams_beyond_the_limit_are_refused_and_the_lane_lives() {
     let settings = Settings { max_streams: 4, ..Settings::default() };
