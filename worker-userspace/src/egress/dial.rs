@@ -137,6 +137,8 @@ async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<Dialled, Refusal> {
             attempts.spawn(connect(address));
         }
         tokio::select! {
+            // On a busy host both may be due: no second connection is begun where the first one is there.
+            biased;
             done = attempts.join_next() => match done {
                 Some(Ok(Ok(dialled))) => return Ok(dialled),
                 Some(Ok(Err(refusal))) => last = Some(refusal),
