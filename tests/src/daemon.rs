@@ -41,8 +41,22 @@ impl Host {
 
     /// Starts a daemon and waits until it says that it is ready. `name` is free, one per host.
     pub fn daemon(&self, name: &str, config: Config) -> Result<Daemon> {
+        self.start_daemon(name, config, |command| self.uncaptured(command))
+    }
+
+    /// As [`Host::daemon`], inside the captured cgroup.
+    pub fn captured_daemon(&self, name: &str, config: Config) -> Result<Daemon> {
+        self.start_daemon(name, config, |command| self.captured(command))
+    }
+
+    fn start_daemon(
+        &self,
+        name: &str,
+        config: Config,
+        placed: impl FnOnce(Command) -> Command,
+    ) -> Result<Daemon> {
         let file = self.configure(name, config)?;
-        let run = self.dworker(["run", "--config"])?.arg(&file);
+        let run = placed(Command::new(binary("dworker")?).args(["run", "--config"]).arg(&file));
         let status = self.dworker(["status", "--socket"])?.arg(self.socket(name)).arg("-j").unlogged();
         let process = start(&run)?;
         Ok(Daemon { name: name.to_owned(), run, status, config: file, process, earlier: String::new() })

@@ -25,6 +25,7 @@
 //! ```
 
 mod artifacts;
+pub mod ask;
 pub mod bpf;
 mod bytes;
 mod capture;

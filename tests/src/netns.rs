@@ -40,6 +40,9 @@ impl Namespace {
             namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
             namespace.sysctl(&format!("net/ipv6/conf/{scope}/accept_ra"), "0")?;
         }
+        // A second refusal within a second is sent as the first one is: else whoever tries again waits for it.
+        namespace.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+        namespace.sysctl("net/ipv6/icmp/ratelimit", "0")?;
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::Bytes;
 use crate::command::Command;
 use crate::daemon::binary;
 use crate::host::Host;
@@ -198,6 +199,18 @@ impl Connect {
 }
 
 impl Report {
+    /// Asserts that this client of an echo server sent `length` bytes of `seed`, got them back, and then the FIN.
+    ///
+    /// # Panics
+    ///
+    /// With `what` in the message, when it is otherwise.
+    pub fn assert_echo(&self, seed: u64, length: u64, what: &str) {
+        assert_eq!(self.failure, None, "{what}");
+        assert_eq!((self.sent, self.send_failure.as_deref()), (length, None), "sent: {what}");
+        assert_eq!((self.received, self.end.as_str()), (length, "eof"), "received: {what}");
+        assert_eq!(self.received_sha256, Bytes::new(seed, length).sha256(), "{what}");
+    }
+
     /// Reads the reports in what a client or a server printed.
     pub fn read(printed: &str) -> Result<Vec<Report>> {
         let reports = printed.lines().filter(|line| line.starts_with('{'));
@@ -254,6 +267,6 @@ impl Server {
 }
 
 /// A command of the lab's own tool, which gets what to do as JSON.
-fn tool(what: &str, task: &impl Serialize) -> Result<Command> {
+pub(crate) fn tool(what: &str, task: &impl Serialize) -> Result<Command> {
     Ok(Command::new(binary("lab-tool")?).arg(what).arg(serde_json::to_string(task)?))
 }

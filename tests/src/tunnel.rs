@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::config::{Config, Group};
@@ -81,6 +81,17 @@ impl Daemon {
     /// The connections that it knows, newest first, as `status` has them.
     pub fn flows(&self) -> Result<Vec<Value>> {
         Ok(list(&self.status()?["flows"]["recent"]).to_vec())
+    }
+
+    /// The connection whose number is `id`, as `status` has it once it has ended.
+    pub fn ended_flow(&self, id: u64, within: Duration) -> Result<Value> {
+        let find = |status: &Value| {
+            let flow = list(&status["flows"]["recent"]).iter().find(|flow| flow["id"] == id)?;
+            (flow["state"] != "opening" && flow["state"] != "open").then(|| flow.clone())
+        };
+        let what = format!("the end of flow {id}");
+        let status = self.wait_for_status(&what, within, |status| find(status).is_some())?;
+        find(&status).context("a flow vanished")
     }
 }
 

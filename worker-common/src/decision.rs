@@ -56,7 +56,11 @@ pub fn path(transport: Transport, dest: &Dest, synthetic: &Synthetic) -> Path {
     match transport {
         Transport::Stream if dest.addr.is_local() => Path::Pass,
         Transport::Stream => Path::Rules,
-        Transport::Datagram if synthetic.contains(&dest.addr) => Path::Refuse(Reason::Datagram),
+        // To port 0 nothing can be sent: glibc connects a UDP socket there to learn from which address it would
+        // send, before it sorts a name's addresses. Refused, each look-up of two families would count as a fault.
+        Transport::Datagram if dest.port != 0 && synthetic.contains(&dest.addr) => {
+            Path::Refuse(Reason::Datagram)
+        }
         Transport::Datagram => Path::Pass,
     }
 }

@@ -188,6 +188,8 @@ fn paths() {
         (Datagram, "240.64.9.9:443", Path::Refuse(Reason::Datagram)),
         (Datagram, "240.64.9.9:53", Path::Refuse(Reason::Datagram)),
         (Datagram, "[2001:2::7]:443", Path::Refuse(Reason::Datagram)),
+        (Datagram, "240.64.9.9:0", Path::Pass),
+        (Datagram, "[2001:2::7]:0", Path::Pass),
     ] {
         assert_eq!(path(transport, &dest(to), &synthetic()), expected, "{transport:?} {to}");
     }

@@ -2,10 +2,11 @@
 //!
 //! `lab-tool serve JSON` and `lab-tool connect JSON`: the JSON is a [`tests::traffic::Service`] or a
 //! [`tests::traffic::Connect`]. Each connection that has ended is a line of JSON on standard output, a
-//! [`tests::traffic::Report`].
+//! [`tests::traffic::Report`]. `lab-tool ask JSON` takes a [`tests::ask::Ask`] and prints a [`tests::ask::Answer`].
 //!
 //! `lab-tool lab` builds an empty lab, prints how to enter its hosts, and keeps it until SIGINT or SIGTERM.
 
+mod ask;
 mod connect;
 mod serve;
 mod transfer;
@@ -20,8 +21,13 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve", task] => serve::run(serde_json::from_str(task).context("what to serve")?),
         ["connect", task] => connect::run(&serde_json::from_str(task).context("what to connect to")?),
+        ["ask", task] => {
+            let answer = ask::run(&serde_json::from_str(task).context("what to ask")?);
+            println!("{}", serde_json::to_string(&answer)?);
+            Ok(())
+        }
         ["lab"] => keep_lab(),
-        _ => bail!("usage: lab-tool serve JSON | connect JSON | lab"),
+        _ => bail!("usage: lab-tool serve JSON | connect JSON | ask JSON | lab"),
     }
 }
 
