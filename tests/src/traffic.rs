@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
@@ -38,6 +38,13 @@ pub enum Serve {
     Reset {
         /// How many bytes to read first.
         after: u64,
+    },
+    /// Sends these bytes and resets the connection at once: what has left is on its way, the rest is lost.
+    Slam {
+        /// The stream to send.
+        seed: u64,
+        /// Its length in bytes.
+        length: u64,
     },
 }
 
@@ -93,6 +100,8 @@ pub struct Connect {
     pub order: Order,
     /// How many connections at once.
     pub count: u32,
+    /// How many of these in a row.
+    pub times: u32,
     /// Whether to read only after SIGUSR1.
     pub stall: bool,
 }
@@ -142,6 +151,7 @@ impl Connect {
             seed: 1,
             order: Order::default(),
             count: 1,
+            times: 1,
             stall: false,
         }
     }
@@ -176,7 +186,13 @@ impl Connect {
         self
     }
 
-    /// Reads nothing until SIGUSR1 comes. It prints `stalled` once it is connected.
+    /// Makes so many connections in a row, each the moment the one before has ended.
+    pub fn times(mut self, times: u32) -> Connect {
+        self.times = times;
+        self
+    }
+
+    /// Reads nothing until SIGUSR1 comes. Each connection prints `stalled` once it is there.
     pub fn stall(mut self) -> Connect {
         self.stall = true;
         self
@@ -190,6 +206,15 @@ impl Connect {
     /// Runs it captured on `host`; one report for each connection.
     pub fn captured(&self, host: &Host) -> Result<Vec<Report>> {
         Report::read(&host.captured(self.command()?).check()?)
+    }
+
+    /// Runs it captured on `host`; the report of its one connection.
+    pub fn once(&self, host: &Host) -> Result<Report> {
+        let mut reports = self.captured(host)?;
+        match (reports.pop(), reports.is_empty()) {
+            (Some(report), true) => Ok(report),
+            _ => bail!("{self:?} is not one connection"),
+        }
     }
 
     /// Runs it on `host` outside the captured cgroup; one report for each connection.

@@ -40,13 +40,24 @@ impl Lab {
         allow: [&str; A],
         adjust: impl FnOnce(Config) -> Config,
     ) -> Result<Tunnel> {
+        self.tunnel_of(proxy_hosts, allow, adjust, |config| config)
+    }
+
+    /// As [`Lab::tunnel`], with other configurations of the appliance and of the worker.
+    pub fn tunnel_of<const P: usize, const A: usize>(
+        &self,
+        proxy_hosts: [&str; P],
+        allow: [&str; A],
+        appliance: impl FnOnce(Config) -> Config,
+        worker: impl FnOnce(Config) -> Config,
+    ) -> Result<Tunnel> {
         let group = Group::new("site-a", proxy_hosts)?;
         let config = Config::new()
             .appliance(&self.appliance_identity()?, &[&group])
             .steer(&[self.appliance().cgroup()]);
-        let appliance = self.appliance().daemon("appliance", adjust(config))?;
+        let appliance = self.appliance().daemon("appliance", appliance(config))?;
         let config = Config::new().worker(&group, self.pki().ca_file(), allow);
-        let worker = self.site().daemon("worker", config)?;
+        let worker = self.site().daemon("worker", worker(config))?;
         let tunnel = Tunnel { appliance, worker, group };
         tunnel.wait_until_up()?;
         Ok(tunnel)
@@ -92,6 +103,23 @@ impl Daemon {
         let what = format!("the end of flow {id}");
         let status = self.wait_for_status(&what, within, |status| find(status).is_some())?;
         find(&status).context("a flow vanished")
+    }
+
+    /// The newest connection to this target, as `vcenter.corp.example:443`.
+    pub fn flow(&self, target: &str) -> Result<Value> {
+        let flows = self.flows()?;
+        let found = flows.iter().find(|flow| flow["target"] == target).cloned();
+        found.with_context(|| format!("{} has no flow to {target}: {flows:#?}", self.name()))
+    }
+
+    /// Waits until the newest connection to this target is in this state: `open`, `closed`, `refused`, ...
+    pub fn wait_for_flow(&self, target: &str, state: &str, within: Duration) -> Result<Value> {
+        let newest = |status: &Value| -> Option<Value> {
+            list(&status["flows"]["recent"]).iter().find(|flow| flow["target"] == target).cloned()
+        };
+        let wanted = |status: &Value| newest(status).is_some_and(|flow| flow["state"] == state);
+        let status = self.wait_for_status(&format!("{target} {state}"), within, wanted)?;
+        newest(&status).with_context(|| format!("no flow to {target}"))
     }
 }
 

@@ -65,6 +65,11 @@ fn failures_are_reported_by_their_errno() -> Result<()> {
     let report = run(Connect::to("direct.example", 3).send(10))?;
     assert_eq!(report.end, "ECONNRESET");
     assert_eq!(only(server.wait_for_reports(1, SOON)?).received, 10);
+
+    // What was sent before a reset still arrives.
+    let _slam = lab.elsewhere().serve(Serve::Slam { seed: 7, length: 8000 }, net::DIRECT, 4)?;
+    let report = run(Connect::to("direct.example", 4).order(Order::ReadFirst))?;
+    assert_eq!((report.received_sha256, report.end.as_str()), (Bytes::new(7, 8000).sha256(), "ECONNRESET"));
     Ok(())
 }
 
@@ -78,6 +83,10 @@ fn many_connections_carry_each_its_own_bytes() -> Result<()> {
         assert_eq!(report.received_sha256, Bytes::new(seed, 10_000).sha256(), "{report:?}");
     }
     assert_eq!(server.accepted(), 200);
+
+    let reports = Connect::to("direct.example", 7).send(10).count(2).times(3).uncaptured(lab.appliance())?;
+    let hashes: Vec<_> = reports.iter().map(|report| report.received_sha256.clone()).collect();
+    assert_eq!(hashes, (1..=6).map(|seed| Bytes::new(seed, 10).sha256()).collect::<Vec<_>>());
     Ok(())
 }
 
@@ -95,6 +104,18 @@ fn a_stalled_reader_reads_on_when_told() -> Result<()> {
     assert!(client.wait(SOON)?.success());
     let report = only(Report::read(&client.stdout())?);
     assert_eq!((report.received, report.received_sha256), (length, Bytes::new(3, length).sha256()));
+
+    let _echo = lab.elsewhere().serve(Serve::Echo, net::DIRECT, 7)?;
+    let connect = Connect::to("direct.example", 7).send(1000).count(5).stall();
+    let mut clients = lab.appliance().uncaptured(connect.command()?).spawn()?;
+    let mut stalled = 0;
+    clients.wait_for("stalled, of all five", SOON, |line| {
+        stalled += usize::from(line == "stalled");
+        stalled == 5
+    })?;
+    clients.signal(Signal::SIGUSR1)?;
+    assert!(clients.wait(SOON)?.success(), "one signal is for all");
+    assert!(Report::read(&clients.stdout())?.iter().all(|report| report.received == 1000));
 
     let stall = lab.elsewhere().serve(Serve::Stall, net::DIRECT, 5)?;
     let sender = Connect::to("direct.example", 5).send(length).order(Order::SendFirst);

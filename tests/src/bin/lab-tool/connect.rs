@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 use tests::Bytes;
 use tests::traffic::{Connect, Family, Order, Report};
 
@@ -21,9 +22,14 @@ pub(crate) fn run(connect: &Connect) -> Result<()> {
         resume.thread_block().context("blocking SIGUSR1")?;
     }
     let reports: Vec<Report> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..connect.count).map(|n| scope.spawn(move || one(connect, n, &resume))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a connection's thread panicked")).collect()
+        let row = |n: u32| (0..connect.times).map(move |k| n * connect.times + k);
+        let threads: Vec<_> = (0..connect.count)
+            .map(|n| scope.spawn(move || row(n).map(|number| one(connect, number, &resume)).collect()))
+            .collect();
+        let ended = |thread: thread::ScopedJoinHandle<'_, Vec<Report>>| {
+            thread.join().expect("a connection's thread panicked")
+        };
+        threads.into_iter().flat_map(ended).collect()
     });
     reports.iter().try_for_each(print)
 }
@@ -65,7 +71,8 @@ fn one(connect: &Connect, number: u32, resume: &SigSet) -> Report {
 fn read(stream: &TcpStream, connect: &Connect, resume: &SigSet) -> Half {
     if connect.stall {
         println!("stalled");
-        if let Err(error) = resume.wait() {
+        // One signal wakes one thread: each passes it on to the next.
+        if let Err(error) = resume.wait().and_then(|signal| kill(Pid::this(), signal)) {
             eprintln!("waiting for SIGUSR1: {error}");
         }
     }

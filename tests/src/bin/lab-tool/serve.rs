@@ -10,7 +10,7 @@ use tests::Bytes;
 use tests::traffic::{Report, Serve, Service};
 
 use crate::print;
-use crate::transfer::{echo, errno, receive, send};
+use crate::transfer::{echo, errno, receive, send, write};
 
 pub(crate) fn run(service: Service) -> Result<()> {
     let mut listeners = Vec::new();
@@ -64,6 +64,12 @@ fn one(stream: &TcpStream, serve: Serve) -> Report {
         Serve::Reset { after } => {
             receive(stream, after).received(&mut report);
             report.send_failure = reset_on_close(stream).err().as_ref().map(errno);
+        }
+        Serve::Slam { seed, length } => {
+            write(stream, Bytes::new(seed, length)).sent(&mut report);
+            if let Err(error) = reset_on_close(stream) {
+                report.send_failure = Some(errno(&error));
+            }
         }
     }
     report

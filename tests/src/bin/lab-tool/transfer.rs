@@ -54,12 +54,21 @@ impl Half {
 }
 
 /// Sends bytes and then FIN.
-pub(crate) fn send(mut stream: &TcpStream, mut bytes: impl Read) -> Half {
+pub(crate) fn send(stream: &TcpStream, bytes: impl Read) -> Half {
+    let mut half = write(stream, bytes);
+    if half.failure.is_none() {
+        half.failure = stream.shutdown(Shutdown::Write).err().as_ref().map(errno);
+    }
+    half
+}
+
+/// Sends bytes.
+pub(crate) fn write(mut stream: &TcpStream, mut bytes: impl Read) -> Half {
     let mut hash = Hash::default();
     let mut chunk = vec![0; CHUNK];
     let result = loop {
         let read = match bytes.read(&mut chunk) {
-            Ok(0) => break stream.shutdown(Shutdown::Write),
+            Ok(0) => break Ok(()),
             Ok(read) => read,
             Err(error) => break Err(error),
         };
