@@ -26,8 +26,9 @@ pub enum Standing {
     /// (`_443._tcp.vcenter.corp.example`), or a text below a wildcard that no host can be named. It has no
     /// records, and asking a resolver would tell it the name.
     About,
-    /// A proxy host's name with a search domain behind it that is a wildcard, too
-    /// (`vc.corp.example.corp.example`). It does not exist: a resolver library then asks for the name itself.
+    /// A proxy host's whole name with a search domain behind it (`vc.corp.example.branch.example`). It does not
+    /// exist: a resolver library then asks for the name itself, or has done so before. A resolver that was asked
+    /// would learn the name.
     SearchExpansion,
 }
 
@@ -72,9 +73,13 @@ impl PatternIndex {
         }
         if !self.covers(name) {
             let host = after_service_labels(name);
-            return if host != name && self.covers(host) { Standing::About } else { Standing::Foreign };
+            return match host != name && self.covers(host) {
+                true => Standing::About,
+                false if self.is_search_expansion(host, |_| true) => Standing::SearchExpansion,
+                false => Standing::Foreign,
+            };
         }
-        if self.is_search_expansion(name) {
+        if self.is_search_expansion(name, |domain| self.suffix.contains_key(domain)) {
             return Standing::SearchExpansion;
         }
         match name.parse() {
@@ -83,13 +88,13 @@ impl PatternIndex {
         }
     }
 
-    /// Resolver libraries append search domains, musl and Kubernetes' `ndots:5` even to whole names; and a
-    /// wildcard for the search domain covers the result. It is told from a real name by what is left without
-    /// the wildcard's suffix: a name that is covered by itself, by a pattern with enough labels to be a whole
-    /// name (`vc.site1` may well be a host below `*.corp.example`, whoever else has a `*.site1`).
-    fn is_search_expansion(&self, name: &str) -> bool {
-        parents(name).filter(|parent| self.suffix.contains_key(*parent)).any(|suffix| {
-            let rest = &name[..name.len() - suffix.len() - 1];
+    /// Resolver libraries append search domains: glibc where a name lacks the type that was asked for, musl and
+    /// Kubernetes' `ndots:5` even before the name itself. What they ask is told by what is left without the domain
+    /// (one that `may_be_domain` accepts): a name that is covered by itself, by a pattern with enough labels to be a
+    /// whole name. Below `*.corp.example`, `vc.site1` may well be a host's, whoever else has a `*.site1`.
+    fn is_search_expansion(&self, name: &str, may_be_domain: impl Fn(&str) -> bool) -> bool {
+        parents(name).filter(|domain| may_be_domain(domain)).any(|domain| {
+            let rest = &name[..name.len() - domain.len() - 1];
             let dots = |text: &str| text.bytes().filter(|b| *b == b'.').count();
             (self.exact.contains_key(rest) && dots(rest) >= 2)
                 || parents(rest).any(|parent| self.suffix.contains_key(parent) && dots(parent) >= 1)
@@ -150,6 +155,12 @@ mod tests {
             ("vc.lab.example.lab.example", Standing::SearchExpansion),
             ("vcenter.corp.example.lab.example", Standing::SearchExpansion),
             ("_443._tcp.vc.lab.example.lab.example", Standing::SearchExpansion),
+            ("vcenter.corp.example.corp.example", Standing::SearchExpansion),
+            ("vcenter.corp.example.svc.cluster.local", Standing::SearchExpansion),
+            ("_443._tcp.vcenter.corp.example.branch", Standing::SearchExpansion),
+            ("vc.lab.example.branch", Standing::SearchExpansion),
+            ("lab.example.branch", Standing::Foreign),
+            ("vcenter.corp.branch.example", Standing::Foreign),
         ] {
             assert_eq!(index.standing(name), expected, "{name}");
         }
@@ -192,7 +203,19 @@ mod tests {
             let expected = patterns.iter().any(|p| p.matches(&target));
             prop_assert_eq!(index.covers(&name), expected);
             prop_assert_eq!(!index.covering(&name).is_empty(), expected);
-            prop_assert_eq!(index.standing(&name) != Standing::Foreign, expected);
+            let matches = |name: &str| {
+                let target = Target { host: Host::Name(name.parse().unwrap()), port: 443 };
+                patterns.iter().any(|p| p.matches(&target))
+            };
+            match index.standing(&name) {
+                Standing::ProxyHost(_) => prop_assert!(expected),
+                // Then it begins with the name of a proxy host.
+                Standing::SearchExpansion => {
+                    prop_assert!(name.match_indices('.').any(|(dot, _)| matches(&name[..dot])));
+                }
+                Standing::Foreign => prop_assert!(!expected),
+                Standing::About => prop_assert!(false, "no service labels here"),
+            }
         }
     }
 }
