@@ -190,7 +190,8 @@ fn add<K: std::hash::Hash + Eq>(rules: &mut ByHost<K>, host: K, rule: &Rule) {
 
 /// The entry for rules that all match, most specific first.
 fn entry<'a>(default: u32, flags: u16, rules: impl Iterator<Item = &'a Rule>) -> Result<Entry, RulesError> {
-    const ALL: &[PortRange] = &[PortRange(0, u16::MAX)];
+    // Port 0 is none: no target has it, and the tunnel can't name it.
+    const ALL: &[PortRange] = &[PortRange(1, u16::MAX)];
     let mut ranges: Vec<PortRule> = Vec::new();
     let mut patterns = Vec::new();
     for Rule { number, group, pattern } in rules {

@@ -331,6 +331,10 @@ impl Lane {
     /// Opens a stream. Bytes may be sent at once, before the answer.
     pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
         let shared = &self.shared;
+        // Linux lets an application connect() to port 0; the peer would take the OPEN for a fault of ours.
+        if open.target.port == 0 {
+            return Err(Refusal::new(Code::Refused, format!("{}: nobody listens on port 0", open.target)));
+        }
         if self.is_closing() {
             return Err(Refusal::new(Code::TunnelLost, "the lane is closing"));
         }

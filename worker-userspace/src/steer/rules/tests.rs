@@ -70,6 +70,16 @@ fn a_narrow_prefix_does_not_hide_the_wide_one_around_it() {
 }
 
 #[test]
+fn all_ports_are_those_that_a_connection_can_have() {
+    let rules = rules(&["vc.corp.example", "10.0.0.1"]);
+    let name = rules.for_name(&"vc.corp.example".parse().unwrap()).unwrap();
+    for entry in [&name, longest(&rules, "10.0.0.1".parse().unwrap()).unwrap()] {
+        assert!(entry.rule(0).is_none(), "the tunnel has no word for port 0");
+        assert!(entry.rule(1).is_some() && entry.rule(u16::MAX).is_some());
+    }
+}
+
+#[test]
 fn names_and_suffixes_fail_closed_and_addresses_open() {
     let rules = rules(&["vc.corp.example:443", "*.corp.example", "10.0.0.1"]);
     let name = rules.for_name(&"vc.corp.example".parse().unwrap()).unwrap();

@@ -123,6 +123,17 @@ async fn a_refusal_keeps_its_meaning() {
 }
 
 #[tokio::test]
+async fn a_connect_to_port_0_costs_nobody_the_lane() {
+    let (a, mut b) = pair(Settings::default());
+    let mut nonsense = open_request();
+    nonsense.target.port = 0;
+    assert_eq!(a.lane.open(nonsense).unwrap_err().code, Code::Refused);
+    let stream = a.lane.open(open_request()).unwrap();
+    b.incoming.recv().await.unwrap().stream.accept(ok());
+    assert_eq!(stream.opened().await, Ok(ok()));
+}
+
+#[tokio::test]
 async fn a_dropped_stream_is_a_reset_and_never_an_end() {
     let (a, mut b) = pair(Settings::default());
     let stream = a.lane.open(open_request()).unwrap();
