@@ -1,17 +1,17 @@
 //! Copies both ways between a socket and a stream, or between two streams.
 //!
 //! What must hold: not a byte is lost or altered; each direction ends by itself, so that a half-closed
-//! connection gets its answer; what was cut ends in a reset on the other side, never in a clean end. An
-//! idle connection holds no buffer.
+//! connection gets its answer; what was cut ends in a reset on the other side, never in a clean end, and what
+//! came before a reset arrives before it where its receiver has room. An idle connection holds no buffer.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -42,13 +42,13 @@ fn end_on_close(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(None);
 }
 
-/// Copies between a socket and a stream until both directions ended or one failed. On failure both sides
-/// are reset.
+/// Copies between a socket and a stream until both directions ended or one failed. On failure the stream is
+/// reset, and so is the socket when its owner closes it.
 ///
 /// # Errors
 /// Why the connection was cut.
 pub async fn splice(
-    mut socket: TcpStream,
+    socket: &mut TcpStream,
     stream: &Stream,
     meter: &Meter,
     reads: Reads,
@@ -58,18 +58,23 @@ pub async fn splice(
         Reads::Down => (&meter.down, &meter.up),
     };
     // Until both directions have ended, every way out of here is a cut and must look like one.
-    reset_on_close(&socket);
+    reset_on_close(socket);
+    let mut chunks = VecDeque::new();
     let (mut reader, mut writer) = socket.split();
     let outcome = tokio::try_join!(
         socket_to_stream(&mut reader, stream, sent),
-        stream_to_socket(stream, &mut writer, received)
+        stream_to_socket(stream, &mut writer, &mut chunks, received)
     );
     match outcome {
         Ok(((), ())) => {
-            end_on_close(&socket);
+            end_on_close(socket);
             Ok(())
         }
         Err(refusal) => {
+            // TCP too delivers what came before a reset, as far as there is room for it.
+            stream.take_arrived(&mut chunks);
+            last_words(socket, &mut chunks, received);
+            last_answer(socket, stream, sent);
             stream.reset(refusal.clone());
             Err(refusal)
         }
@@ -81,16 +86,19 @@ async fn socket_to_stream(
     stream: &Stream,
     meter: &AtomicU64,
 ) -> Result<(), Refusal> {
-    let lost = |e: io::Error| Refusal::from_io(&e, "reading from the connection");
     let mut size = FIRST_READ;
     loop {
         tokio::select! {
-            ready = reader.readable() => ready.map_err(lost)?,
+            ready = reader.readable() => ready.map_err(unread)?,
             refusal = stream.failed() => return Err(refusal),
         }
         // Asked last, with no wait between the answer and the send: what has room now is not the room of
         // thousands of idle connections that all become readable at once.
-        let allowed = stream.sendable().await?;
+        let allowed = tokio::select! {
+            biased;
+            allowed = stream.sendable() => allowed?,
+            error = broken(reader) => return Err(unread(error)),
+        };
         let wanted = size.min(allowed);
         let mut buffer = BytesMut::with_capacity(wanted);
         match reader.try_read_buf(&mut buffer) {
@@ -104,7 +112,26 @@ async fn socket_to_stream(
                 stream.send(buffer);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(lost(e)),
+            Err(e) => return Err(unread(e)),
+        }
+    }
+}
+
+fn unread(error: io::Error) -> Refusal {
+    Refusal::from_io(&error, "reading from the connection")
+}
+
+/// Waits until the socket has failed: a reset must be noticed where nobody may read, too.
+async fn broken(reader: &ReadHalf<'_>) -> io::Error {
+    let socket: &TcpStream = reader.as_ref();
+    loop {
+        if let Err(error) = socket.ready(Interest::ERROR).await {
+            return error;
+        }
+        let pending = || socket.take_error()?.map_or(Err(io::ErrorKind::WouldBlock.into()), Ok);
+        match socket.try_io(Interest::ERROR, pending) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(error) | Err(error) => return error,
         }
     }
 }
@@ -112,19 +139,19 @@ async fn socket_to_stream(
 async fn stream_to_socket(
     stream: &Stream,
     writer: &mut WriteHalf<'_>,
+    chunks: &mut VecDeque<BytesMut>,
     meter: &AtomicU64,
 ) -> Result<(), Refusal> {
     let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
-    let mut chunks = VecDeque::new();
-    while stream.receive(&mut chunks).await? {
+    while stream.receive(chunks).await? {
         while !chunks.is_empty() {
-            let n = write_some(writer, &chunks).await.map_err(lost)?;
-            advance(&mut chunks, n);
+            let n = write_some(writer, chunks).await.map_err(lost)?;
+            advance(chunks, n);
             meter.fetch_add(n as u64, Ordering::Relaxed);
             stream.consumed(n);
         }
         // What was grown for a burst is not kept while idle.
-        chunks = VecDeque::new();
+        *chunks = VecDeque::new();
     }
     writer.shutdown().await.or_else(|e| match e.kind() {
         // The peer closed its reading side meanwhile; it has all that it wanted.
@@ -133,17 +160,46 @@ async fn stream_to_socket(
     })
 }
 
-async fn write_some(writer: &mut WriteHalf<'_>, chunks: &VecDeque<BytesMut>) -> io::Result<usize> {
-    let mut slices = [IoSlice::new(&[]); 16];
-    let mut count = 0;
-    for (slice, chunk) in slices.iter_mut().zip(chunks) {
-        *slice = IoSlice::new(chunk);
-        count += 1;
+/// Writes what the socket takes without a wait. Past tokio, which may not know yet what the kernel knows.
+fn last_words(socket: &TcpStream, chunks: &mut VecDeque<BytesMut>, meter: &AtomicU64) {
+    let socket = SockRef::from(socket);
+    while !chunks.is_empty() {
+        // What fails here is the failure that is reported already, or a lack of room.
+        let Ok(n @ 1..) = (&*socket).write_vectored(&slices(chunks)) else { return };
+        advance(chunks, n);
+        meter.fetch_add(n as u64, Ordering::Relaxed);
     }
-    match writer.write_vectored(&slices[..count]).await? {
+}
+
+/// Sends what the socket has to read, as far as the stream has room for it without a wait.
+fn last_answer(socket: &TcpStream, stream: &Stream, meter: &AtomicU64) {
+    let socket = SockRef::from(socket);
+    loop {
+        let mut buffer = BytesMut::zeroed(stream.room().min(LARGEST_SEND));
+        if buffer.is_empty() {
+            return;
+        }
+        let Ok(n @ 1..) = (&*socket).read(&mut buffer) else { return };
+        buffer.truncate(n);
+        meter.fetch_add(n as u64, Ordering::Relaxed);
+        stream.send(buffer);
+    }
+}
+
+async fn write_some(writer: &mut WriteHalf<'_>, chunks: &VecDeque<BytesMut>) -> io::Result<usize> {
+    match writer.write_vectored(&slices(chunks)).await? {
         0 => Err(io::ErrorKind::WriteZero.into()),
         n => Ok(n),
     }
+}
+
+/// The first chunks, for one call. Those that are missing are empty.
+fn slices(chunks: &VecDeque<BytesMut>) -> [IoSlice<'_>; 16] {
+    let mut slices = [IoSlice::new(&[]); 16];
+    for (slice, chunk) in slices.iter_mut().zip(chunks) {
+        *slice = IoSlice::new(chunk);
+    }
+    slices
 }
 
 fn advance(chunks: &mut VecDeque<BytesMut>, mut n: usize) {
@@ -172,6 +228,8 @@ async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Resu
     while from.receive(&mut chunks).await? {
         while let Some(mut chunk) = chunks.pop_front() {
             let allowed = tokio::select! {
+                // What came before a reset goes before it, where it need not wait.
+                biased;
                 allowed = to.sendable() => allowed?,
                 refusal = from.failed() => return Err(refusal),
             };

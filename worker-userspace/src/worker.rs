@@ -189,7 +189,7 @@ impl Uplink {
             // Nobody waits for it any more.
             refusal = stream.failed() => return flow.end(Err(refusal)),
         };
-        let dialled = match dialled {
+        let mut dialled = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
                 tracing::warn!(target = %open.target, trace = format_args!("{:016x}", open.trace), "not dialled: {refusal}");
@@ -200,7 +200,7 @@ impl Uplink {
         let ok = OpenOk { address: dialled.address, dial: started.elapsed() };
         flow.dialled(ok.address, ok.dial);
         stream.accept(ok);
-        let outcome = splice(dialled.socket, &stream, &flow.meter, Reads::Down).await;
+        let outcome = splice(&mut dialled.socket, &stream, &flow.meter, Reads::Down).await;
         flow.end(outcome);
     }
 }

@@ -130,13 +130,13 @@ impl Appliance {
 async fn through(router: Arc<dyn Router>, target: Target) -> (TcpStream, JoinHandle<Result<(), Refusal>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (accepted, _) = listener.accept().await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
     let carried = tokio::spawn(async move {
         let request = Request { target, deadline: Duration::from_secs(5), trace: 1 };
         let opened = router.open(&request)?;
         let answer = async { opened.stream.opened().await.map(|_| ()) };
         let meter = Meter::default();
-        tokio::try_join!(answer, splice(accepted, &opened.stream, &meter, Reads::Up))?;
+        tokio::try_join!(answer, splice(&mut accepted, &opened.stream, &meter, Reads::Up))?;
         Ok(())
     });
     (client, carried)
@@ -242,6 +242,29 @@ async fn what_can_not_be_dialled_is_a_reset_with_its_meaning() {
         let error = socket.read(&mut [0]).await.expect_err("a clean end instead of a reset");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_noticed_where_nothing_can_be_sent() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    let _worker = appliance.uplink(&key, &["127.0.0.0/8"]);
+    appliance.until_up(0).await;
+    // A target that reads nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut socket, carried) = appliance.connect(target(listener.local_addr().unwrap())).await;
+    let (target, _) = listener.accept().await.unwrap();
+    let chunk = data(100_000);
+    // All buffers and the stream's credit are used up once nothing has moved for a while.
+    while tokio::time::timeout(Duration::from_millis(300), socket.write_all(&chunk)).await.is_ok() {}
+    socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(socket);
+    let cut = tokio::time::timeout(Duration::from_secs(5), carried).await.expect("the reset went unnoticed");
+    assert_eq!(cut.unwrap().unwrap_err().code, Code::Reset);
+    let ended = target.ready(tokio::io::Interest::ERROR);
+    tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the target heard nothing").unwrap();
+    let error = target.take_error().unwrap().expect("an error");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

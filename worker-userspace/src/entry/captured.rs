@@ -85,8 +85,8 @@ impl Forwarder {
         self.drain.spawn("captured connection", self.clone().carry(socket, flow));
     }
 
-    async fn carry(self, socket: TcpStream, flow: FlowGuard) {
-        let outcome = self.run(socket, &flow).await;
+    async fn carry(self, mut socket: TcpStream, flow: FlowGuard) {
+        let outcome = self.run(&mut socket, &flow).await;
         if let Err(refusal) = &outcome {
             self.remember(&flow, refusal);
             let process = flow.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
@@ -94,9 +94,11 @@ impl Forwarder {
             tracing::warn!(target = %flow.target, %original, %process, trace = format_args!("{:016x}", flow.trace), "{refusal}");
         }
         flow.end(outcome);
+        // Closed last: an application that is reset and tries again at once must find the errno in place.
+        drop(socket);
     }
 
-    async fn run(&self, socket: TcpStream, flow: &FlowGuard) -> Result<(), Refusal> {
+    async fn run(&self, socket: &mut TcpStream, flow: &FlowGuard) -> Result<(), Refusal> {
         let request = Request { target: flow.target.clone(), deadline: DIAL, trace: flow.trace };
         let opened = self.open(&request).await?;
         flow.carried_by(opened.carrier.clone());

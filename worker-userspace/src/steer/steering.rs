@@ -327,6 +327,8 @@ fn listener(address: IpAddr) -> Result<TcpListener, SteerError> {
         let address = SocketAddr::new(address, 0);
         let socket =
             socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        // What it accepts inherits this: a short answer in two pieces must not wait for a delayed acknowledgement.
+        socket.set_tcp_nodelay(true)?;
         socket.bind(&address.into())?;
         socket.listen(4096)?;
         socket.set_nonblocking(true)?;
@@ -401,5 +403,20 @@ impl Resolvers for KernelResolvers {
 
     fn mark_listener(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.0.mark_listener(socket).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_forwarder_accepts_sends_small_answers_at_once() {
+        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let listener = listener(address).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            let _application = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            assert!(listener.accept().unwrap().0.nodelay().unwrap(), "{address}");
+        }
     }
 }

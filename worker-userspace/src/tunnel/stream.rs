@@ -3,8 +3,8 @@
 //! A stream is two ends of one [`Shared`]: the [`Stream`] handle that the splice holds, and the lane,
 //! which asks it for frames and hands it what arrives. Nothing here does I/O or waits.
 //!
-//! What must hold: a handle that is dropped before both directions ended resets the stream; bytes are
-//! taken off a socket only when the peer's credit and the lane's queue have room for them; the reader of
+//! What must hold: a handle that is dropped before both directions ended resets the stream; a reset goes
+//! behind the bytes that were queued before it; bytes are taken off a socket only when the peer's credit and the lane's queue have room for them; the reader of
 //! a lane never waits for a stream.
 //!
 //! Lock order: a stream's lock may be held when the lane's is taken, never the other way round.
@@ -71,6 +71,12 @@ impl State {
         self.fin == Fin::Sent && self.fin_received
     }
 
+    fn put_last_words(&mut self, id: u32, out: &mut BytesMut) {
+        if let Some((kind, refusal)) = self.last_words.take() {
+            put_message(out, id, kind, |out| message::write_refusal(&refusal, out));
+        }
+    }
+
     fn wake_all(&mut self) {
         let wakers = [self.send_waker.take(), self.recv_waker.take(), self.answer_waker.take()];
         wakers.into_iter().flatten().for_each(Waker::wake);
@@ -88,6 +94,8 @@ pub(super) struct Shared {
 pub(super) struct Taken {
     pub(super) data: Option<BytesMut>,
     pub(super) fin: bool,
+    /// How the stream was given up, behind all its data.
+    pub(super) last_words: Option<(Type, Refusal)>,
     /// More is pending: the stream goes back into the ring.
     pub(super) more: bool,
 }
@@ -141,8 +149,8 @@ impl Shared {
         if let Some(limit) = state.credit_due.take() {
             frame::put_u64(out, self.id, Type::Credit, limit);
         }
-        if let Some((kind, refusal)) = state.last_words.take() {
-            put_message(out, self.id, kind, |out| message::write_refusal(&refusal, out));
+        if state.pending.is_empty() {
+            state.put_last_words(self.id, out);
         }
     }
 
@@ -160,6 +168,7 @@ impl Shared {
         if fin {
             state.fin = Fin::Sent;
         }
+        let last_words = if more { None } else { state.last_words.take() };
         state.in_ready = more;
         let done = state.is_done();
         let waker = if state.pending_bytes < QUEUE { state.send_waker.take() } else { None };
@@ -170,7 +179,7 @@ impl Shared {
         if let Some(waker) = waker {
             waker.wake();
         }
-        Taken { data, fin, more }
+        Taken { data, fin, last_words, more }
     }
 
     /// The lane's queue has room again.
@@ -244,12 +253,12 @@ impl Shared {
     /// The stream is gone: the peer reset or refused it, or the lane was lost.
     pub(super) fn on_failure(&self, refusal: Refusal) {
         let mut state = self.state();
-        self.fail(&mut state, refusal);
+        state.failure.get_or_insert(refusal);
+        self.send_no_more(&mut state);
         state.wake_all();
     }
 
-    fn fail(&self, state: &mut State, refusal: Refusal) {
-        state.failure.get_or_insert(refusal);
+    fn send_no_more(&self, state: &mut State) {
         state.pending.clear();
         self.lane.unqueue(std::mem::take(&mut state.pending_bytes));
         state.open = None;
@@ -346,8 +355,8 @@ impl Stream {
         self.end(Type::OpenErr, refusal);
     }
 
-    /// Gives the stream up in both directions; the peer is told why. Nothing happens to a stream that
-    /// already ended.
+    /// Gives the stream up in both directions; the peer is told why, behind the bytes that are queued.
+    /// Nothing happens to a stream that already ended.
     pub fn reset(&self, refusal: Refusal) {
         self.end(Type::Reset, refusal);
     }
@@ -357,12 +366,17 @@ impl Stream {
         if state.failure.is_some() || state.is_done() {
             return;
         }
-        // A peer that never heard of the stream need not hear of its end.
-        if state.open.is_none() {
+        if state.open.is_some() {
+            // A peer that never heard of the stream need not hear of its end.
+            self.shared.send_no_more(&mut state);
+        } else {
             state.last_words = Some((kind, refusal.clone()));
-            self.urgent(&mut state);
+            // Behind what is queued: all of that is within the peer's credit, so it waits for nobody.
+            if state.pending.is_empty() {
+                self.urgent(&mut state);
+            }
         }
-        self.shared.fail(&mut state, refusal);
+        state.failure = Some(refusal);
         state.queue.clear();
         state.wake_all();
         drop(state);
@@ -395,6 +409,13 @@ impl Stream {
         Poll::Pending
     }
 
+    /// Bytes that may be sent without a wait, when nothing is sent after them: the lane's queue is not asked.
+    pub fn room(&self) -> usize {
+        let state = self.shared.state();
+        let room = QUEUE.saturating_sub(state.pending_bytes).min(state.credit.available());
+        if state.failure.is_some() || state.fin != Fin::Open { 0 } else { room }
+    }
+
     /// Queues bytes, at most as many as [`sendable`](Self::sendable) said.
     pub fn send(&self, bytes: BytesMut) {
         let mut state = self.shared.state();
@@ -422,6 +443,11 @@ impl Stream {
     /// What moves on must be given to [`consumed`](Self::consumed), or the peer stalls.
     pub async fn receive(&self, into: &mut VecDeque<BytesMut>) -> Result<bool, Refusal> {
         poll_fn(|cx| self.poll_receive(cx, into)).await
+    }
+
+    /// Moves what arrived to `into`, which may be nothing.
+    pub fn take_arrived(&self, into: &mut VecDeque<BytesMut>) {
+        into.append(&mut self.shared.state().queue);
     }
 
     fn poll_receive(

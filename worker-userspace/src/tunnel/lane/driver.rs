@@ -414,6 +414,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             if taken.fin {
                 frame::put_header(&mut self.scratch, stream.id(), Type::Fin, 0);
             }
+            if let Some((kind, refusal)) = taken.last_words {
+                put_message(&mut self.scratch, stream.id(), kind, |out| {
+                    message::write_refusal(&refusal, out);
+                });
+            }
             if taken.more {
                 self.shared.queues().ready.push_back(stream);
             }
