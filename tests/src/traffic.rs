@@ -39,7 +39,8 @@ pub enum Serve {
         /// How many bytes to read first.
         after: u64,
     },
-    /// Sends these bytes and resets the connection at once: what has left is on its way, the rest is lost.
+    /// Awaits one byte, then sends these and resets the connection at once: what has left is on its way, the
+    /// rest is lost.
     Slam {
         /// The stream to send.
         seed: u64,

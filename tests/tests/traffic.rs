@@ -68,7 +68,7 @@ fn failures_are_reported_by_their_errno() -> Result<()> {
 
     // What was sent before a reset still arrives.
     let _slam = lab.elsewhere().serve(Serve::Slam { seed: 7, length: 8000 }, net::DIRECT, 4)?;
-    let report = run(Connect::to("direct.example", 4).order(Order::ReadFirst))?;
+    let report = run(Connect::to("direct.example", 4).send(1).order(Order::SendFirst))?;
     assert_eq!((report.received_sha256, report.end.as_str()), (Bytes::new(7, 8000).sha256(), "ECONNRESET"));
     Ok(())
 }

@@ -66,6 +66,7 @@ fn one(stream: &TcpStream, serve: Serve) -> Report {
             report.send_failure = reset_on_close(stream).err().as_ref().map(errno);
         }
         Serve::Slam { seed, length } => {
+            receive(stream, 1).received(&mut report);
             write(stream, Bytes::new(seed, length)).sent(&mut report);
             if let Err(error) = reset_on_close(stream) {
                 report.send_failure = Some(errno(&error));
