@@ -128,7 +128,7 @@ async fn broken(reader: &ReadHalf<'_>) -> io::Error {
         if let Err(error) = socket.ready(Interest::ERROR).await {
             return error;
         }
-        let pending = || socket.take_error()?.map_or(Err(io::ErrorKind::WouldBlock.into()), Ok);
+        let pending = || socket.take_error()?.ok_or(io::ErrorKind::WouldBlock.into());
         match socket.try_io(Interest::ERROR, pending) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(error) | Err(error) => return error,
