@@ -59,6 +59,7 @@ struct State {
     fin_received: bool,
     recv_waker: Option<Waker>,
     // The answer to our own `OPEN`.
+    awaited: bool,
     answer: Option<OpenOk>,
     answer_waker: Option<Waker>,
     /// Why the stream is gone in both directions.
@@ -66,9 +67,9 @@ struct State {
 }
 
 impl State {
-    /// Both directions ended in order.
+    /// Both directions ended in order, and nothing more is to come.
     fn is_done(&self) -> bool {
-        self.fin == Fin::Sent && self.fin_received
+        self.fin == Fin::Sent && self.fin_received && !self.awaited
     }
 
     fn put_last_words(&mut self, id: u32, out: &mut BytesMut) {
@@ -112,6 +113,7 @@ impl Shared {
             send_waker: None,
             // The lane that makes the stream queues its `OPEN` too.
             in_urgent: open.is_some(),
+            awaited: open.is_some(),
             open,
             open_ok: None,
             credit_due: None,
@@ -243,8 +245,13 @@ impl Shared {
     pub(super) fn on_open_ok(&self, ok: OpenOk) {
         let mut state = self.state();
         state.answer = Some(ok);
+        state.awaited = false;
+        let done = state.is_done();
         let waker = state.answer_waker.take();
         drop(state);
+        if done {
+            self.lane.forget(self.id);
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -503,7 +510,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let done = {
             let state = self.shared.state();
-            state.fin != Fin::Open && state.fin_received
+            state.fin != Fin::Open && state.fin_received && !state.awaited
         };
         if !done {
             self.reset(Refusal::new(Code::Reset, "the stream's other side is gone"));

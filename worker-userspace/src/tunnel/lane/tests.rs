@@ -358,3 +358,22 @@ async fn frames_for_a_stream_that_has_just_ended_are_no_fault() {
     }
     assert!(!victim.task.is_finished());
 }
+
+#[tokio::test]
+async fn a_stream_that_ends_without_an_answer_waits_no_longer_than_its_lane() {
+    let (near, mut far) = duplex(1 << 20);
+    let victim = end(near, Side::Server, Settings::default());
+    let stream = victim.lane.open(open_request()).unwrap();
+    stream.finish();
+    let payload = frame_bytes(2, Type::Fin, b"");
+    let mut wire = BytesMut::new();
+    websocket::put_header(&mut wire, Opcode::Binary, payload.len(), Some([0; 4]));
+    wire.extend_from_slice(&payload);
+    far.write_all(&wire).await.unwrap();
+    // Both directions have ended by now, and still nobody said that the target was dialled.
+    assert!(!stream.receive(&mut VecDeque::new()).await.unwrap());
+    drop(far);
+    victim.task.await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(10), stream.opened()).await;
+    assert_eq!(answer.expect("waits for ever").unwrap_err().code, Code::TunnelLost);
+}
