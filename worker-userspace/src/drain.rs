@@ -74,6 +74,9 @@ impl Drain {
 
     /// Third stage at once.
     pub async fn cut(&self) -> usize {
+        self.stop();
+        // Without it the tracker waits for tasks to come, however empty it is.
+        self.tasks.close();
         let left = self.tasks.len();
         self.cut.cancel();
         self.tasks.wait().await;
@@ -104,6 +107,15 @@ mod tests {
         drain.spawn("slow", tokio::time::sleep(Duration::from_secs(3)));
         drain.spawn("endless", std::future::pending());
         assert_eq!(drain.finish().await, 1);
+        assert!(drain.is_stopping());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_without_a_stop_before_it_ends_too() {
+        let drain = Drain::new(Duration::from_secs(10));
+        drain.spawn("endless", std::future::pending());
+        let cut = tokio::time::timeout(Duration::from_secs(60), drain.cut()).await;
+        assert_eq!(cut.expect("waits for ever"), 1);
         assert!(drain.is_stopping());
     }
 }
