@@ -18,7 +18,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::appliance::endpoint::Endpoint;
 use crate::appliance::registry::{GroupState, Registry};
@@ -88,7 +88,7 @@ pub enum StartError {
 pub struct Daemon {
     drain: Drain,
     roles: Arc<Roles>,
-    control: AbortHandle,
+    control: JoinHandle<()>,
 }
 
 impl Daemon {
@@ -199,7 +199,7 @@ impl Daemon {
         let reported = roles.clone();
         let report: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || reported.status());
         // Not one of the drain's tasks: it answers until the end.
-        let control = tokio::spawn(control.serve(drain.clone(), report)).abort_handle();
+        let control = tokio::spawn(control.serve(drain.clone(), report));
         Ok(Daemon { drain, roles, control })
     }
 
@@ -231,6 +231,8 @@ impl Daemon {
             n => tracing::warn!("stopped; {n} tasks were cut"),
         }
         self.control.abort();
+        // Its end removes the socket.
+        let _ = self.control.await;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The command line: parses, dispatches, and turns errors into exit codes.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -82,14 +82,23 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 tracing::warn!("{warning}");
             }
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(async { Daemon::start(loaded.config).await?.run().await })?;
+            let outcome = runtime.block_on(async { Daemon::start(loaded.config).await?.run().await });
+            // A look-up that hangs in the system's resolver holds a thread; neither a stop nor the reason why a
+            // start failed waits for it.
+            runtime.shutdown_background();
+            outcome?;
         }
         Command::Status { socket, json, pretty } => {
             let status = control::ask(&socket)?;
-            match (json, pretty) {
-                (_, true) => println!("{}", serde_json::to_string_pretty(&status)?),
-                (true, false) => println!("{}", serde_json::to_string(&status)?),
-                (false, false) => print!("{}", print::plain(&status)),
+            let text = match (json, pretty) {
+                (_, true) => serde_json::to_string_pretty(&status)? + "\n",
+                (true, false) => serde_json::to_string(&status)? + "\n",
+                (false, false) => print::plain(&status),
+            };
+            match std::io::stdout().write_all(text.as_bytes()) {
+                // Who reads only the beginning, as `head` does, has what it wants.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                written => written.context("writing the status")?,
             }
         }
         Command::Key { command: KeyCommand::New } => {
