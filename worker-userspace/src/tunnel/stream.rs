@@ -29,6 +29,9 @@ const QUEUE: usize = 64 * 1024;
 /// Most bytes that one `send` takes.
 pub const LARGEST_SEND: usize = 64 * 1024;
 
+/// Pieces up to this size are put together, on the wire and in queues.
+pub(super) const SMALL: usize = 2048;
+
 /// How far this end's half of the stream is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fin {
@@ -205,7 +208,7 @@ impl Shared {
         if state.failure.is_some() {
             return Ok(());
         }
-        state.queue.push_back(bytes);
+        append(&mut state.queue, bytes);
         let waker = state.recv_waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -276,6 +279,18 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.window.release(&self.lane.settings().budget);
+    }
+}
+
+/// Queues a piece so that what is queued takes little more memory than it counts for: a socket is read into more
+/// room than there are bytes, and of what a peer sends a small piece would keep the whole read buffer alive.
+fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
+    match queue.back_mut() {
+        Some(last) if last.len() + piece.len() <= SMALL => last.extend_from_slice(&piece),
+        _ if piece.len() <= SMALL || piece.capacity() > 2 * piece.len() => {
+            queue.push_back(BytesMut::from(&piece[..]));
+        }
+        _ => queue.push_back(piece),
     }
 }
 
@@ -433,7 +448,7 @@ impl Stream {
         state.credit.spend(bytes.len());
         state.pending_bytes += bytes.len();
         self.shared.lane.queue(bytes.len());
-        state.pending.push_back(bytes);
+        append(&mut state.pending, bytes);
         self.ready(&mut state);
     }
 
@@ -538,3 +553,6 @@ pub(super) fn frame_bytes(stream: u32, kind: Type, payload: &[u8]) -> BytesMut {
     put_message(&mut out, stream, kind, |out| out.extend_from_slice(payload));
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,13 +24,11 @@ use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit;
 use crate::tunnel::frame::{self, Header, Piece, Type};
 use crate::tunnel::message::{self, GoAway, Open, OpenOk};
-use crate::tunnel::stream::{self, Stream, put_message};
+use crate::tunnel::stream::{self, SMALL, Stream, put_message};
 use crate::tunnel::websocket::{self, Event, Opcode, Side};
 
 /// Bytes that a message is filled to.
 const BATCH: usize = 64 * 1024;
-/// Payloads up to this size are copied together, so that a batch of small ones is one record.
-const SMALL: usize = 2048;
 /// Bytes asked of the socket at once.
 const READ: usize = 64 * 1024;
 /// Times that one poll reads before other tasks get their turn.
@@ -237,8 +235,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         self.shared.counters.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let header = Header { stream: id, kind: Type::Data, length: bytes.len() };
         let Some(stream) = self.stream(header)? else { return Ok(()) };
-        // A small piece would keep the whole read buffer alive for as long as it is queued.
-        let bytes = if bytes.len() <= SMALL { BytesMut::from(&bytes[..]) } else { bytes };
         stream.on_data(bytes).map_err(|fault| LaneEnd::Data { stream: id, fault })
     }
 
