@@ -49,10 +49,7 @@ pub fn capture(call: &Call, config: &Config, transport: Transport, dest: &Dest) 
 /// Not inlined: this happens once per resolver.
 #[inline(never)]
 fn stand_in(addr: &Addr) -> Option<u16> {
-    let Ok(Some(port)) = SPARES.pop() else {
-        count(Counter::DnsNoPort);
-        return None;
-    };
+    let Ok(Some(port)) = SPARES.pop() else { return known(addr) };
     // The way back exists before the way there: no answer arrives whose port nobody knows.
     if STANDS.insert(port, addr, BPF_ANY.into()).is_ok()
         && RESOLVERS.insert(addr, port, BPF_NOEXIST.into()).is_ok()
@@ -62,6 +59,12 @@ fn stand_in(addr: &Addr) -> Option<u16> {
     // Another CPU was faster, or the table is full: the port is spare again.
     let _ = STANDS.remove(port);
     let _ = SPARES.push(port, 0);
+    known(addr)
+}
+
+/// The port that another CPU's question has taken for the resolver in the meantime.
+#[inline(always)]
+fn known(addr: &Addr) -> Option<u16> {
     // SAFETY: entries are never removed from RESOLVERS.
     let winner = unsafe { RESOLVERS.get(addr) }.copied();
     if winner.is_none() {

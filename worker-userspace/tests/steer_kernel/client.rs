@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dworker::steer::probe;
@@ -56,8 +57,8 @@ enum Call {
     Local(u32),
     /// Opens a TCP socket, connects it and closes it, so often.
     ConnectOften(SocketAddr, u32),
-    /// Sends a datagram from a socket of its own to each.
-    Ask(Vec<SocketAddr>),
+    /// Sends a datagram to each, from as many threads at once.
+    Ask(Vec<SocketAddr>, usize),
     /// Loads the programs and attaches them, as a daemon does; they stay until the process ends.
     Steer(Option<PathBuf>),
 }
@@ -158,13 +159,9 @@ impl Client {
         }
     }
 
-    /// Begins to send a datagram to each address; [`Client::finish`] waits for it.
-    pub(crate) fn start_asking(&self, all: Vec<SocketAddr>) {
-        self.begin(&Call::Ask(all));
-    }
-
-    pub(crate) fn finish(&self) {
-        match self.end() {
+    /// Sends a datagram to each address from so many threads, all to the same in the same moment.
+    pub(crate) fn ask_at_once(&self, all: &[SocketAddr], threads: usize) {
+        match self.call(&Call::Ask(all.to_owned(), threads)) {
             Answer::Done => {}
             other => panic!("{other:?}"),
         }
@@ -186,18 +183,11 @@ impl Client {
     }
 
     fn call(&self, call: &Call) -> Answer {
-        self.begin(call);
-        self.end()
-    }
-
-    fn begin(&self, call: &Call) {
-        let line = serde_json::to_string(call).expect("plain data");
-        writeln!(self.pipes.borrow_mut().0, "{line}").expect("the captured process listens");
-    }
-
-    fn end(&self) -> Answer {
-        let mut line = String::new();
-        self.pipes.borrow_mut().1.read_line(&mut line).expect("the captured process answers");
+        let mut line = serde_json::to_string(call).expect("plain data");
+        let (calls, answers) = &mut *self.pipes.borrow_mut();
+        writeln!(calls, "{line}").expect("the captured process listens");
+        line.clear();
+        answers.read_line(&mut line).expect("the captured process answers");
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("the captured process ended: {e}: {line:?}"))
     }
 }
@@ -340,7 +330,10 @@ impl State {
                 return Ok(Answer::Socket(self.last));
             }
             Call::Close(number) => drop(self.sockets.remove(&number)),
-            Call::Bind(number, to) => self.socket(number)?.bind(&to.into())?,
+            Call::Bind(number, to) => {
+                self.socket(number)?.set_reuse_address(true)?;
+                self.socket(number)?.bind(&to.into())?;
+            }
             Call::BindDevice(number, device) => self.socket(number)?.bind_device(Some(device.as_bytes()))?,
             Call::Connect(number, to) => self.socket(number)?.connect(&to.into())?,
             Call::Disconnect(number) => disconnect(self.socket(number)?)?,
@@ -366,11 +359,7 @@ impl State {
                     socket.connect(&to.into())?;
                 }
             }
-            Call::Ask(all) => {
-                for to in all {
-                    open(Kind::Udp4)?.send_to(b"?", &to.into())?;
-                }
-            }
+            Call::Ask(all, threads) => ask(&all, threads)?,
             Call::Steer(cgroup) => {
                 let programs = Programs::load().map_err(io::Error::other)?;
                 if let Some(cgroup) = cgroup {
@@ -397,6 +386,28 @@ fn open(kind: Kind) -> io::Result<Socket> {
         Kind::Udp4 | Kind::Udp6 => Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)),
         Kind::Mptcp4 | Kind::Mptcp6 => Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP)),
     }
+}
+
+fn ask(all: &[SocketAddr], threads: usize) -> io::Result<()> {
+    // They spin: woken from sleep, one would come long after the other.
+    let arrived = AtomicUsize::new(0);
+    let one = || {
+        let socket = open(Kind::Udp4)?;
+        let send = |(to, round): (&SocketAddr, usize)| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < round * threads {
+                std::hint::spin_loop();
+            }
+            socket.send_to(b"?", &(*to).into()).map(drop)
+        };
+        // All rounds, whatever happens: the others wait for this thread.
+        let sent: Vec<_> = all.iter().zip(1..).map(send).collect();
+        sent.into_iter().collect()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    })
 }
 
 fn attach(programs: &Programs, cgroup: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -30,6 +30,7 @@ const TESTS: &[(&str, fn())] = tests! {
         ipv6_and_v4_mapped_sockets_are_captured_too
         a_record_is_taken_once_and_only_the_kernel_makes_one
         a_socket_that_was_steered_before_does_not_lie_later
+        a_connect_that_failed_leaves_nothing_that_lies_later
         ports_and_nested_prefixes_choose_the_rule
         what_is_down_fails_in_connect_with_its_own_errno
         synthetic_addresses_lead_to_names_and_nowhere_else
@@ -53,7 +54,8 @@ const TESTS: &[(&str, fn())] = tests! {
         questions_bound_to_an_interface_are_left_alone
         the_daemons_own_questions_are_left_alone
         another_network_namespace_asks_its_own_resolver
-        racing_processes_agree_on_a_resolvers_port
+        racing_questions_agree_on_a_resolvers_port
+        the_number_of_a_port_means_nothing_in_another_namespace
         a_child_and_its_parent_capture_a_question_once;
     lifetime:
         a_daemon_that_ends_releases_everything

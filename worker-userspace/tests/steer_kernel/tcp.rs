@@ -133,6 +133,24 @@ pub(crate) fn a_socket_that_was_steered_before_does_not_lie_later() {
     assert_eq!(socket.peer(), "198.51.100.1:443");
 }
 
+pub(crate) fn a_connect_that_failed_leaves_nothing_that_lies_later() {
+    let cgroup = Cgroup::new();
+    let daemon = Daemon::new(&cgroup, &["198.51.100.1:443", "203.0.113.1"]);
+    let server = listen("127.0.0.1:0");
+    let client = Client::inside(&cgroup.path);
+    let (first, second) = (client.socket(Kind::Tcp4), client.socket(Kind::Tcp4));
+    first.bind("127.0.0.1:0");
+    let source = first.local();
+    second.bind(&source);
+    first.connect("198.51.100.1:443").unwrap();
+    // To the kernel both lead from one port to our listener: the second fails after it was steered.
+    assert_eq!(second.connect("203.0.113.1:443"), Err(libc::EADDRNOTAVAIL));
+    let local = at("127.0.0.1", port(&server));
+    second.connect(&local).unwrap();
+    assert_eq!(second.peer(), local);
+    assert_eq!(daemon.target4(), "198.51.100.1:443", "the record is still the first one's");
+}
+
 pub(crate) fn ports_and_nested_prefixes_choose_the_rule() {
     let cgroup = Cgroup::new();
     let daemon = Daemon::new(
