@@ -15,6 +15,20 @@ const PROXY_HOSTS: [&str; 2] = [NAME, "*.wild.corp.example"];
 const A: u16 = 1;
 const ALLOW: [&str; 2] = [net::SITE_PREFIX4, net::SITE_PREFIX6];
 
+/// A resolver on the appliance host, as dnsmasq takes it.
+const STUB: [&str; 10] = [
+    "--keep-in-foreground",
+    "--log-facility=-",
+    "--log-queries",
+    "--user=root",
+    "--pid-file=",
+    "--no-hosts",
+    "--no-resolv",
+    "--server=10.77.4.53",
+    "--listen-address=127.0.0.53",
+    "--bind-interfaces",
+];
+
 /// What dig made of an answer.
 #[derive(Debug)]
 struct Dig {
@@ -246,12 +260,22 @@ fn resolver_libraries_find_proxy_hosts_whatever_resolvers_the_host_has() -> Resu
         let host = lab.appliance();
         let getent = |args: &[&str]| host.captured(Command::new("getent").args(args)).output();
         let address = Dig::captured(&lab, NAME)?.synthetic()?.to_string();
+        // A resolver on the host itself, as systemd-resolved is, which passes on what it is asked.
+        let stub = host.command("dnsmasq").args(STUB).spawn()?;
+        stub.wait_for_line("started, version", SOON)?;
         // Nobody listens at the dead one. musl asks all three at once, on one socket.
         let (dead, alive4, alive6) =
             ("nameserver 10.77.4.20\n", "nameserver 10.77.4.53\n", "nameserver fd77:0:0:4::53\n");
-        for servers in
-            [alive4.to_owned(), alive6.to_owned(), [dead, alive4, alive6].concat(), [dead, alive6].concat()]
-        {
+        for servers in [
+            alive4,
+            alive6,
+            &[dead, alive4, alive6].concat(),
+            &[dead, alive6].concat(),
+            "nameserver 127.0.0.53\n",
+            // Over TCP, with both questions in one connection.
+            &format!("{alive4}options use-vc\n"),
+            &format!("{alive6}options edns0 trust-ad single-request\n"),
+        ] {
             host.set_resolv_conf(&format!("search corp.example\n{servers}options timeout:5 attempts:2\n"))?;
             let lines = |output: String| -> Vec<String> {
                 output.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
@@ -302,7 +326,8 @@ fn resolver_libraries_find_proxy_hosts_whatever_resolvers_the_host_has() -> Resu
         let status = tunnel.appliance.status()?;
         let stands: Vec<&String> =
             status["steer"]["resolvers"].as_object().context("no resolvers")?.keys().collect();
-        assert_eq!(stands, ["10.77.4.20", "10.77.4.53", "fd77:0:0:4::53"]);
+        assert_eq!(stands, ["10.77.4.20", "10.77.4.53", "127.0.0.53", "fd77:0:0:4::53"]);
+        assert!(!stub.stderr().to_lowercase().contains(NAME), "{}", stub.stderr());
         Ok(())
     })
 }

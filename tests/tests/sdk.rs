@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use tests::{Lab, Query, Sdk, net};
+use tests::{Config, Lab, Query, Sdk, net};
 
 const NAME: &str = "vcenter.corp.example";
 /// The simulator's inventory.
@@ -107,6 +107,27 @@ fn an_sdk_manages_the_vcenter_by_its_address() -> Result<()> {
             assert_eq!(listed, listing(&[]), "{url}");
             let outside = lab.appliance().uncaptured(lab.sdk_at(Sdk::Go, url, ["list"])?).output()?;
             assert!(outside.stderr.contains("network is unreachable"), "{url}: {outside}");
+        }
+        assert_eq!(about_vcenter(lab.appliance_resolver().queries()), []);
+        Ok(())
+    })
+}
+
+#[test]
+fn every_sdk_reaches_a_name_that_has_ipv6_only() -> Result<()> {
+    let lab = Lab::new()?;
+    let _vsphere = lab.vsphere()?;
+    let ipv6 = |config: Config| config.set("steer.families", vec!["ipv6".to_owned()]);
+    let tunnel = lab.tunnel_with([NAME], [&format!("{NAME}:443")], ipv6)?;
+    lab.explain(|| {
+        for sdk in Sdk::ALL {
+            let listed = lab.appliance().captured(lab.sdk(sdk, ["list"])?).check()?;
+            assert_eq!(listed, listing(&[]), "{sdk:?}");
+        }
+        let flows = tunnel.appliance.flows()?;
+        assert!(flows.len() >= Sdk::ALL.len());
+        for flow in &flows {
+            assert!(flow["original"].as_str().is_some_and(|to| to.starts_with("[2001:2::")), "{flow:#}");
         }
         assert_eq!(about_vcenter(lab.appliance_resolver().queries()), []);
         Ok(())

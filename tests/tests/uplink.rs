@@ -51,7 +51,9 @@ impl Relay {
                 Config::new()
                     .worker(site, ca, AT_SITE)
                     .steer(&[lab.site().cgroup()])
-                    .set("steer.proxy_hosts", hosts(&AT_HQ)),
+                    .set("steer.proxy_hosts", hosts(&AT_HQ))
+                    // Longer than a busy machine takes to start the next client.
+                    .set("steer.down_for", "60s"),
             )?,
             appliance,
         };
