@@ -225,7 +225,15 @@ pub async fn relay(near: &Stream, far: &Stream, meter: &Meter) -> Result<(), Ref
 
 async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
     let mut chunks: VecDeque<BytesMut> = VecDeque::new();
-    while from.receive(&mut chunks).await? {
+    loop {
+        let more = tokio::select! {
+            more = from.receive(&mut chunks) => more?,
+            // The other direction may have ended: nobody else would notice while this one is quiet.
+            refusal = to.failed() => return Err(refusal),
+        };
+        if !more {
+            break;
+        }
         while let Some(mut chunk) = chunks.pop_front() {
             let allowed = tokio::select! {
                 // What came before a reset goes before it, where it need not wait.
@@ -245,3 +253,6 @@ async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Resu
     to.finish();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Copying between lanes over in-memory pipes.
+
+use tokio::io::duplex;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::*;
+use crate::refusal::Code;
+use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
+use crate::tunnel::message::{Hello, Open, OpenOk};
+use crate::tunnel::websocket::Side;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incoming>) {
+    let peer = Hello {
+        version: 1,
+        node: [1; 16],
+        session: [2; 16],
+        lane: 0,
+        name: "peer".into(),
+        software: "test".into(),
+        initial_credit: 1 << 18,
+        max_streams: 10,
+    };
+    let upgraded = Upgraded::new(io, side, BytesMut::new());
+    let (lane, incoming, driver) = Lane::new(upgraded, peer, Settings::default());
+    tokio::spawn(driver);
+    (lane, incoming)
+}
+
+/// Both ends of one stream: the opener's, and the other.
+async fn stream() -> (Stream, Stream) {
+    let (a, b) = duplex(1 << 16);
+    let ((a, _), (_b, mut incoming)) = (lane(a, Side::Client), lane(b, Side::Server));
+    let target = crate::target::Target { host: "192.0.2.1".parse().unwrap(), port: 443 };
+    let near = a.open(Open { target, deadline: SOON, credit: 1 << 18, trace: 1 }).unwrap();
+    let far = incoming.recv().await.unwrap().stream;
+    far.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO });
+    near.opened().await.unwrap();
+    (near, far)
+}
+
+#[tokio::test]
+async fn a_relay_whose_opener_is_lost_behind_its_fin_ends() {
+    let ((opener, near), (far, target)) = (stream().await, stream().await);
+    let relayed = tokio::spawn(async move {
+        let outcome = relay(&near, &far, &Meter::default()).await;
+        // As the relay's caller does.
+        outcome.inspect_err(|refusal| far.reset(refusal.clone()))
+    });
+    opener.finish();
+    let mut chunks = VecDeque::new();
+    assert!(!timeout(SOON, target.receive(&mut chunks)).await.unwrap().unwrap(), "the FIN arrives");
+    // Now the target may take as long as it wants; the opener does not wait for it.
+    opener.reset(Refusal::new(Code::Reset, "gone"));
+    let refusal = timeout(SOON, target.failed()).await.expect("the target is never told");
+    assert_eq!(refusal.code, Code::Reset);
+    assert_eq!(relayed.await.unwrap().unwrap_err().code, Code::Reset);
+}
