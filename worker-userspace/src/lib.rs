@@ -8,10 +8,11 @@
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`] |
-//! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`target`], [`refusal`] |
+//! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`target`], [`refusal`] |
 
 pub mod appliance;
 pub mod config;
+pub mod connect;
 pub mod daemon;
 pub mod drain;
 pub mod egress;

@@ -1,8 +1,8 @@
 //! Resolves a target in the worker's network and connects to it.
 //!
 //! Names go through the system's resolver (`getaddrinfo`), so that `/etc/hosts`, search domains and
-//! nsswitch mean here what they mean to every other program of the worker's host. Addresses are tried as
-//! RFC 8305 says: the next one starts when the one before failed or has kept silent for a moment.
+//! nsswitch mean here what they mean to every other program of the worker's host. Of several addresses the first
+//! that answers is taken ([`connect`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,15 +14,13 @@ use dns_lookup::{AddrInfoHints, LookupErrorKind, SockType, getaddrinfo};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::policy::Policy;
+use crate::connect;
 use crate::refusal::{Code, Refusal};
 use crate::target::{Host, Target};
 
-/// Wait before the next address is tried beside the one before (RFC 8305, 5).
-const STAGGER: Duration = Duration::from_millis(250);
 /// Look-ups under way at once; each takes a thread.
 const LOOKUPS: usize = 128;
 /// A target that went away without a word is noticed after idle time, so that nothing is held for ever.
@@ -76,7 +74,7 @@ impl Dialler {
             let nothing = || Refusal::new(Code::NameNotFound, format!("{} has no address", target.host));
             return Err(denied.unwrap_or_else(nothing));
         }
-        timeout_at(until, race(allowed_addresses)).await.unwrap_or_else(|_| {
+        timeout_at(until, connect(allowed_addresses)).await.unwrap_or_else(|_| {
             Err(Refusal {
                 code: Code::Timeout,
                 errno: libc::ETIMEDOUT,
@@ -110,52 +108,21 @@ impl Dialler {
                 });
             }
         };
-        Ok(interleaved(addresses.map_err(|e| failed(&e))?))
+        Ok(connect::interleaved(addresses.map_err(|e| failed(&e))?))
     }
 }
 
-/// Families take turns, the resolver's first one first (RFC 8305, 4).
-fn interleaved(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-    let Some(first) = addresses.first().copied() else { return addresses };
-    let (same, other): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|a| a.is_ipv4() == first.is_ipv4());
-    let (mut same, mut other) = (same.into_iter(), other.into_iter());
-    let mut all = Vec::with_capacity(same.len() + other.len());
-    loop {
-        match (same.next(), other.next()) {
-            (None, None) => return all,
-            (a, b) => all.extend(a.into_iter().chain(b)),
-        }
-    }
-}
-
-/// Connects to the first address that answers. What lost the race is dropped, and so closed.
-async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<Dialled, Refusal> {
-    let mut attempts = JoinSet::new();
-    let mut last = None;
-    loop {
-        if let Some(address) = addresses.pop_front() {
-            attempts.spawn(connect(address));
-        }
-        tokio::select! {
-            // On a busy host both may be due: no second connection is begun where the first one is there.
-            biased;
-            done = attempts.join_next() => match done {
-                Some(Ok(Ok(dialled))) => return Ok(dialled),
-                Some(Ok(Err(refusal))) => last = Some(refusal),
-                Some(Err(panic)) => last = Some(Refusal::new(Code::Other, panic.to_string())),
-                None => return Err(last.unwrap_or_else(|| Refusal::new(Code::NameNotFound, "no address"))),
-            },
-            () = sleep(STAGGER), if !addresses.is_empty() => {}
-        }
-    }
-}
-
-async fn connect(address: SocketAddr) -> Result<Dialled, Refusal> {
-    let dialling = |e: io::Error| Refusal::from_io(&e, format_args!("dialling {address}"));
-    let socket = TcpStream::connect(address).await.map_err(dialling)?;
-    socket.set_nodelay(true).map_err(dialling)?;
+async fn connect(addresses: VecDeque<SocketAddr>) -> Result<Dialled, Refusal> {
+    let dialling = |address, e: io::Error| Refusal::from_io(&e, format_args!("dialling {address}"));
+    let (socket, address) = connect::first(addresses).await.map_err(|failed| match failed {
+        Some((address, error)) => dialling(address, error),
+        None => Refusal::new(Code::NameNotFound, "no address"),
+    })?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-    SockRef::from(&socket).set_tcp_keepalive(&keepalive).map_err(dialling)?;
+    socket
+        .set_nodelay(true)
+        .and_then(|()| SockRef::from(&socket).set_tcp_keepalive(&keepalive))
+        .map_err(|error| dialling(address, error))?;
     Ok(Dialled { socket, address })
 }
 
@@ -194,12 +161,5 @@ mod tests {
         let rebound = dial(&dialler(&["localhost"]), "localhost", port).await.unwrap_err();
         assert_eq!(rebound.code, Code::Denied);
         assert!(rebound.text.contains("loopback"), "{rebound}");
-    }
-
-    #[test]
-    fn families_take_turns() {
-        let addr = |t: &str| t.parse::<IpAddr>().unwrap();
-        let mixed = ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(addr).to_vec();
-        assert_eq!(interleaved(mixed), ["2001:db8::1", "192.0.2.1", "2001:db8::2"].map(addr));
     }
 }

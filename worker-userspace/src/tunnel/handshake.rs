@@ -28,6 +28,7 @@ use super::message::{Hello, MessageError, VERSION};
 use super::stream::put_message;
 use super::transport::{Transport, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
+use crate::connect;
 use crate::target::Host;
 
 /// Where a worker's websockets arrive.
@@ -174,23 +175,20 @@ impl Dial {
 
     async fn connect(&self) -> Result<TcpStream, HandshakeError> {
         let resolve = |source| HandshakeError::Resolve { host: self.host.clone(), source };
-        let addresses: Vec<SocketAddr> = match &self.host {
-            Host::Addr(addr) => vec![SocketAddr::new(*addr, self.port)],
+        let addresses = match &self.host {
+            Host::Addr(addr) => vec![*addr],
             Host::Name(name) => {
-                tokio::net::lookup_host((name.as_str(), self.port)).await.map_err(resolve)?.collect()
+                let found = tokio::net::lookup_host((name.as_str(), self.port)).await.map_err(resolve)?;
+                connect::interleaved(found.map(|address| address.ip()).collect())
             }
         };
-        let mut last = resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address"));
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => {
-                    tune(&tcp)?;
-                    return Ok(tcp);
-                }
-                Err(source) => last = HandshakeError::Connect { address, source },
-            }
-        }
-        Err(last)
+        let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, self.port)).collect();
+        let (tcp, _) = connect::first(addresses).await.map_err(|failed| match failed {
+            Some((address, source)) => HandshakeError::Connect { address, source },
+            None => resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
+        })?;
+        tune(&tcp)?;
+        Ok(tcp)
     }
 
     async fn secure(&self, tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Transport, HandshakeError> {
