@@ -7,7 +7,7 @@
 mod node;
 mod steering;
 
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -70,6 +70,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The state directory is in use.
+    #[error("state_dir: {}: another dworker uses it; stop it, or set another `state_dir`", .0.display())]
+    StateTaken(PathBuf),
     /// The operating system.
     #[error("{doing}: {source}")]
     System {
@@ -89,6 +92,8 @@ pub struct Daemon {
     drain: Drain,
     roles: Arc<Roles>,
     control: JoinHandle<()>,
+    /// Keeps other daemons off the state directory.
+    _own_state: File,
 }
 
 impl Daemon {
@@ -99,8 +104,10 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Daemon, StartError> {
         raise_descriptor_limit();
         let state = |source| StartError::State { path: config.state_dir.clone(), source };
-        fs::create_dir_all(&config.state_dir).map_err(state)?;
         let control = Control::bind(&config.control_socket)?;
+        let Some(own_state) = node::take(&config.state_dir).map_err(state)? else {
+            return Err(StartError::StateTaken(config.state_dir.clone()));
+        };
         let drain = Drain::new(config.drain);
         let ledger = Ledger::default();
         let settings = Settings::default();
@@ -200,7 +207,7 @@ impl Daemon {
         let report: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || reported.status());
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), report));
-        Ok(Daemon { drain, roles, control })
+        Ok(Daemon { drain, roles, control, _own_state: own_state })
     }
 
     /// Runs until SIGTERM or SIGINT, then stops.

@@ -61,10 +61,19 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dworker: {error:#}");
+            eprintln!("dworker: {}", in_full(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, but those that it tells itself.
+fn in_full(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -1,10 +1,25 @@
-//! Who this node is: an id that stays the same over restarts, and a name for people.
+//! Who this node is: an id that stays the same over restarts, a name for people, and a directory that is its own.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
 use crate::tunnel::message::Id;
+
+/// Makes the state directory where it is missing, and takes it for this process until the result is dropped:
+/// two daemons with one id would be one node to their appliance. `None`: another process has it.
+///
+/// # Errors
+/// The directory can't be made, opened or locked.
+pub(super) fn take(state_dir: &Path) -> io::Result<Option<File>> {
+    fs::create_dir_all(state_dir)?;
+    let directory = File::open(state_dir)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
 
 /// The node's id from `<state_dir>/node-id`; made at the first start.
 ///
@@ -54,6 +69,17 @@ pub(super) fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_taken_by_one_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = directory.path().join("state");
+        let taken = take(&state_dir).unwrap();
+        assert!(taken.is_some());
+        assert!(take(&state_dir).unwrap().is_none());
+        drop(taken);
+        assert!(take(&state_dir).unwrap().is_some());
+    }
 
     #[test]
     fn an_id_is_made_once_and_a_damaged_file_is_not_overwritten() {
