@@ -13,7 +13,7 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -36,6 +36,11 @@ const TURN: usize = 16 * 1024;
 const QUEUE: usize = 256 * 1024;
 /// `OPEN`s of the peer that wait for their handler.
 const INCOMING: usize = 1024;
+
+/// From this id on a lane opens no more; a few are left for who opens at the same moment.
+const LAST_ID: u32 = u32::MAX - 1024;
+/// How long the streams of a lane without ids may go on.
+const LAST_STREAMS: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What all lanes of a process share.
 #[derive(Debug, Clone)]
@@ -171,8 +176,14 @@ struct Queues {
     ping: Option<u64>,
     pong: Option<u64>,
     go_away: Option<GoAway>,
-    /// We told the peer to go away; when we cut.
+    /// The peer told us to go away.
+    sent_away: bool,
+    /// We tell the peer to go away; when we cut.
     leaving: Option<Instant>,
+    /// The stamp of the `PING` behind our `GOAWAY`: its answer shows that the peer knows.
+    away_stamp: Option<u64>,
+    /// The peer knows that we are leaving, and opens no more.
+    away_known: bool,
     close: Option<String>,
     next_id: u32,
     last_peer_id: u32,
@@ -188,9 +199,7 @@ pub(super) struct Shared {
     queues: Mutex<Queues>,
     queued: AtomicUsize,
     counters: Counters,
-    /// The peer told us to go away.
-    sent_away: AtomicBool,
-    /// Wakes who waits for `sent_away` or the end.
+    /// Wakes who waits for the lane to close.
     changed: Notify,
 }
 
@@ -286,6 +295,11 @@ enum Turn {
 }
 
 impl Queues {
+    /// True where no stream should be opened: the lane ended, or one of its ends is leaving.
+    fn is_closing(&self) -> bool {
+        self.sent_away || self.leaving.is_some() || self.ended.is_some()
+    }
+
     /// Chooses under one lock: a stream is announced before it is ready to send, so that what is urgent must
     /// not be looked at earlier than what is ready.
     fn next_turn(&mut self) -> Option<Turn> {
@@ -321,7 +335,6 @@ impl Lane {
             queues: Mutex::new(Queues { next_id: first, ..Queues::default() }),
             queued: AtomicUsize::new(0),
             counters: Counters::default(),
-            sent_away: AtomicBool::new(false),
             changed: Notify::new(),
         });
         let lane = Lane { shared: shared.clone() };
@@ -335,13 +348,13 @@ impl Lane {
         if open.target.port == 0 {
             return Err(Refusal::new(Code::Refused, format!("{}: nobody listens on port 0", open.target)));
         }
-        if self.is_closing() {
-            return Err(Refusal::new(Code::TunnelLost, "the lane is closing"));
-        }
         let credit = shared.peer.initial_credit.min(credit::LARGEST);
         let mut queues = shared.queues();
         if let Some(refusal) = &queues.ended {
             return Err(refusal.clone());
+        }
+        if queues.is_closing() {
+            return Err(Refusal::new(Code::TunnelLost, "the lane is closing"));
         }
         if queues.streams.len() >= shared.peer.max_streams as usize {
             return Err(Refusal::new(
@@ -350,7 +363,7 @@ impl Lane {
             ));
         }
         let id = queues.next_id;
-        // Ids are used once. A lane that has none left is replaced by its session.
+        // Ids are used once. A lane that has few left is replaced, as any lane that is leaving.
         queues.next_id = id
             .checked_add(2)
             .ok_or_else(|| Refusal::new(Code::TunnelLost, "the lane's stream ids are used up"))?;
@@ -359,11 +372,15 @@ impl Lane {
         // Under the same lock as its number was given: the peer takes them in their order only.
         queues.urgent.push_back(stream.shared().clone());
         let waker = queues.waker.take();
+        let last = queues.next_id > LAST_ID;
         drop(queues);
         if let Some(waker) = waker {
             waker.wake();
         }
         shared.counters.streams.fetch_add(1, Ordering::Relaxed);
+        if last {
+            self.go_away(LAST_STREAMS, "its stream numbers are used up");
+        }
         Ok(stream)
     }
 
@@ -383,11 +400,7 @@ impl Lane {
 
     /// True where no stream should be opened here: it ended, or one of its ends is leaving.
     pub fn is_closing(&self) -> bool {
-        let queues = self.shared.queues();
-        self.shared.sent_away.load(Ordering::Acquire)
-            || queues.leaving.is_some()
-            || queues.ended.is_some()
-            || queues.next_id > u32::MAX - 1024
+        self.shared.queues().is_closing()
     }
 
     /// Waits until [`is_closing`](Self::is_closing).

@@ -192,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             Type::GoAway => {
                 let away = GoAway::read(&payload)?;
                 tracing::info!(peer = %self.shared.peer.name, reason = %away.reason, "the peer is leaving this lane");
-                self.shared.sent_away.store(true, Ordering::Release);
+                self.shared.queues().sent_away = true;
                 self.shared.changed.notify_waiters();
                 return Ok(());
             }
@@ -253,12 +253,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         let full = queues.streams.len() >= self.shared.settings.max_streams as usize;
         let stream = Stream::accepted(id, self.shared.clone(), open.credit.min(credit::LARGEST));
         queues.streams.insert(id, stream.shared().clone());
-        let leaving = queues.leaving.is_some();
         drop(queues);
         self.shared.counters.streams.fetch_add(1, Ordering::Relaxed);
-        if leaving {
-            stream.refuse(Refusal::new(Code::Shutdown, "this end is shutting down"));
-        } else if full {
+        if full {
             let limit = self.shared.settings.max_streams;
             stream.refuse(Refusal::new(Code::Limit, format!("{limit} streams are open on this lane")));
         } else if let Err(error) = self.incoming.try_send(Incoming { open, stream }) {
@@ -278,6 +275,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             before => (before * 7 + sample) / 8,
         };
         cell.store(smoothed.max(1), Ordering::Relaxed);
+        let mut queues = self.shared.queues();
+        queues.away_known |= queues.away_stamp.is_some_and(|told| stamp >= told);
     }
 
     fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<LaneEnd> {
@@ -334,7 +333,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         {
             return Rest::More;
         }
-        if queues.leaving.is_some() && queues.streams.is_empty() {
+        // Not before the peer knows: what it opens until then is on its way.
+        if queues.away_known && queues.streams.is_empty() {
             return Rest::End(LaneEnd::Local("drained".into()));
         }
         match &queues.waker {
@@ -381,6 +381,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             }
             if let Some(away) = queues.go_away.take() {
                 put_message(&mut self.scratch, 0, Type::GoAway, |out| away.write(out));
+                // Later than any before it.
+                let stamp = self.started.elapsed().as_micros() as u64 + 1;
+                queues.away_stamp = Some(stamp);
+                frame::put_u64(&mut self.scratch, 0, Type::Ping, stamp);
             }
         }
         let mut freed = 0;

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::tunnel::credit::INITIAL;
 use crate::tunnel::frame::Type;
-use crate::tunnel::message::OpenOk;
+use crate::tunnel::message::{self, OpenOk};
 use crate::tunnel::stream::frame_bytes;
 use crate::tunnel::websocket::Opcode;
 
@@ -376,4 +376,103 @@ async fn a_stream_that_ends_without_an_answer_waits_no_longer_than_its_lane() {
     victim.task.await.unwrap();
     let answer = tokio::time::timeout(Duration::from_secs(10), stream.opened()).await;
     assert_eq!(answer.expect("waits for ever").unwrap_err().code, Code::TunnelLost);
+}
+
+/// A peer made by hand: a client that says what it likes, and hears all control frames.
+struct Peer {
+    io: DuplexStream,
+    websocket: websocket::Decoder,
+    frames: frame::Decoder,
+    read: BytesMut,
+    heard: VecDeque<(Type, BytesMut)>,
+}
+
+impl Peer {
+    fn new(io: DuplexStream) -> Peer {
+        Peer {
+            io,
+            websocket: websocket::Decoder::new(Side::Client),
+            frames: frame::Decoder::default(),
+            read: BytesMut::new(),
+            heard: VecDeque::new(),
+        }
+    }
+
+    async fn say(&mut self, frame: BytesMut) {
+        let mut wire = BytesMut::new();
+        websocket::put_header(&mut wire, Opcode::Binary, frame.len(), Some([0; 4]));
+        wire.extend_from_slice(&frame);
+        self.io.write_all(&wire).await.unwrap();
+    }
+
+    async fn open(&mut self, id: u32) {
+        let mut fields = BytesMut::new();
+        open_request().write(&mut fields);
+        self.say(frame_bytes(id, Type::Open, &fields)).await;
+    }
+
+    /// The next control frame; `None`: the websocket is closed.
+    async fn hear(&mut self) -> Option<(Type, BytesMut)> {
+        loop {
+            if let Some(frame) = self.heard.pop_front() {
+                return Some(frame);
+            }
+            match self.websocket.next(&mut self.read).unwrap() {
+                None => assert!(self.io.read_buf(&mut self.read).await.unwrap() > 0, "cut without a close"),
+                Some(websocket::Event::Close(_)) => return None,
+                Some(websocket::Event::Payload { mut bytes, .. }) => {
+                    while let Some(piece) = self.frames.next(&mut bytes).unwrap() {
+                        if let frame::Piece::Control(header, payload) = piece {
+                            self.heard.push_back((header.kind, payload));
+                        }
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_peer_opens_before_it_hears_goaway_is_served() {
+    let (near, far) = duplex(1 << 20);
+    let (mut b, mut peer) = (end(near, Side::Server, Settings::default()), Peer::new(far));
+    b.lane.go_away(Duration::from_secs(60), "upgrade");
+    // This crosses the GOAWAY.
+    peer.open(1).await;
+    let stream = b.incoming.recv().await.expect("served").stream;
+    stream.refuse(Refusal::new(Code::Refused, "nobody listens"));
+    // The lane stays until the peer has heard that it should open no more, and has been heard saying so.
+    let (mut away, mut asked, mut refused) = (false, None, false);
+    while asked.is_none() || !refused {
+        match peer.hear().await.expect("closed before the peer could know") {
+            (Type::GoAway, _) => away = true,
+            (Type::Ping, stamp) if away => asked = Some(stamp),
+            (Type::Ping, _) => {}
+            (Type::OpenErr, refusal) => {
+                assert_eq!(message::read_refusal(&refusal).unwrap().code, Code::Refused);
+                refused = true;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    peer.say(frame_bytes(0, Type::Pong, &asked.unwrap())).await;
+    while peer.hear().await.is_some() {}
+    assert!(matches!(b.task.await.unwrap(), LaneEnd::Local(reason) if reason == "drained"));
+}
+
+#[tokio::test]
+async fn a_lane_whose_ids_are_used_up_is_left_in_order() {
+    let (a, mut b) = pair(Settings::default());
+    a.lane.shared.queues().next_id = LAST_ID - LAST_ID % 2 - 1;
+    let streams = [(); 2].map(|()| a.lane.open(open_request()).unwrap());
+    // Whoever holds the lane up replaces it, at both ends.
+    tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(a.lane.closing(), b.lane.closing()) })
+        .await
+        .expect("nobody is told");
+    assert_eq!(a.lane.open(open_request()).unwrap_err().code, Code::TunnelLost);
+    for stream in streams {
+        b.incoming.recv().await.unwrap().stream.accept(ok());
+        stream.opened().await.unwrap();
+    }
 }
