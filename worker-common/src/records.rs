@@ -39,8 +39,8 @@ pub mod mark {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// Cookie of the network namespace where the listeners are; 0 where the kernel does not tell it to
-    /// processes (before 5.14), then namespaces are told apart only by the listener's mark.
+    /// Cookie of the network namespace where the listeners are. 0 where the kernel does not tell it to processes (before
+    /// 5.14): there a namespace without our listener is taken for another one, and left alone.
     pub netns_cookie: u64,
     /// The synthetic addresses.
     pub synthetic: Synthetic,

@@ -116,9 +116,12 @@ impl Call {
     /// True where the socket lives in another network namespace than the daemon's listeners.
     #[inline(always)]
     pub fn foreign(&self, config: &Config) -> bool {
+        if config.netns_cookie == 0 {
+            // The daemon does not know where it is; but where it is, there its listener is.
+            return !self.stream_listener(&Addr::LOOPBACK4, config.listener4);
+        }
         // SAFETY: a call by number into the kernel.
-        config.netns_cookie != 0
-            && unsafe { helper::bpf_get_netns_cookie(self.as_ptr()) } != config.netns_cookie
+        unsafe { helper::bpf_get_netns_cookie(self.as_ptr()) != config.netns_cookie }
     }
 
     /// True where a TCP listener of the daemon is bound to `addr` and `port` in this socket's network namespace.

@@ -406,7 +406,7 @@ fn ask(all: &[SocketAddr], threads: usize) -> io::Result<()> {
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
     })
 }
 

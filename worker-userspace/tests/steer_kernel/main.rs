@@ -2,7 +2,8 @@
 //! by processes that join them.
 //!
 //! The tests run one after the other in a network namespace of their own, which has the "remote" hosts' addresses
-//! on its loopback: what is not steered really gets there. They need root, and fail without it.
+//! on its loopback: what is not steered really gets there. They need root and Linux 5.19, and fail without: older
+//! kernels steer, but refuse with `EPERM` (see `dworker::steer::probe::Features`).
 //! They are no `libtest` tests because the process must be in its namespace before it has threads, because the
 //! same program is also the captured process ([`client`]), and because nobody else may run while the cost is measured.
 
