@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let Some(root) = Path::new(env!("CARGO_MANIFEST_DIR")).parent() else { return };
     let object = root.join("target/bpf/dworker.o");
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rustc-env=DWORKER_BPF_OBJECT={}", object.display());
