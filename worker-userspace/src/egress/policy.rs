@@ -34,25 +34,24 @@ pub struct Policy {
     allow: PatternMap<()>,
     deny: PatternMap<()>,
     special: Vec<(IpNet, &'static str)>,
-    /// Allowed networks that lie within a special range: the administrator named it.
-    named: Vec<IpNet>,
+    /// Allowed networks that lie within a special range, with their ports: the administrator named it.
+    named: PatternMap<()>,
 }
 
 impl Policy {
     /// A policy that allows what `allow` matches and `deny` does not.
     pub fn new(allow: &[Pattern], deny: &[Pattern]) -> Policy {
-        let map = |patterns: &[Pattern]| {
+        fn map<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> PatternMap<()> {
             let mut map = PatternMap::default();
-            patterns.iter().for_each(|pattern| map.insert(pattern.clone(), ()));
+            patterns.into_iter().for_each(|pattern| map.insert(pattern.clone(), ()));
             map
-        };
+        }
         let special: Vec<(IpNet, _)> =
             SPECIAL.iter().filter_map(|(net, what)| Some((net.parse().ok()?, *what))).collect();
-        let nets = allow.iter().filter_map(|pattern| match &pattern.host {
-            HostPattern::Net(net) => Some(*net),
-            _ => None,
-        });
-        let named = nets.filter(|net| special.iter().any(|(range, _)| range.contains(net))).collect();
+        let named = map(allow.iter().filter(|pattern| match &pattern.host {
+            HostPattern::Net(net) => special.iter().any(|(range, _)| range.contains(net)),
+            _ => false,
+        }));
         Policy { allow: map(allow), deny: map(deny), special, named }
     }
 
@@ -79,14 +78,16 @@ impl Policy {
     /// # Errors
     /// [`Code::Denied`] with the reason.
     pub fn check_addr(&self, target: &Target, addr: IpAddr) -> Result<(), Refusal> {
+        let dialled = Target { host: Host::addr(addr), port: target.port };
         let addr = embedded(addr);
-        let resolved = Target { host: Host::Addr(addr), port: target.port };
-        for asked in [target, &resolved] {
+        let meant = Target { host: Host::Addr(addr), port: target.port };
+        let all = [target, &dialled, &meant];
+        for asked in all {
             if let Some((pattern, ())) = self.deny.find(asked) {
                 return Err(denied(format!("{asked} is denied by `{pattern}` in egress.deny")));
             }
         }
-        if self.allow.find(target).is_none() && self.allow.find(&resolved).is_none() {
+        if all.iter().all(|asked| self.allow.find(asked).is_none()) {
             return Err(match &target.host {
                 Host::Name(name) => {
                     denied(format!("{name} has the address {addr}; neither is in egress.allow"))
@@ -95,7 +96,7 @@ impl Policy {
             });
         }
         match self.special.iter().find(|(range, _)| range.contains(&addr)) {
-            Some((_, what)) if !self.named.iter().any(|net| net.contains(&addr)) => {
+            Some((_, what)) if self.named.find(&meant).is_none() => {
                 Err(denied(format!("{addr} is {what}; name it in egress.allow if it is meant")))
             }
             _ => Ok(()),
@@ -111,7 +112,8 @@ fn not_allowed(target: &Target) -> Refusal {
     denied(format!("{target} is not in egress.allow"))
 }
 
-/// The IPv4 address that an IPv6 one stands for: mapped, compatible, 6to4 or NAT64.
+/// The IPv4 address that an IPv6 one stands for: mapped, compatible, 6to4 or NAT64. An address is judged both as this
+/// and as itself.
 fn embedded(addr: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = addr.to_canonical() else { return addr.to_canonical() };
     let low = |v6: Ipv6Addr| Ipv4Addr::from(v6.to_bits() as u32);
@@ -185,11 +187,29 @@ mod tests {
     }
 
     #[test]
+    fn what_an_address_stands_for_does_not_hide_what_it_is() {
+        let policy = policy(&["*.corp.example", "2002:cb00:7100::/48"], &["64:ff9b::/96", "[2002::/16]:22"]);
+        for (host, addr, port, allowed) in [
+            ("a.corp.example", "64:ff9b::cb00:7101", 443, false),
+            ("64:ff9b::cb00:7101", "64:ff9b::cb00:7101", 443, false),
+            ("a.corp.example", "2002:cb00:7100::1", 443, true),
+            ("a.corp.example", "2002:cb00:7100::1", 22, false),
+            ("a.lab.example", "2002:cb00:7100::1", 443, true),
+            ("2002:cb00:7100::1", "2002:cb00:7100::1", 443, true),
+            ("2002:cb00:7100::1", "2002:cb00:7100::1", 22, false),
+        ] {
+            assert_eq!(judge(&policy, host, addr, port).is_ok(), allowed, "{host} at {addr}:{port}");
+        }
+    }
+
+    #[test]
     fn a_special_address_that_is_named_is_allowed() {
-        let policy = policy(&["127.0.0.1:8080", "169.254.169.254"], &[]);
+        let policy = policy(&["127.0.0.1:8080", "169.254.169.254", "*.corp.example"], &[]);
         assert!(judge(&policy, "127.0.0.1", "127.0.0.1", 8080).is_ok());
         assert!(judge(&policy, "127.0.0.1", "127.0.0.1", 8081).is_err());
         assert!(judge(&policy, "127.0.0.2", "127.0.0.2", 8080).is_err());
+        assert!(judge(&policy, "a.corp.example", "127.0.0.1", 8080).is_ok());
+        assert!(judge(&policy, "a.corp.example", "127.0.0.1", 22).is_err(), "that port was not named");
         assert!(judge(&policy, "169.254.169.254", "169.254.169.254", 80).is_ok());
     }
 
