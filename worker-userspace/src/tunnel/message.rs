@@ -112,7 +112,9 @@ impl Writer<'_> {
         while !value.is_char_boundary(end) {
             end -= 1;
         }
-        self.bytes(tag, &value.as_bytes()[..end]);
+        // A reader takes control characters for a fault; an error's text may have some.
+        let plain: String = value[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        self.bytes(tag, plain.as_bytes());
     }
 
     fn addr(&mut self, tag: u8, addr: IpAddr) {
@@ -373,8 +375,14 @@ mod tests {
         let refusal = Refusal::new(Code::Other, "é".repeat(MAX_TEXT));
         let read = read_refusal(&written(|out| write_refusal(&refusal, out))).unwrap();
         assert_eq!(read.text, "é".repeat(MAX_TEXT / 2));
-        let escape = Refusal::new(Code::Other, "\x1b[31m");
-        assert!(read_refusal(&written(|out| write_refusal(&escape, out))).is_err());
+        // What this end says must never be a fault to the other one, whatever an error's text has in it.
+        let escape = Refusal::new(Code::Other, "one\ntwo\x1b[31m");
+        assert_eq!(read_refusal(&written(|out| write_refusal(&escape, out))).unwrap().text, "one two [31m");
+        let raw = written(|out| {
+            let mut w = Writer(out);
+            (w.bytes(1, &[0, 1]), w.bytes(2, &[0; 4]), w.bytes(3, b"\x1b[31m"));
+        });
+        assert!(read_refusal(&raw).is_err());
     }
 
     proptest! {
