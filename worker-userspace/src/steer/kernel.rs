@@ -221,7 +221,9 @@ impl KernelError {
 
 fn process(tgid: u32, uid: u32, comm: &[u8; 16]) -> Process {
     let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
-    Process { id: tgid, uid, command: String::from_utf8_lossy(name).into_owned() }
+    // Any process may give itself any name: one that reaches a terminal must not drive it.
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    Process { id: tgid, uid, command: String::from_utf8_lossy(name).chars().map(plain).collect() }
 }
 
 impl From<&Flow> for FlowRecord {
@@ -252,5 +254,16 @@ impl Refused {
             rule: (event.rule != 0).then_some(event.rule),
             at: Duration::from_nanos(event.ktime),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_can_not_write_into_our_log_or_terminal() {
+        let named = process(7, 0, b"a\x1b[2Jb\nc\xff\0junk12");
+        assert_eq!(named.command, "a?[2Jb?c\u{fffd}");
     }
 }
