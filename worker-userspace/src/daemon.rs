@@ -270,13 +270,7 @@ impl Roles {
                 appliance: uplink.appliance(),
                 connected: uplink.session().is_up(),
                 problem: uplink.problem(),
-                lanes: uplink
-                    .session()
-                    .lanes()
-                    .iter()
-                    .enumerate()
-                    .map(|(n, lane)| LaneStatus::of(lane, n as u8))
-                    .collect(),
+                lanes: uplink.session().lanes().iter().map(|lane| LaneStatus::of(lane)).collect(),
                 allow: config.egress.allow.iter().map(ToString::to_string).collect(),
                 deny: config.egress.deny.iter().map(ToString::to_string).collect(),
             });

@@ -125,7 +125,16 @@ impl Registry {
             Some(session) if session.lanes().len() >= LANES => {
                 return Err(limit(format!("a session has at most {LANES} lanes")));
             }
-            Some(session) => session.clone(),
+            Some(session) => {
+                // A worker replaces a lane that has ended or that is leaving. Where this end has not heard of an
+                // end yet, streams would go to nowhere for as long as a silent peer may live.
+                for old in session.lanes() {
+                    if old.peer().lane == hello.lane && !old.is_closing() {
+                        old.close("the worker replaced it");
+                    }
+                }
+                session.clone()
+            }
             None if sessions.len() >= SESSIONS => {
                 return Err(limit(format!("a group has at most {SESSIONS} sessions")));
             }
@@ -198,4 +207,49 @@ impl Router for Registry {
 pub fn node(hello: &Hello) -> String {
     let id: String = hello.node[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{id}", hello.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::lane::{LaneEnd, Settings, Upgraded};
+    use crate::tunnel::websocket::Side;
+    use bytes::BytesMut;
+    use std::time::Duration;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::JoinHandle;
+    use tokio::time::timeout;
+
+    fn lane(number: u8) -> (Lane, JoinHandle<LaneEnd>, DuplexStream) {
+        let hello = Hello {
+            version: 1,
+            node: [1; 16],
+            session: [2; 16],
+            lane: number,
+            name: "worker".into(),
+            software: "test".into(),
+            initial_credit: 1 << 18,
+            max_streams: 10,
+        };
+        let (near, far) = duplex(1 << 16);
+        let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
+        let (lane, _, driver) = Lane::new(upgraded, hello, Settings::default());
+        (lane, tokio::spawn(driver), far)
+    }
+
+    /// The worker has lost its lane and made a new one, and nothing has told the appliance of the loss.
+    #[tokio::test]
+    async fn a_lane_takes_the_place_of_the_one_with_its_number() {
+        let key = Key::generate().unwrap();
+        let group = Group { name: "site".into(), key: key.hash(), proxy_hosts: vec![], may_open: false };
+        let registry = Arc::new(Registry::new(vec![group]));
+        let (first, first_end, _io) = lane(0);
+        let (second, _second_end, _second_io) = lane(1);
+        let (third, _third_end, _third_io) = lane(0);
+        let _connected =
+            [first, second.clone(), third.clone()].map(|lane| registry.connect(0, lane).unwrap());
+        let end = timeout(Duration::from_secs(10), first_end).await.expect("the dead lane is still used");
+        assert!(matches!(end.unwrap(), LaneEnd::Local(_)));
+        assert!(!second.is_closing() && !third.is_closing());
+    }
 }

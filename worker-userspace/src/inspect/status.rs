@@ -113,12 +113,12 @@ pub struct LaneStatus {
 }
 
 impl LaneStatus {
-    /// The state of `lane` now; `number` is its place in the session.
-    pub fn of(lane: &Lane, number: u8) -> LaneStatus {
+    /// The state of `lane` now.
+    pub fn of(lane: &Lane) -> LaneStatus {
         let counters = lane.counters();
         let read = |cell: &std::sync::atomic::AtomicU64| cell.load(Ordering::Relaxed);
         LaneStatus {
-            lane: number,
+            lane: lane.peer().lane,
             state: if lane.is_closing() { "leaving" } else { "up" }.into(),
             rtt_us: Some(read(&counters.round_trip)).filter(|us| *us > 0),
             streams: lane.streams(),
@@ -140,7 +140,7 @@ impl NodeStatus {
             role: role.to_owned(),
             software: peer.software.clone(),
             since: session.since().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-            lanes: session.lanes().iter().map(|lane| LaneStatus::of(lane, lane.peer().lane)).collect(),
+            lanes: session.lanes().iter().map(|lane| LaneStatus::of(lane)).collect(),
         }
     }
 }

@@ -280,7 +280,8 @@ pub async fn welcome<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(Upgraded<S>, Hello), HandshakeError> {
     let greeting = async {
         let hello = receive(&mut upgraded, Type::Hello).await?;
-        send(&mut upgraded, Type::Welcome, ours).await?;
+        // The connecting end numbers the lanes of its session.
+        send(&mut upgraded, Type::Welcome, &Hello { lane: hello.lane, ..ours.clone() }).await?;
         Ok::<_, HandshakeError>(hello)
     };
     let hello = within("the greeting", greeting).await??;

@@ -297,7 +297,7 @@ enum Turn {
 impl Queues {
     /// True where no stream should be opened: the lane ended, or one of its ends is leaving.
     fn is_closing(&self) -> bool {
-        self.sent_away || self.leaving.is_some() || self.ended.is_some()
+        self.sent_away || self.leaving.is_some() || self.close.is_some() || self.ended.is_some()
     }
 
     /// Chooses under one lock: a stream is announced before it is ready to send, so that what is urgent must
@@ -396,6 +396,7 @@ impl Lane {
     /// Closes the lane now; its streams are lost.
     pub fn close(&self, reason: &str) {
         self.shared.push(|queues| queues.close = Some(reason.to_owned()));
+        self.shared.changed.notify_waiters();
     }
 
     /// True where no stream should be opened here: it ended, or one of its ends is leaving.
