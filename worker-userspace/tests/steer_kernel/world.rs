@@ -21,6 +21,9 @@ use socket2::SockRef;
 /// "Remote" hosts: addresses on this namespace's loopback.
 pub(crate) const REMOTE4: &str = "198.51.100.1";
 pub(crate) const REMOTE6: &str = "2001:db8::1";
+/// What the names of our cgroups begin with; the process id of the tests follows.
+const PREFIX: &str = "dworker-steer-kernel-";
+const CHILD: &str = "child";
 /// An interface that is no loopback.
 pub(crate) const DEVICE: &str = "dw0";
 /// How long something may take that should be there already.
@@ -31,6 +34,7 @@ pub(crate) fn enter() {
     unshare(CloneFlags::CLONE_NEWNET).expect(
         "these tests make network namespaces and load programs: run them as root (sudo cargo xtask test)",
     );
+    sweep();
     for line in [
         "link set lo up".to_owned(),
         format!("address add {REMOTE4}/32 dev lo"),
@@ -50,6 +54,24 @@ pub(crate) fn run(tool: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
+/// The root of cgroup v2, found as the daemon finds it.
+fn root() -> PathBuf {
+    probe::cgroups(&[PathBuf::new()]).expect("cgroup v2").remove(0).path
+}
+
+/// Removes the cgroups of earlier runs that were killed.
+fn sweep() {
+    for entry in fs::read_dir(root()).expect("cgroup v2").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Ignored: a process may be ending in it yet; the next run sweeps again.
+            let _ = fs::remove_dir(entry.path().join(CHILD));
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
 /// A cgroup that ends with its owner.
 pub(crate) struct Cgroup {
     pub(crate) path: PathBuf,
@@ -58,14 +80,12 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     pub(crate) fn new() -> Cgroup {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("dworker-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        // The root of cgroup v2, found as the daemon finds it.
-        let root = probe::cgroups(&[PathBuf::new()]).expect("cgroup v2").remove(0).path;
-        Cgroup::make(root.join(name))
+        let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Cgroup::make(root().join(name))
     }
 
     pub(crate) fn child(&self) -> Cgroup {
-        Cgroup::make(self.path.join("child"))
+        Cgroup::make(self.path.join(CHILD))
     }
 
     fn make(path: PathBuf) -> Cgroup {
