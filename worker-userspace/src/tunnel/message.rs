@@ -380,7 +380,9 @@ mod tests {
         assert_eq!(read_refusal(&written(|out| write_refusal(&escape, out))).unwrap().text, "one two [31m");
         let raw = written(|out| {
             let mut w = Writer(out);
-            (w.bytes(1, &[0, 1]), w.bytes(2, &[0; 4]), w.bytes(3, b"\x1b[31m"));
+            w.bytes(1, &[0, 1]);
+            w.bytes(2, &[0; 4]);
+            w.bytes(3, b"\x1b[31m");
         });
         assert!(read_refusal(&raw).is_err());
     }
