@@ -163,7 +163,13 @@ impl Endpoint {
         let (lane, incoming, driver) = Lane::new(upgraded, hello, self.settings.clone());
         let connected = match self.registry.connect(group, lane.clone()) {
             Ok(connected) => connected,
-            Err(refusal) => return tracing::warn!(%peer, group = %name, %node, "refused a lane: {refusal}"),
+            Err(refusal) => {
+                tracing::warn!(%peer, group = %name, %node, "refused a lane: {refusal}");
+                // The worker must hear why: it tries again and again.
+                lane.go_away(Duration::ZERO, &refusal.to_string());
+                driver.await;
+                return;
+            }
         };
         tracing::info!(%peer, group = %name, %node, lane = lane.peer().lane, "a worker's lane is up");
         let serving = super::peer::serve(
