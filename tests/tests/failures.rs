@@ -81,7 +81,7 @@ fn fails(lab: &Lab, tunnel: &Tunnel, host: &str, failure: &Failure) -> Result<()
             Some(name) => name == host,
             None => newest["target"] == target,
         };
-        host_is && newest["reason"] == "Down" && newest["errno"] == failure.errno as i32
+        host_is && newest["reason"] == "refused-down" && newest["errno"] == failure.errno as i32
     };
     tunnel.appliance.wait_for_status("what connect() was told", SOON, told)?;
     Ok(())
@@ -198,12 +198,12 @@ fn without_a_worker_connections_wait_a_moment_and_then_connect_fails() -> Result
         let flow = appliance.wait_for_flow("echo.corp.example:7", "no-worker", SOON)?;
         assert_eq!(flow["reason"], "no worker of group site-a is connected");
         appliance.wait_for_line("no-worker: no worker of group site-a is connected", SOON)?;
-        appliance.wait_for_line("refused in connect(): Group", SOON)?;
+        appliance.wait_for_line("refused in connect(): refused-group", SOON)?;
         let status = appliance.status()?;
         let refused = &status["steer"]["refused"][0];
         assert_eq!(
             (&refused["reason"], &refused["errno"]),
-            (&"Group".into(), &(Errno::EHOSTUNREACH as i32).into())
+            (&"refused-group".into(), &(Errno::EHOSTUNREACH as i32).into())
         );
 
         // What waits for a worker is carried by the one that comes.

@@ -241,7 +241,7 @@ fn what_a_name_has_no_rule_for_is_refused_in_connect() -> Result<()> {
             let report = only(Connect::to("echo.corp.example", 7099).family(family).captured(host)?);
             assert_eq!(report.failure.as_deref(), Some("EHOSTUNREACH"), "{family:?}");
             let status = tunnel.appliance.wait_for_status("the refusal", SOON, |status| {
-                status["steer"]["refused"][0]["reason"] == "PortNotInRule"
+                status["steer"]["refused"][0]["reason"] == "refused-port"
             })?;
             let [v4, v6] = synthetic(&status, "echo.corp.example")?;
             let target = SocketAddr::new(if family == Family::V6 { v6 } else { v4 }, 7099);

@@ -250,7 +250,7 @@ impl Steering {
     fn note(&self, event: &Refused) {
         let name = self.names.name_of(event.target.ip()).map(|name| name.to_string());
         let (target, process, reason) =
-            (event.target, event.process.to_string(), format!("{:?}", event.reason));
+            (event.target, event.process.to_string(), event.reason.counter().word().to_owned());
         let shown = name.clone().unwrap_or_default();
         match event.errno {
             Some(errno) => {
