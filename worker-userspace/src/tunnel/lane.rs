@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::credit::{self, Budget};
@@ -34,8 +34,6 @@ use crate::refusal::{Code, Refusal};
 const TURN: usize = 16 * 1024;
 /// Bytes of all streams queued in one lane before sockets are left unread.
 const QUEUE: usize = 256 * 1024;
-/// `OPEN`s of the peer that wait for their handler.
-const INCOMING: usize = 1024;
 
 /// From this id on a lane opens no more; a few are left for who opens at the same moment.
 const LAST_ID: u32 = u32::MAX - 1024;
@@ -327,7 +325,9 @@ impl Lane {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let (sender, receiver) = mpsc::channel(INCOMING);
+        // As many as there may be streams: a burst arrives whole before its handler has a turn.
+        let (sender, receiver) =
+            mpsc::channel((settings.max_streams as usize).clamp(1, Semaphore::MAX_PERMITS));
         let first = if upgraded.side == Side::Client { 1 } else { 2 };
         let shared = Arc::new(Shared {
             settings,

@@ -216,6 +216,21 @@ async fn streams_opened_by_many_threads_are_announced_in_order_and_before_their_
 }
 
 #[tokio::test]
+async fn a_burst_within_the_limit_is_served() {
+    let (a, mut b) = pair(Settings { max_streams: 5000, ..Settings::default() });
+    let streams: Vec<_> = (0..5000).map(|_| a.lane.open(open_request()).unwrap()).collect();
+    // All of them arrive before the first one is looked at.
+    while b.lane.counters().streams.load(Ordering::Relaxed) < 5000 {
+        tokio::task::yield_now().await;
+    }
+    let far: Vec<_> = streams.iter().map(|_| b.incoming.try_recv().expect("served").stream).collect();
+    far.iter().for_each(|stream| stream.accept(ok()));
+    for stream in streams {
+        stream.opened().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn streams_beyond_the_limit_are_refused_and_the_lane_lives() {
     let settings = Settings { max_streams: 4, ..Settings::default() };
     let (a, mut b) = pair(settings);
