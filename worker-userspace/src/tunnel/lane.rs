@@ -265,10 +265,11 @@ impl Shared {
 
     /// Wakes as many waiting senders as there is room for.
     fn wake_waiting(&self) {
-        let room = QUEUE.saturating_sub(self.queued.load(Ordering::Relaxed)) / TURN;
-        for _ in 0..room {
+        let mut room = QUEUE.saturating_sub(self.queued.load(Ordering::Relaxed)) / TURN;
+        while room > 0 {
             let Some(stream) = self.queues().waiting.pop_front() else { return };
-            stream.wake_sender();
+            // Who is gone by now does not use up a place.
+            room -= usize::from(stream.wake_sender());
         }
     }
 

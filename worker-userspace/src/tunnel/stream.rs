@@ -187,15 +187,17 @@ impl Shared {
         Taken { data, fin, last_words, more }
     }
 
-    /// The lane's queue has room again.
-    pub(super) fn wake_sender(&self) {
+    /// The lane's queue has room again. `false`: nobody waits for it here any more.
+    pub(super) fn wake_sender(&self) -> bool {
         let mut state = self.state();
         state.in_waiting = false;
         let waker = state.send_waker.take();
         drop(state);
+        let waits = waker.is_some();
         if let Some(waker) = waker {
             waker.wake();
         }
+        waits
     }
 
     /// Bytes arrived.

@@ -341,6 +341,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             Some(waker) if waker.will_wake(cx.waker()) => {}
             _ => queues.waker = Some(cx.waker().clone()),
         }
+        // What a stream had queued may have gone without being sent.
+        let waiting = !queues.waiting.is_empty();
+        drop(queues);
+        if waiting {
+            self.shared.wake_waiting();
+        }
         Rest::Idle
     }
 

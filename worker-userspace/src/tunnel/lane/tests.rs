@@ -215,6 +215,31 @@ async fn streams_opened_by_many_threads_are_announced_in_order_and_before_their_
     assert!(matches!(end, LaneEnd::Closed(Some(1000))), "{end}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_room_gets_what_reset_streams_leave() {
+    let (near, far) = duplex(64);
+    let full = end(near, Side::Server, Settings::default());
+    let open = || full.lane.open(open_request()).unwrap();
+    let fill = |stream: &Stream| stream.send(BytesMut::from(&pattern(0, 64 * 1024)[..]));
+    let bulk: Vec<_> = (0..5).map(|_| open()).collect();
+    bulk.iter().for_each(fill);
+    tokio::task::yield_now().await;
+    // Many stand in line before the last one, and are gone when their turn comes.
+    let mut waiting: Vec<_> = (0..200).map(|_| open()).collect();
+    for stream in &waiting {
+        assert!(tokio::time::timeout(Duration::ZERO, stream.sendable()).await.is_err());
+    }
+    let last = waiting.pop().unwrap();
+    let woken = tokio::spawn(async move { last.sendable().await.map(|_| Instant::now()) });
+    tokio::task::yield_now().await;
+    let before = Instant::now();
+    drop((bulk, waiting));
+    let mut peer = Peer::new(far);
+    tokio::spawn(async move { while peer.hear().await.is_some() {} });
+    let elapsed = woken.await.unwrap().unwrap() - before;
+    assert!(elapsed < Duration::from_millis(100), "woken by the clock after {elapsed:?}");
+}
+
 #[tokio::test]
 async fn a_burst_within_the_limit_is_served() {
     let (a, mut b) = pair(Settings { max_streams: 5000, ..Settings::default() });
