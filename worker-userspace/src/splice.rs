@@ -145,7 +145,11 @@ async fn stream_to_socket(
     let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
     while stream.receive(chunks).await? {
         while !chunks.is_empty() {
-            let n = write_some(writer, chunks).await.map_err(lost)?;
+            let n = tokio::select! {
+                n = write_some(writer, chunks) => n.map_err(lost)?,
+                // The other direction may have ended: nobody else would notice while this one is blocked.
+                refusal = stream.failed() => return Err(refusal),
+            };
             advance(chunks, n);
             meter.fetch_add(n as u64, Ordering::Relaxed);
             stream.consumed(n);

@@ -58,3 +58,21 @@ async fn a_relay_whose_opener_is_lost_behind_its_fin_ends() {
     assert_eq!(refusal.code, Code::Reset);
     assert_eq!(relayed.await.unwrap().unwrap_err().code, Code::Reset);
 }
+
+#[tokio::test]
+async fn a_connection_that_is_lost_behind_its_fin_is_cut_though_nobody_reads() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let (near, far) = stream().await;
+    let spliced = tokio::spawn(async move { splice(&mut socket, &near, &Meter::default(), Reads::Up).await });
+    application.shutdown().await.unwrap();
+    assert!(!timeout(SOON, far.receive(&mut VecDeque::new())).await.unwrap().unwrap(), "the FIN arrives");
+    // The application reads nothing: all buffers and the credit are used up once nothing moves for a while.
+    while let Ok(room) = timeout(Duration::from_millis(300), far.sendable()).await {
+        far.send(BytesMut::zeroed(room.unwrap()));
+    }
+    far.reset(Refusal::new(Code::Reset, "gone"));
+    let outcome = timeout(SOON, spliced).await.expect("held for as long as nobody reads").unwrap();
+    assert_eq!(outcome.unwrap_err().code, Code::Reset);
+}
