@@ -53,7 +53,7 @@ pub enum StartError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A listening address.
-    #[error("appliance.listen = {address}: {source}")]
+    #[error("appliance.listen = {address}: {source}{}", listen_remedy(.source))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -291,6 +291,15 @@ impl Roles {
                 recent: self.ledger.report(),
             },
         }
+    }
+}
+
+fn listen_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrInUse => ": something else listens there; `ss -ltnp` shows what",
+        io::ErrorKind::AddrNotAvailable => ": this host has no such address; `ip address` shows those it has",
+        _ => "",
     }
 }
 

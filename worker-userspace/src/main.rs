@@ -118,7 +118,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Key { command: KeyCommand::Hash } => {
             let mut text = String::new();
             std::io::stdin().take(1024).read_to_string(&mut text).context("reading standard input")?;
-            let key: Key = text.trim().parse().context("standard input")?;
+            let key: Key =
+                text.trim().parse().context("standard input holds no worker key; give it the key alone")?;
             println!("{}", key.hash());
         }
     }

@@ -256,7 +256,9 @@ impl FromStr for Pattern {
         let host = if let Some(suffix) = host.strip_prefix("*.") {
             HostPattern::Suffix(suffix.parse()?)
         } else if host.contains('*') {
-            return Err(bad("a wildcard stands only at the front, as in `*.corp.example`".into()));
+            return Err(bad(
+                "a wildcard stands only at the front and before a dot, as in `*.corp.example`".into()
+            ));
         } else if let Some((addr, length)) = host.split_once('/') {
             let net: IpNet = format!("{addr}/{length}")
                 .parse()

@@ -378,3 +378,32 @@ async fn a_certificate_that_nobody_vouches_for_is_refused_with_the_remedy() {
     let misnamed = fails("127.0.0.1", appliance.ca.clone()).await;
     assert!(misnamed.contains("appliance_url"), "{misnamed}");
 }
+
+#[tokio::test]
+async fn a_cas_own_certificate_and_tls_at_one_end_only_are_told_with_the_remedy() {
+    let key = Key::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let own = ca.self_signed(&pair).unwrap().der().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let identity = (own.clone(), PrivatePkcs8KeyDer::from(pair.serialize_der()).into());
+    let appliance = Appliance::serve(listener, Vec::new(), identity).await;
+    let dial = appliance.dial("localhost", own.clone(), &key);
+    let fails = async |dial: Dial| dial.lane(&hello("w")).await.unwrap_err().to_string();
+    let told = fails(dial.clone()).await;
+    assert!(told.contains("CA:FALSE"), "{told}");
+    let told = fails(Dial { tls: None, ..dial.clone() }).await;
+    assert!(told.contains("https://"), "{told}");
+
+    let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = plain.local_addr().unwrap().port();
+    let answering = tokio::spawn(async move {
+        let (mut socket, _) = plain.accept().await.unwrap();
+        socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    });
+    let told = fails(Dial { port, ..dial }).await;
+    assert!(told.contains("speaks no TLS"), "{told}");
+    answering.await.unwrap();
+}

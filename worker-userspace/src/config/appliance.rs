@@ -42,8 +42,9 @@ fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<T
                 r.fault(&value.place, wrong(problem, "remove one of the two"));
             }
             None if !plaintext => {
-                let remedy =
-                    format!("write the path of {what} in PEM, or set `insecure_plaintext = true` in a lab");
+                let remedy = format!(
+                    "write the path of {what} in PEM, or, in a lab, `insecure_plaintext = true` in [appliance]"
+                );
                 r.missing(&table.missing(name), wrong("missing", remedy));
             }
             _ => {}
@@ -66,7 +67,7 @@ fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<T
 
 fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place, Pattern)>) {
     const GROUPS: &str = "write [[appliance.groups]] with `name`, `key_sha256` and `proxy_hosts`";
-    const HASH: &str = "write what `printf %s \"$KEY\" | sha256sum` prints";
+    const HASH: &str = "write what `dworker key hash` prints for the worker key";
     let tables = r.required(table, "groups", "no group of workers is configured", GROUPS);
     let tables = tables.map(|v| r.sections(&v, &GROUP)).unwrap_or_default();
     let mut names: HashMap<String, Place> = HashMap::new();

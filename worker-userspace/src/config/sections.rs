@@ -110,8 +110,14 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let set =
         [&url, &inline, &file].into_iter().flatten().map(|v| &v.place).min_by_key(|place| place.offset());
     let Some(set) = set else {
+        const REMEDY: &str = "add `appliance_url` and `worker_key`, or remove it";
         for stray in worker_only(top) {
-            let remedy = "add `appliance_url` and `worker_key`, or remove it";
+            // The one that an appliance has too, in its own section.
+            let moved = insecure.as_ref().is_some_and(|v| v.place.offset() == stray.place.offset());
+            let remedy = match moved && top.get("appliance").is_some() {
+                true => "for the appliance's own, move it to [appliance]",
+                false => REMEDY,
+            };
             r.fault(&stray.place, wrong("only a worker has it, and none is configured", remedy));
         }
         return None;

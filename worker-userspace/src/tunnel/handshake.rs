@@ -125,6 +125,14 @@ fn tls_remedy(error: &io::Error) -> &'static str {
         Some(E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. })) => {
             ": set this host's clock"
         }
+        // What `openssl req -x509` makes unless told otherwise. The error's type is webpki's; we have only its name.
+        Some(E::InvalidCertificate(C::Other(other))) if other.to_string().contains("CaUsedAsEndEntity") => {
+            ": it is a CA's own; make the appliance one with `CA:FALSE` and its name as `subjectAltName`"
+        }
+        Some(E::InvalidMessage(_)) => {
+            ": what listens there speaks no TLS; check host and port of `appliance_url`, or whether the appliance \
+             has `insecure_plaintext`"
+        }
         _ => "",
     }
 }
@@ -210,6 +218,9 @@ impl Dial {
                 HandshakeError::Unauthorized
             }
             WebsocketFailure::Http(answer) => HandshakeError::Status(answer.status()),
+            WebsocketFailure::Protocol(e) if self.tls.is_none() => HandshakeError::Upgrade(format!(
+                "{e}: what listens there speaks no plain HTTP; write \"https://\" in `appliance_url` if it speaks TLS"
+            )),
             other => HandshakeError::Upgrade(other.to_string()),
         };
         let authority = match &self.host {

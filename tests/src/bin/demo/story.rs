@@ -21,7 +21,7 @@ const CAPTURED: &str = "appliance, captured";
 pub(crate) struct Story {
     // Dropped in this order: the daemons, the vCenter, the hosts.
     appliance: Daemon,
-    _worker: Daemon,
+    worker: Daemon,
     _vsphere: Vsphere,
     lab: Lab,
 }
@@ -35,7 +35,7 @@ pub(crate) fn tell() -> Result<Story> {
     let begun = Instant::now();
     let story = lab.explain(|| connect(&mut report, &lab)).map(|(appliance, worker)| Story {
         appliance,
-        _worker: worker,
+        worker,
         _vsphere: vsphere,
         lab,
     })?;
@@ -189,6 +189,11 @@ impl Story {
         let sdk = self.lab.sdk(Sdk::PyVmomi, ["list"])?;
         for (script, command) in [(appliance.enter(), status), (appliance.enter_captured(), sdk)] {
             println!("    sh {} {}", script.display(), command.to_shell());
+        }
+        println!("\nIts daemons; so you start one again that you have stopped, and see its log:\n");
+        for (host, daemon) in [(appliance, &self.appliance), (self.lab.site(), &self.worker)] {
+            let run = host.dworker(["run", "--config"])?.arg(daemon.config());
+            println!("    sh {} {}", host.enter().display(), run.to_shell());
         }
         println!("\nTake it all down with\n\n    cargo xtask demo --clean");
         Ok(())
