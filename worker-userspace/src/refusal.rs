@@ -65,6 +65,20 @@ impl Code {
         ALL.into_iter().find(|c| *c as u16 == n).unwrap_or(Other)
     }
 
+    /// The code for what a system call failed with.
+    fn from_errno(errno: i32) -> Code {
+        match errno {
+            libc::ECONNREFUSED => Code::Refused,
+            libc::ETIMEDOUT => Code::Timeout,
+            libc::EHOSTUNREACH | libc::EHOSTDOWN => Code::HostUnreachable,
+            libc::ENETUNREACH | libc::ENETDOWN => Code::NetUnreachable,
+            libc::ECONNRESET | libc::EPIPE => Code::Reset,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL => Code::Limit,
+            libc::EACCES | libc::EPERM => Code::Denied,
+            _ => Code::Other,
+        }
+    }
+
     /// The errno that `connect()` would have given for this, had the application dialled itself.
     pub fn errno(self) -> i32 {
         match self {
@@ -128,24 +142,16 @@ impl Refusal {
     /// A refusal from a failed system call; the errno decides the code.
     pub fn from_io(error: &io::Error, doing: impl fmt::Display) -> Self {
         let errno = error.raw_os_error().unwrap_or(0);
-        let code = match errno {
-            libc::ECONNREFUSED => Code::Refused,
-            libc::ETIMEDOUT => Code::Timeout,
-            libc::EHOSTUNREACH | libc::EHOSTDOWN => Code::HostUnreachable,
-            libc::ENETUNREACH | libc::ENETDOWN => Code::NetUnreachable,
-            libc::ECONNRESET | libc::EPIPE => Code::Reset,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL => Code::Limit,
-            libc::EACCES | libc::EPERM => Code::Denied,
-            _ => Code::Other,
-        };
-        Refusal { code, errno, text: format!("{doing}: {error}") }
+        Refusal { code: Code::from_errno(errno), errno, text: format!("{doing}: {error}") }
     }
 
-    /// The errno that the application is given: the far kernel's own where there is one.
+    /// The errno that the application is given: the far kernel's own where it says the same as the code. A peer
+    /// must not make `connect()` return what means something else, or even success, to an application.
     pub fn connect_errno(&self) -> i32 {
-        match (self.code, self.errno) {
-            (Code::Limit, _) | (_, 0) => self.code.errno(),
-            (_, errno) => errno,
+        match self.code {
+            Code::Limit | Code::Other => self.code.errno(),
+            code if code == Code::from_errno(self.errno) => self.errno,
+            code => code.errno(),
         }
     }
 }
@@ -181,5 +187,16 @@ mod tests {
         assert_eq!(refusal.code, Code::NetUnreachable);
         assert_eq!(refusal.connect_errno(), libc::ENETUNREACH);
         assert_eq!(Refusal::new(Code::NoWorker, "").connect_errno(), libc::EHOSTUNREACH);
+    }
+
+    #[test]
+    fn a_peer_does_not_choose_what_connect_returns() {
+        // EINPROGRESS would be taken for a connection, 512 would restart the call.
+        for errno in [libc::EINPROGRESS, libc::EINTR, 512, 4095, libc::ECONNREFUSED] {
+            let refusal = Refusal { code: Code::Timeout, errno, text: String::new() };
+            assert_eq!(refusal.connect_errno(), libc::ETIMEDOUT, "{errno}");
+        }
+        let down = Refusal { code: Code::HostUnreachable, errno: libc::EHOSTDOWN, text: String::new() };
+        assert_eq!(down.connect_errno(), libc::EHOSTDOWN);
     }
 }
