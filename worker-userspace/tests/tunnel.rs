@@ -301,6 +301,24 @@ async fn without_the_key_there_is_401_and_nothing_more() {
     }
 }
 
+#[tokio::test]
+async fn a_stranger_does_not_take_the_places_of_all() {
+    let appliance = Appliance::start(vec![]).await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(TcpStream::connect(appliance.address).await.unwrap());
+    }
+    let last = idle.last_mut().unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(2), last.read(&mut [0])).await;
+    assert!(matches!(answer, Ok(Ok(0) | Err(_))), "one address may hold any number of places");
+    // Others are let in.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let tcp = socket.connect(appliance.address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap());
+    connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_may_reach_other_groups_only_where_the_configuration_says_so() {
     let keys: [Key; 3] = std::array::from_fn(|_| Key::generate().unwrap());

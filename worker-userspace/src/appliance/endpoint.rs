@@ -18,11 +18,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::registry::{Registry, node};
+use super::strangers::Strangers;
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
 use crate::tunnel::handshake::{self, DEADLINE, PATH, accept_upgrade, bearer};
@@ -31,8 +31,6 @@ use crate::tunnel::message::Hello;
 use crate::tunnel::transport::{Transport, tune};
 use crate::tunnel::websocket::Side;
 
-/// Connections that have not authenticated yet, at once.
-const STRANGERS: usize = 1024;
 /// Wait after `accept()` failed, so that a lack of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Most header bytes of a request.
@@ -58,9 +56,9 @@ pub struct Endpoint {
 impl Endpoint {
     /// Accepts connections until the drain begins.
     pub async fn serve(self, listener: TcpListener) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        let strangers = Strangers::new();
         loop {
-            let Ok(permit) = strangers.clone().acquire_owned().await else { return };
+            let Some(room) = strangers.room().await else { return };
             let (tcp, peer) = tokio::select! {
                 () = self.drain.stopping() => return,
                 accepted = listener.accept() => match accepted {
@@ -72,13 +70,17 @@ impl Endpoint {
                     }
                 },
             };
+            let Some(place) = strangers.admit(peer.ip(), room) else {
+                tracing::debug!(%peer, "closed: its source has too many connections without a key");
+                continue;
+            };
             let endpoint = self.clone();
             self.drain.spawn("endpoint connection", async move {
-                // The permit is held until the peer is known or gone.
+                // The place is held until the peer is known or gone.
                 if let Err(error) = endpoint.connection(tcp, peer).await {
                     tracing::debug!(%peer, "connection ended: {error}");
                 }
-                drop(permit);
+                drop(place);
             });
         }
     }

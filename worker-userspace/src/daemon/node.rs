@@ -1,7 +1,7 @@
 //! Who this node is: an id that stays the same over restarts, a name for people, and a directory that is its own.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use crate::tunnel::message::Id;
@@ -38,8 +38,11 @@ pub(super) fn id(state_dir: &Path) -> io::Result<Id> {
             let text: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
             // Whole or not at all, whenever the power fails.
             let fresh = state_dir.join("node-id.new");
-            fs::write(&fresh, format!("{text}\n"))?;
+            let mut file = File::create(&fresh)?;
+            writeln!(file, "{text}")?;
+            file.sync_all()?;
             fs::rename(&fresh, &path)?;
+            File::open(state_dir)?.sync_all()?;
             Ok(id)
         }
         Err(error) => Err(error),
