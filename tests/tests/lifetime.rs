@@ -320,7 +320,8 @@ fn a_second_daemon_on_the_same_files_refuses_and_disturbs_nobody() -> Result<()>
                 let second = run(&other)?;
                 assert_eq!(second.status.code(), Some(1), "{second}");
                 let expected = format!(
-                    "dworker: appliance.listen = {}:443: Address already in use (os error 98)\n",
+                    "dworker: appliance.listen = {}:443: Address already in use (os error 98): something else listens \
+                     there; `ss -ltnp` shows what\n",
                     net::APPLIANCE.v4
                 );
                 assert_eq!(second.stderr, expected);
