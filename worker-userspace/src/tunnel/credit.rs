@@ -14,6 +14,10 @@ pub const INITIAL: u32 = 256 * 1024;
 /// The largest window, in bytes.
 pub const LARGEST: u32 = 16 * 1024 * 1024;
 
+/// No window takes more than this part of what it leaves of the budget: a stream that is idle or stalled keeps
+/// what it took, because its peer may use it at any time, and those that come later must get something.
+const PART: usize = 32;
+
 /// Bytes by which all windows of the process together may exceed their initial size.
 #[derive(Debug)]
 pub struct Budget {
@@ -98,7 +102,8 @@ impl ReceiveWindow {
             if wanted > self.window {
                 // At most doubled at once: one burst is no rate.
                 let more = wanted.min(self.window.saturating_mul(2)) - self.window;
-                self.window += budget.take(more);
+                let part = (budget.left() / PART).saturating_sub((self.window - INITIAL) as usize);
+                self.window += budget.take(more.min(part.try_into().unwrap_or(u32::MAX)));
             } else if wanted <= self.window / 2 {
                 let less = (self.window / 2).min(self.window - INITIAL);
                 self.window -= less;
@@ -208,11 +213,23 @@ mod tests {
         for window in &mut windows {
             deliver(window, &budget, Duration::from_millis(100), 20);
         }
-        assert_eq!(budget.left(), 0);
-        let extra: u32 = windows.iter().map(|w| w.window() - INITIAL).sum();
-        assert_eq!(extra, 300_000);
+        assert!(budget.left() < 250_000);
+        let extra: usize = windows.iter().map(|w| (w.window() - INITIAL) as usize).sum();
+        assert_eq!(extra, 300_000 - budget.left());
         windows.iter_mut().for_each(|w| w.release(&budget));
         assert_eq!(budget.left(), 300_000);
+    }
+
+    /// A window that was grown is kept while its stream is idle or stalled: its peer may use it at any time.
+    #[tokio::test]
+    async fn who_came_first_leaves_something_to_who_comes_later() {
+        let budget = Budget::new(512 * 1024 * 1024);
+        let mut idle: Vec<_> = (0..64).map(|_| ReceiveWindow::new()).collect();
+        idle.iter_mut().for_each(|window| deliver(window, &budget, Duration::from_millis(60), 40));
+        let mut late = ReceiveWindow::new();
+        deliver(&mut late, &budget, Duration::from_millis(60), 40);
+        assert!(late.window() >= 4 * INITIAL, "{} bytes", late.window());
+        assert!(idle[0].window() >= LARGEST / 2, "{} bytes", idle[0].window());
     }
 
     #[test]
