@@ -76,7 +76,7 @@ impl Forwarder {
             cgroup_id: record.cgroup,
         };
         let original = record.target;
-        let Some(host) = self.steering.host_of(original.ip()) else {
+        let Some(host) = self.steering.host_of(&record) else {
             return tracing::warn!(%original, process = %record.process, "reset: no name has this synthetic address");
         };
         let target = Target { host, port: original.port() };

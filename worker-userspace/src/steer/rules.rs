@@ -145,6 +145,30 @@ impl Rules {
         &self.prefixes
     }
 
+    /// What the kernel must know of a real address that `/etc/hosts` gives to `name`: the ports of the name's rules,
+    /// behind them those of the prefixes around the address; other ports go direct. `None` when no rule matches the
+    /// name.
+    ///
+    /// # Errors
+    /// [`RulesError::TooManyRanges`] when all these are too many.
+    pub fn for_hosts_entry(&self, name: &Name, address: IpAddr) -> Result<Option<Entry>, RulesError> {
+        let Some(named) = self.for_name(name) else { return Ok(None) };
+        let around = self.prefixes.iter().filter(|(net, _)| net.contains(&address));
+        let around = around.max_by_key(|(net, _)| net.prefix_len());
+        let used = |entry: &Entry| entry.ranges[..entry.len as usize].to_vec();
+        let mut ranges = used(&named);
+        ranges.extend(around.map(|(_, entry)| used(entry)).unwrap_or_default());
+        match Entry::new(Entry::DIRECT, &ranges) {
+            Some(entry) => Ok(Some(entry)),
+            None => Err(RulesError::TooManyRanges {
+                pattern: name.to_string(),
+                wider: around.map(|(net, _)| net.to_string()).unwrap_or_default(),
+                count: ranges.len(),
+                limit: limits::RANGES,
+            }),
+        }
+    }
+
     /// What the kernel must know of the synthetic address of `name`; `None` when no rule matches the name.
     pub fn for_name(&self, name: &Name) -> Option<Entry> {
         // An error cannot be: it would have been one of `Rules::new`.

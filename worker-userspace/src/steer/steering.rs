@@ -9,15 +9,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use worker_common::Entry;
 
 use super::dns::{self, Resolvers, Server, ServerError};
-use super::kernel::{FlowRecord, Kernel, KernelError, Refused, next_event};
+use super::kernel::{FlowRecord, Kernel, KernelError, Purpose, Refused, next_event};
 use super::names::{
     NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
     hosts_conflicts,
@@ -27,7 +26,7 @@ use super::programs::{Programs, ProgramsError};
 use super::rules::{NO_NAME, Rule, Rules, RulesError};
 use crate::config::Steer;
 use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
-use crate::target::{Host, Name, Pattern};
+use crate::target::{Host, HostPattern, Name, Pattern};
 
 /// Refusals of the kernel that `status` remembers.
 const REMEMBERED: usize = 64;
@@ -127,7 +126,8 @@ impl Steering {
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
         check_overlap(&prefixes)?;
         let programs = Arc::new(Programs::load()?);
-        let started = Steering::prepare(programs.clone(), config, prefixes, state_dir, steered, carriers)?;
+        let started =
+            Steering::prepare(programs.clone(), config, prefixes, state_dir, HOSTS, steered, carriers)?;
         // Last of all: now everything is there that a captured connection leads to.
         if let Some(source) = programs.attach(&cgroups)? {
             let _ = started.steering.registered.set(source);
@@ -141,6 +141,7 @@ impl Steering {
         config: &Steer,
         prefixes: Prefixes,
         state_dir: &Path,
+        hosts: &str,
         steered: &[Steered],
         carriers: Vec<String>,
     ) -> Result<Started, SteerError> {
@@ -154,7 +155,7 @@ impl Steering {
         for (net, entry) in tables.prefixes() {
             kernel.put_rules(*net, entry)?;
         }
-        let hosts = hosts_rules(&*kernel, &tables, steered)?;
+        let hosts = hosts_rules(&*kernel, &tables, Path::new(hosts), steered)?;
         let names =
             Names::open(state_dir, prefixes, Arc::new(KernelRules { kernel: kernel.clone(), tables }))?;
         names.set_patterns(steered.iter().map(|s| &s.pattern))?;
@@ -201,13 +202,25 @@ impl Steering {
         self.registered.get() == Some(&source)
     }
 
-    /// The host that an address stands for; `None`: a synthetic address without a name.
-    pub fn host_of(&self, address: IpAddr) -> Option<Host> {
-        let name = self.names.name_of(address).or_else(|| self.hosts.get(&address).cloned());
-        match name {
-            Some(name) => Some(Host::Name(name)),
-            None if self.names.contains(address) => None,
-            None => Some(Host::addr(address)),
+    /// The host that a captured connection is for; `None`: a synthetic address without a name.
+    pub fn host_of(&self, record: &FlowRecord) -> Option<Host> {
+        let address = record.target.ip();
+        if let Some(name) = self.names.name_of(address) {
+            return Some(Host::Name(name));
+        }
+        if self.names.contains(address) {
+            return None;
+        }
+        // A rule for addresses may match some ports of an address that `/etc/hosts` gives to a name.
+        let rule = match record.purpose {
+            // They are numbered from 1, in this order.
+            Purpose::Rule { rule, .. } => (rule as usize).checked_sub(1).and_then(|at| self.rules.get(at)),
+            Purpose::Dns => None,
+        };
+        let by_name = rule.is_some_and(|rule| !matches!(rule.pattern.host, HostPattern::Net(_)));
+        match self.hosts.get(&address) {
+            Some(name) if by_name => Some(Host::Name(name.clone())),
+            _ => Some(Host::addr(address)),
         }
     }
 
@@ -341,15 +354,14 @@ fn listener(address: IpAddr) -> Result<TcpListener, SteerError> {
 fn hosts_rules(
     kernel: &dyn Kernel,
     tables: &Rules,
+    path: &Path,
     steered: &[Steered],
 ) -> Result<HashMap<IpAddr, Name>, SteerError> {
-    let path = PathBuf::from(HOSTS);
-    let found = hosts_conflicts(&path, steered.iter().map(|s| &s.pattern)).map_err(SteerError::Hosts)?;
+    let found = hosts_conflicts(path, steered.iter().map(|s| &s.pattern)).map_err(SteerError::Hosts)?;
     let mut hosts = HashMap::new();
     for (address, name) in found {
-        let Some(entry) = tables.for_name(&name) else { continue };
-        // Unlike a synthetic address this one exists: what no rule names goes direct.
-        let entry = Entry { default: Entry::DIRECT, ..entry };
+        let entry = tables.for_hosts_entry(&name, address).map_err(|error| SteerError::Rules(vec![error]))?;
+        let Some(entry) = entry else { continue };
         match hosts.get(&address) {
             Some(first) => {
                 tracing::warn!(%address, %name, %first, "{HOSTS} gives one address to two proxy hosts; the first counts");
@@ -409,6 +421,7 @@ impl Resolvers for KernelResolvers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::steer::fake::FakeKernel;
 
     #[test]
     fn what_the_forwarder_accepts_sends_small_answers_at_once() {
@@ -417,6 +430,48 @@ mod tests {
             listener.set_nonblocking(false).unwrap();
             let _application = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             assert!(listener.accept().unwrap().0.nodelay().unwrap(), "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_in_the_hosts_file_does_not_hide_the_rules_for_its_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let hosts = directory.path().join("hosts");
+        std::fs::write(&hosts, "10.20.0.5 vcenter.corp.example\n").unwrap();
+        let text = r#"
+            [steer]
+            cgroups = ["app"]
+            [appliance]
+            listen = ["127.0.0.1:1"]
+            insecure_plaintext = true
+            [[appliance.groups]]
+            name = "site"
+            key_sha256 = "e2b85a3d0c4fe78d32c60be53475eb1d90896657c0340622f12dd8fc717aa420"
+            proxy_hosts = ["vcenter.corp.example:443", "10.20.0.0/16:443,902"]
+        "#;
+        let config = crate::config::Config::parse(text, "test").unwrap_or_else(|e| panic!("{e}")).config;
+        let steered: Vec<_> =
+            config.steered().into_iter().map(|p| Steered { pattern: p.clone(), group: 0 }).collect();
+        let steer = config.steer.as_ref().unwrap();
+        let prefixes = Prefixes::new(steer.synthetic4, steer.synthetic6).unwrap();
+        let kernel = Arc::new(FakeKernel::default());
+        let started = Steering::prepare(
+            kernel.clone(),
+            steer,
+            prefixes,
+            directory.path(),
+            hosts.to_str().unwrap(),
+            &steered,
+            vec!["site".into()],
+        )
+        .unwrap();
+        let source = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        for (port, host) in [(443, Some("vcenter.corp.example")), (902, Some("10.20.0.5")), (22, None)] {
+            let outcome = kernel.connect(source(port), SocketAddr::from(([10, 20, 0, 5], port)));
+            let listener = started.forwarder[0].local_addr().unwrap().port();
+            let taken = started.steering.take_flow(listener, source(port));
+            let found = taken.map(|record| started.steering.host_of(&record).unwrap().to_string());
+            assert_eq!(found.as_deref(), host, "port {port}: {outcome:?}");
         }
     }
 }
