@@ -412,7 +412,9 @@ fn a_peer_that_says_nothing_or_nonsense_is_let_go_and_neighbours_notice_nothing(
         let peer = begin().with_context(|| what.to_owned())?;
         let (address, started) = (peer.address(), Instant::now());
         let said = peer.last_words().with_context(|| what.to_owned())?;
-        assert!(started.elapsed() > Duration::from_secs(3), "{what}: no time was given: {said:?}");
+        let took = started.elapsed();
+        assert!(took > Duration::from_secs(3), "{what}: no time was given: {said:?}");
+        assert!(took < Duration::from_secs(20), "{what}: kept for {took:?}");
         neighbours.wait_for_reason(address, reason)
     };
     lab.explain(|| {
@@ -442,7 +444,7 @@ fn a_peer_that_says_nothing_or_nonsense_is_let_go_and_neighbours_notice_nothing(
                 scope.spawn(|| silent("nothing after the upgrade", &|| Peer::upgraded(&lab, key), greeting)),
                 scope.spawn(|| silent("half a greeting", &half_hello, greeting)),
                 scope.spawn(|| {
-                    let reason = "a worker's lane is down: nothing heard of the peer for 5";
+                    let reason = "a worker's lane is down: nothing heard of the peer for 5.";
                     silent("nothing after WELCOME", &|| Peer::greeted(&lab, key, 1, 0), reason)
                 }),
             ];
