@@ -33,6 +33,8 @@ use crate::tunnel::websocket::Side;
 
 /// Wait after `accept()` failed, so that a lack of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time for a worker to hear why its lane is not wanted.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Most header bytes of a request.
 const HEADERS: usize = 16 * 1024;
 
@@ -168,7 +170,7 @@ impl Endpoint {
             Err(refusal) => {
                 tracing::warn!(%peer, group = %name, %node, "refused a lane: {refusal}");
                 // The worker must hear why: it tries again and again.
-                lane.go_away(Duration::ZERO, &refusal.to_string());
+                lane.go_away(FAREWELL, &refusal.to_string());
                 driver.await;
                 return;
             }
