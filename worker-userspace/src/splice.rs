@@ -14,6 +14,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::inspect::ledger::Meter;
 use crate::refusal::Refusal;
@@ -21,6 +23,9 @@ use crate::tunnel::stream::{LARGEST_SEND, Stream};
 
 /// First size of a read; it doubles while reads fill it.
 const FIRST_READ: usize = 8 * 1024;
+
+/// How long what came before a reset waits for room at its receiver.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Which of a [`Meter`]'s directions a socket's reads count for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +65,22 @@ pub async fn splice(
     // Until both directions have ended, every way out of here is a cut and must look like one.
     reset_on_close(socket);
     let mut chunks = VecDeque::new();
+    let written = Notify::new();
     let (mut reader, mut writer) = socket.split();
     let outcome = tokio::try_join!(
-        socket_to_stream(&mut reader, stream, sent),
-        stream_to_socket(stream, &mut writer, &mut chunks, received)
+        async {
+            socket_to_stream(&mut reader, stream, sent).await?;
+            // Who has ended its direction may be gone later, and nobody reads from it any more.
+            tokio::select! {
+                error = broken(&reader) => Err(unread(error)),
+                () = written.notified() => Ok(()),
+            }
+        },
+        async {
+            stream_to_socket(stream, &mut writer, &mut chunks, received).await?;
+            written.notify_one();
+            Ok(())
+        }
     );
     match outcome {
         Ok(((), ())) => {
@@ -87,6 +104,7 @@ async fn socket_to_stream(
     meter: &AtomicU64,
 ) -> Result<(), Refusal> {
     let mut size = FIRST_READ;
+    let mut broke = None;
     loop {
         tokio::select! {
             ready = reader.readable() => ready.map_err(unread)?,
@@ -94,15 +112,28 @@ async fn socket_to_stream(
         }
         // Asked last, with no wait between the answer and the send: what has room now is not the room of
         // thousands of idle connections that all become readable at once.
-        let allowed = tokio::select! {
-            biased;
-            allowed = stream.sendable() => allowed?,
-            error = broken(reader) => return Err(unread(error)),
+        let allowed = match &broke {
+            None => tokio::select! {
+                biased;
+                allowed = stream.sendable() => allowed?,
+                error = broken(reader) => {
+                    broke = Some(unread(error));
+                    continue;
+                }
+            },
+            // The socket still has what came before; it is passed on for as long as somebody takes it.
+            Some(refusal) => match timeout(LAST_WAIT, stream.sendable()).await {
+                Ok(allowed) => allowed?,
+                Err(_) => return Err(refusal.clone()),
+            },
         };
         let wanted = size.min(allowed);
         let mut buffer = BytesMut::with_capacity(wanted);
         match reader.try_read_buf(&mut buffer) {
             Ok(0) => {
+                if let Some(refusal) = broke {
+                    return Err(refusal);
+                }
                 stream.finish();
                 return Ok(());
             }

@@ -2,7 +2,6 @@
 
 use tokio::io::duplex;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::*;
 use crate::refusal::Code;
@@ -75,4 +74,52 @@ async fn a_connection_that_is_lost_behind_its_fin_is_cut_though_nobody_reads() {
     far.reset(Refusal::new(Code::Reset, "gone"));
     let outcome = timeout(SOON, spliced).await.expect("held for as long as nobody reads").unwrap();
     assert_eq!(outcome.unwrap_err().code, Code::Reset);
+}
+
+#[tokio::test]
+async fn a_reset_behind_a_fin_is_noticed_while_the_target_is_quiet() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let (near, far) = stream().await;
+    let spliced = tokio::spawn(async move { splice(&mut socket, &near, &Meter::default(), Reads::Up).await });
+    application.shutdown().await.unwrap();
+    assert!(!timeout(SOON, far.receive(&mut VecDeque::new())).await.unwrap().unwrap(), "the FIN arrives");
+    reset_on_close(&application);
+    drop(application);
+    let refusal = timeout(SOON, far.failed()).await.expect("the target is never told");
+    assert_eq!(refusal.code, Code::Reset);
+    assert_eq!(spliced.await.unwrap().unwrap_err().code, Code::Reset);
+}
+
+#[tokio::test]
+async fn what_came_before_a_reset_arrives_before_it_however_much_it_is() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut target = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let (near, far) = stream().await;
+    SockRef::from(&socket).set_recv_buffer_size(4 << 20).unwrap();
+    let answer: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    // All of it waits in the socket before the first byte is read.
+    timeout(SOON, target.write_all(&answer)).await.unwrap().unwrap();
+    reset_on_close(&target);
+    drop(target);
+    let spliced =
+        tokio::spawn(async move { splice(&mut socket, &near, &Meter::default(), Reads::Down).await });
+    let (mut arrived, mut chunks) = (Vec::new(), VecDeque::new());
+    let end = loop {
+        match timeout(SOON, far.receive(&mut chunks)).await.expect("the reset does not arrive") {
+            Ok(more) => assert!(more, "a clean end instead of a reset"),
+            Err(refusal) => break refusal,
+        }
+        for chunk in chunks.drain(..) {
+            arrived.extend_from_slice(&chunk);
+            far.consumed(chunk.len());
+            // A reader that takes its time.
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!((arrived.len(), end.code), (answer.len(), Code::Reset));
+    assert!(arrived == answer);
+    assert_eq!(spliced.await.unwrap().unwrap_err().code, Code::Reset);
 }
