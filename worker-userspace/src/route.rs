@@ -6,12 +6,16 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
-use crate::refusal::Refusal;
+use crate::refusal::{Code, Refusal};
 use crate::target::Target;
 use crate::tunnel::credit;
 use crate::tunnel::message::Open;
 use crate::tunnel::stream::Stream;
+
+/// How long a connection waits for a worker that is not connected: one that is just restarted is back by then.
+pub const GRACE: Duration = Duration::from_secs(3);
 
 /// What an entry asks for.
 #[derive(Debug, Clone)]
@@ -54,4 +58,24 @@ pub trait Router: Send + Sync + 'static {
 
     /// Counts changes of who is connected: where nobody was, it may pay to ask again.
     fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// Opens a stream; where no worker is connected, waits a moment ([`GRACE`]) for one.
+///
+/// # Errors
+/// What the router refused it with, at last.
+pub async fn open_or_wait(router: &dyn Router, request: &Request) -> Result<Opened, Refusal> {
+    let until = Instant::now() + GRACE;
+    let mut changes = router.changes();
+    loop {
+        changes.mark_unchanged();
+        match router.open(request) {
+            Err(refusal) if refusal.code == Code::NoWorker => {
+                if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                    return Err(refusal);
+                }
+            }
+            other => return other,
+        }
+    }
 }

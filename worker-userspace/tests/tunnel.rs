@@ -354,6 +354,28 @@ async fn a_worker_may_reach_other_groups_only_where_the_configuration_says_so() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relayed_connection_waits_for_a_worker_that_is_just_restarted() {
+    let keys: [Key; 2] = std::array::from_fn(|_| Key::generate().unwrap());
+    let groups =
+        vec![group("a", &keys[0], &["127.0.0.1"], false), group("b", &keys[1], &["*.b.example"], true)];
+    let appliance = Appliance::start(groups).await;
+    let (b, _drain_b) = appliance.uplink(&keys[1], &["*.b.example"]);
+    let mut changes = b.changes();
+    while !b.session().is_up() {
+        changes.changed().await.unwrap();
+    }
+    let address = counting_target().await;
+    let (socket, carried) = through(b, target(address)).await;
+    while appliance.ledger.open_count() == 0 {
+        assert!(!carried.is_finished(), "{:?}", carried.await);
+        tokio::task::yield_now().await;
+    }
+    let _a = appliance.uplink(&keys[0], &["127.0.0.0/8"]);
+    ask(socket, 1000).await;
+    carried.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_appliance_that_returns_finds_its_workers_again() {
     let key = Key::generate().unwrap();
     let groups = || vec![group("site", &key, &["127.0.0.1"], false)];

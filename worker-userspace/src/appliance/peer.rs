@@ -8,7 +8,7 @@ use super::registry::Registry;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, Ledger};
 use crate::refusal::{Code, Refusal};
-use crate::route::{Request, Router};
+use crate::route::{Request, open_or_wait};
 use crate::splice::relay;
 use crate::tunnel::lane::Incoming;
 
@@ -32,7 +32,11 @@ async fn carry_on(incoming: Incoming, group: usize, registry: Arc<Registry>, led
     let flow = ledger.open(Entry::Relayed, open.trace, open.target.clone(), None, None);
     let request = Request { target: open.target, deadline: open.deadline, trace: open.trace };
     let opened = match from.may_open {
-        true => registry.open(&request),
+        true => tokio::select! {
+            opened = open_or_wait(&*registry, &request) => opened,
+            // Nobody waits for it any more.
+            refusal = stream.failed() => return flow.end(Err(refusal)),
+        },
         false => Err(Refusal::new(
             Code::Denied,
             format!(

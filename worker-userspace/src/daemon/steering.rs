@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{Roles, StartError};
 use crate::config::Steer;
 use crate::drain::Drain;
-use crate::entry::captured::{Forwarder, GRACE};
-use crate::route::Router;
+use crate::entry::captured::Forwarder;
+use crate::route::{GRACE, Router};
 use crate::steer::steering::{Started, Steered, Steering};
 
 /// Starts steering with the tasks that belong to it.

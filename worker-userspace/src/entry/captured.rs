@@ -9,18 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout_at};
 
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Process};
 use crate::refusal::{Code, Refusal};
-use crate::route::{Opened, Request, Router};
+use crate::route::{Request, Router, open_or_wait};
 use crate::splice::{Reads, reset_on_close, splice};
 use crate::steer::steering::Steering;
 use crate::target::Target;
 
-/// How long a captured connection waits for a worker that is not connected.
-pub const GRACE: Duration = Duration::from_secs(3);
 /// How long the far end may take to dial. The worker's own `connect_timeout` is shorter.
 const DIAL: Duration = Duration::from_secs(120);
 /// Wait after `accept()` failed, so that a lack of descriptors does not spin.
@@ -100,7 +97,7 @@ impl Forwarder {
 
     async fn run(&self, socket: &mut TcpStream, flow: &FlowGuard) -> Result<(), Refusal> {
         let request = Request { target: flow.target.clone(), deadline: DIAL, trace: flow.trace };
-        let opened = self.open(&request).await?;
+        let opened = open_or_wait(&*self.router, &request).await?;
         flow.carried_by(opened.carrier.clone());
         let stream = &opened.stream;
         let answer = async {
@@ -111,23 +108,6 @@ impl Forwarder {
         // What the application says first need not wait for the dial.
         tokio::try_join!(answer, splice(socket, stream, &flow.meter, Reads::Up))?;
         Ok(())
-    }
-
-    /// Opens a stream; where no worker is connected, waits a moment for one.
-    async fn open(&self, request: &Request) -> Result<Opened, Refusal> {
-        let until = Instant::now() + GRACE;
-        let mut changes = self.router.changes();
-        loop {
-            changes.mark_unchanged();
-            match self.router.open(request) {
-                Err(refusal) if refusal.code == Code::NoWorker => {
-                    if !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
-                        return Err(refusal);
-                    }
-                }
-                other => return other,
-            }
-        }
     }
 
     /// The next `connect()` gets the errno that this one should have had.
