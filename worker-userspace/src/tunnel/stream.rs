@@ -289,7 +289,7 @@ impl Drop for Shared {
 fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
     match queue.back_mut() {
         Some(last) if last.len() + piece.len() <= SMALL => last.extend_from_slice(&piece),
-        _ if piece.len() <= SMALL || piece.capacity() > 2 * piece.len() => {
+        _ if piece.len() <= SMALL || piece.capacity() > 4 * piece.len() => {
             queue.push_back(BytesMut::from(&piece[..]));
         }
         _ => queue.push_back(piece),
