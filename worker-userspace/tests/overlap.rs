@@ -29,6 +29,16 @@ fn a_host_that_uses_the_prefix_is_told_where() {
             &["addr add 2001:2::5/64 dev lo nodad"],
             "steer.synthetic6 = \"2001:2::/48\" overlaps the address 2001:2::5 of interface lo",
         ),
+        // Tentative: duplicate address detection holds the address's own route back for a second and more.
+        (
+            &[
+                "link add site type veth peer name far",
+                "link set far up",
+                "link set site up",
+                "addr add 2001:2:0:7::5/128 dev site",
+            ],
+            "steer.synthetic6 = \"2001:2::/48\" overlaps the address 2001:2:0:7::5 of interface site",
+        ),
         (&["route add 240.64.8.0/24 dev lo"], "overlaps the route to 240.64.8.0/24 through interface lo"),
         // A VPN's own table, which /proc/net/route does not show.
         (

@@ -1,8 +1,8 @@
 //! A synthetic prefix must not be somebody's network: capturing it would cut the host off from there.
 //!
 //! Asked of the kernel by rtnetlink, not read from `/proc/net/route`, which shows the main table only: VPNs
-//! keep theirs elsewhere. The table `local` is in the dump, too, so interfaces' addresses need no question of
-//! their own.
+//! keep theirs elsewhere. Addresses are asked for as well: the route of an IPv6 address comes into the table
+//! `local` only when duplicate address detection has ended, a second or more after boot brings it up.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,7 +28,7 @@ pub enum OverlapError {
         used: String,
     },
     /// The kernel did not say what is in use.
-    #[error("the host's routes can't be read through netlink: {0}")]
+    #[error("the host's addresses and routes can't be read through netlink: {0}")]
     Routes(#[from] io::Error),
 }
 
@@ -41,7 +41,8 @@ pub enum OverlapError {
 pub fn check_overlap(prefixes: &Prefixes) -> Result<(), OverlapError> {
     let mut routes = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        routes.extend(dump(family as u8)?);
+        routes.extend(dump(libc::RTM_GETADDR, family as u8)?);
+        routes.extend(dump(libc::RTM_GETROUTE, family as u8)?);
     }
     let keyed = [("steer.synthetic4", prefixes.v4().into()), ("steer.synthetic6", prefixes.v6().into())];
     for (key, prefix) in keyed {
@@ -107,15 +108,16 @@ fn interface_name(index: u32) -> Option<String> {
 }
 
 const HEADER: usize = 16;
+const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
 
-/// All routes of a family, of all tables.
-fn dump(family: u8) -> io::Result<Vec<Route>> {
+/// All addresses (`RTM_GETADDR`), or all routes of all tables (`RTM_GETROUTE`), of a family.
+fn dump(what: u16, family: u8) -> io::Result<Vec<Route>> {
     let mut socket =
         Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     let mut request = Vec::with_capacity(HEADER + ROUTE_HEADER);
     request.extend(((HEADER + ROUTE_HEADER) as u32).to_ne_bytes());
-    request.extend(libc::RTM_GETROUTE.to_ne_bytes());
+    request.extend(what.to_ne_bytes());
     request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
     request.extend([0; 8]); // sequence, port
     request.push(family);
@@ -136,7 +138,7 @@ fn dump(family: u8) -> io::Result<Vec<Route>> {
     }
 }
 
-/// Adds the routes of one netlink datagram; true at the dump's end.
+/// Adds the addresses and routes of one netlink datagram; true at the dump's end.
 fn parse(mut datagram: &[u8], routes: &mut Vec<Route>) -> io::Result<bool> {
     while !datagram.is_empty() {
         let bad = || io::Error::new(io::ErrorKind::InvalidData, "a netlink message is malformed");
@@ -149,12 +151,29 @@ fn parse(mut datagram: &[u8], routes: &mut Vec<Route>) -> io::Result<bool> {
                 let code = read_u32(message, 0).ok_or_else(bad)? as i32;
                 return Err(io::Error::from_raw_os_error(-code));
             }
+            _ if kind == libc::RTM_NEWADDR => routes.extend(parse_address(message)),
             _ if kind == libc::RTM_NEWROUTE => routes.extend(parse_route(message)),
             _ => {}
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(false)
+}
+
+/// One `ifaddrmsg` with its attributes, as the route to that address alone; `None` for families that have no
+/// IP addresses.
+fn parse_address(message: &[u8]) -> Option<Route> {
+    let (family, interface) = (*message.first()?, read_u32(message, 4)?);
+    let (mut address, mut own) = (None, None);
+    for (kind, value) in attributes(message.get(ADDRESS_HEADER..)?) {
+        match kind {
+            // The peer's on a point-to-point link, else the same as the other.
+            libc::IFA_ADDRESS => address = ip(family, value),
+            libc::IFA_LOCAL => own = ip(family, value),
+            _ => {}
+        }
+    }
+    Some(Route { to: own.or(address)?.into(), kind: libc::RTN_LOCAL, interface })
 }
 
 /// One `rtmsg` with its attributes; `None` for families that have no IP addresses.
@@ -166,22 +185,32 @@ fn parse_route(message: &[u8]) -> Option<Route> {
         _ => return None,
     };
     let mut interface = 0;
-    let mut attributes = message.get(ROUTE_HEADER..)?;
-    while let (Some(length), Some(kind)) = (read_u16(attributes, 0), read_u16(attributes, 2)) {
-        let Some(value) = attributes.get(4..usize::from(length)) else { break };
+    for (kind, value) in attributes(message.get(ROUTE_HEADER..)?) {
         match kind {
-            libc::RTA_DST => {
-                to = match to {
-                    IpAddr::V4(_) => <[u8; 4]>::try_from(value).ok()?.into(),
-                    IpAddr::V6(_) => <[u8; 16]>::try_from(value).ok()?.into(),
-                };
-            }
+            libc::RTA_DST => to = ip(family, value)?,
             libc::RTA_OIF => interface = read_u32(value, 0)?,
             _ => {}
         }
-        attributes = attributes.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
     }
     Some(Route { to: IpNet::new(to, length).ok()?, kind, interface })
+}
+
+fn ip(family: u8, bytes: &[u8]) -> Option<IpAddr> {
+    match i32::from(family) {
+        libc::AF_INET => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
+        libc::AF_INET6 => Some(<[u8; 16]>::try_from(bytes).ok()?.into()),
+        _ => None,
+    }
+}
+
+/// The attributes behind a message's own header: kind and value; ends at the first that is malformed.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (length, kind) = (usize::from(read_u16(bytes, 0)?), read_u16(bytes, 2)?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -233,7 +262,7 @@ mod tests {
     /// Every host that runs this has a loopback interface that is up.
     #[test]
     fn the_kernels_routes_have_the_loopback_address_in_them() {
-        let routes = dump(libc::AF_INET as u8).unwrap();
+        let routes = dump(libc::RTM_GETROUTE, libc::AF_INET as u8).unwrap();
         let found = first_overlap(&routes, "127.0.0.1/32".parse().unwrap()).unwrap();
         assert_eq!(found.describe(), "the address 127.0.0.1 of interface lo");
     }
@@ -254,11 +283,13 @@ mod tests {
         fn no_datagram_panics_or_loops(bytes in prop::collection::vec(any::<u8>(), 0..200), length in 0u32..80) {
             let _ = parse(&bytes, &mut Vec::new());
             let mut framed = bytes;
-            if framed.len() >= 6 {
-                framed[..4].copy_from_slice(&length.to_ne_bytes());
-                framed[4..6].copy_from_slice(&libc::RTM_NEWROUTE.to_ne_bytes());
+            for kind in [libc::RTM_NEWADDR, libc::RTM_NEWROUTE] {
+                if framed.len() >= 6 {
+                    framed[..4].copy_from_slice(&length.to_ne_bytes());
+                    framed[4..6].copy_from_slice(&kind.to_ne_bytes());
+                }
+                let _ = parse(&framed, &mut Vec::new());
             }
-            let _ = parse(&framed, &mut Vec::new());
         }
     }
 }
