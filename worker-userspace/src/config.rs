@@ -179,8 +179,12 @@ pub struct Appliance {
     pub listen: Vec<SocketAddr>,
     /// Its TLS identity; `None` only where the file says `insecure_plaintext = true`.
     pub tls: Option<TlsFiles>,
-    /// The worker groups (`[[appliance.groups]]`); names and keys are unique, and so is each pattern.
+    /// The worker groups that stand in the file (`[[appliance.groups]]`); names and keys are unique, and so is
+    /// each pattern. Others are in the registry.
     pub groups: Vec<Group>,
+    /// How long a node that was lost must be up before it is primary again (`failback`), at most one hour; doubled
+    /// with each loss. Default 60 s.
+    pub failback: Duration,
 }
 
 /// The files of a TLS identity.

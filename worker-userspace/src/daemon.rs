@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::appliance::endpoint::Endpoint;
-use crate::appliance::registry::{GroupState, Registry};
+use crate::appliance::registry::Registry;
 use crate::config::{Config, FileError, read_roots};
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
@@ -144,7 +144,9 @@ impl Daemon {
                     None
                 }
             };
-            let registry = Arc::new(Registry::new(appliance.groups.clone()));
+            let registry = Arc::new(Registry::new(appliance.failback, config.drain, Box::new(())));
+            registry.apply(roster(&appliance.groups));
+            drain.spawn("registry", registry.clone().run(drain.clone()));
             let endpoint = Endpoint {
                 tls,
                 registry: registry.clone(),
@@ -262,7 +264,7 @@ impl Roles {
                 ApplianceStatus {
                     listen: self.listen.clone(),
                     plaintext: config.tls.is_none(),
-                    groups: registry.groups().iter().map(GroupState::status).collect(),
+                    groups: registry.groups().iter().map(|group| group.status()).collect(),
                 }
             });
         let worker =
@@ -292,6 +294,19 @@ impl Roles {
             },
         }
     }
+}
+
+fn roster(groups: &[crate::config::Group]) -> crate::appliance::roster::Roster {
+    use crate::appliance::roster::{Group, Roster, ValidKey};
+    let group = |(id, group): (i64, &crate::config::Group)| Group {
+        id,
+        name: group.name.clone(),
+        keys: vec![ValidKey { hash: group.key, until: None }],
+        proxy_hosts: group.proxy_hosts.clone(),
+        may_open: group.may_open,
+        nodes: Vec::new(),
+    };
+    Roster { groups: (1..).zip(groups).map(group).collect() }
 }
 
 fn listen_remedy(error: &io::Error) -> &'static str {

@@ -263,6 +263,7 @@ fn an_appliance_means_what_it_says() {
                     may_open: false,
                 },
             ],
+            failback: Duration::from_secs(90),
         }),
         steer: Some(Steer {
             cgroups: vec!["/sys/fs/cgroup/system.slice/app.service".into(), "user.slice".into()],
@@ -350,6 +351,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
                 proxy_hosts: patterns(&["10.20.0.0/16"]),
                 may_open: false,
             }],
+            failback: Duration::from_secs(60),
         }),
         steer: Some(Steer {
             cgroups: vec!["lab".into()],

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dworker::appliance::endpoint::Endpoint;
 use dworker::appliance::registry::Registry;
-use dworker::config::{Group, Key};
+use dworker::appliance::roster::{Group, Roster, ValidKey};
+use dworker::config::Key;
 use dworker::drain::Drain;
 use dworker::egress::dial::Dialler;
 use dworker::egress::policy::Policy;
@@ -55,7 +56,14 @@ fn identity_for_localhost() -> Identity {
 }
 
 fn group(name: &str, key: &Key, proxy_hosts: &[&str], may_open: bool) -> Group {
-    Group { name: name.into(), key: key.hash(), proxy_hosts: patterns(proxy_hosts), may_open }
+    Group {
+        id: 0,
+        name: name.into(),
+        keys: vec![ValidKey { hash: key.hash(), until: None }],
+        proxy_hosts: patterns(proxy_hosts),
+        may_open,
+        nodes: Vec::new(),
+    }
 }
 
 struct Appliance {
@@ -75,7 +83,9 @@ impl Appliance {
 
     async fn serve(listener: TcpListener, groups: Vec<Group>, (ca, key): Identity) -> Appliance {
         let address = listener.local_addr().unwrap();
-        let registry = Arc::new(Registry::new(groups));
+        let registry = Arc::new(Registry::new(Duration::ZERO, Duration::ZERO, Box::new(())));
+        let groups = (1..).zip(groups).map(|(id, group)| Group { id, ..group }).collect();
+        registry.apply(Roster { groups });
         let drain = Drain::new(Duration::from_millis(200));
         let ledger = Ledger::default();
         let endpoint = Endpoint {

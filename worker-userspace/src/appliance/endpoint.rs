@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::registry::{Registry, node};
+use super::registry::{Admission, Registry, node};
 use super::strangers::Strangers;
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
@@ -126,7 +126,8 @@ impl Endpoint {
         if request.uri().path() != PATH {
             return status(StatusCode::NOT_FOUND);
         }
-        let Some(group) = bearer(request.headers()).and_then(|key| self.registry.authenticate(key)) else {
+        let Some(admission) = bearer(request.headers()).and_then(|key| self.registry.authenticate(key))
+        else {
             tracing::warn!(%peer, "refused a websocket: no group has its key (401)");
             return status(StatusCode::UNAUTHORIZED);
         };
@@ -144,7 +145,7 @@ impl Endpoint {
                 Ok(Ok(parts)) => {
                     let read = BytesMut::from(&parts.read_buf[..]);
                     let upgraded = Upgraded::new(parts.io.into_inner(), Side::Server, read);
-                    endpoint.lane(upgraded, group, peer).await;
+                    endpoint.lane(upgraded, admission, peer).await;
                 }
                 Ok(Err(_)) => tracing::error!(%peer, "the upgraded connection is not ours; this is a bug"),
                 Err(error) => tracing::warn!(%peer, "the upgrade failed: {error}"),
@@ -157,15 +158,16 @@ impl Endpoint {
         response
     }
 
-    async fn lane(&self, upgraded: Upgraded<Transport>, group: usize, peer: SocketAddr) {
-        let name = &self.registry.groups()[group].config.name;
+    async fn lane(&self, upgraded: Upgraded<Transport>, admission: Admission, peer: SocketAddr) {
+        let name =
+            self.registry.group(admission.group).map(|group| group.config.name.clone()).unwrap_or_default();
         let (upgraded, hello) = match handshake::welcome(upgraded, &self.hello).await {
             Ok(greeted) => greeted,
             Err(error) => return tracing::warn!(%peer, group = %name, "a worker's greeting failed: {error}"),
         };
         let node = node(&hello);
         let (lane, incoming, driver) = Lane::new(upgraded, hello, self.settings.clone());
-        let connected = match self.registry.connect(group, lane.clone()) {
+        let connected = match self.registry.connect(admission, lane.clone(), peer) {
             Ok(connected) => connected,
             Err(refusal) => {
                 tracing::warn!(%peer, group = %name, %node, "refused a lane: {refusal}");
@@ -178,7 +180,7 @@ impl Endpoint {
         tracing::info!(%peer, group = %name, %node, lane = lane.peer().lane, "a worker's lane is up");
         let serving = super::peer::serve(
             incoming,
-            group,
+            admission.group,
             self.registry.clone(),
             self.ledger.clone(),
             self.drain.clone(),
@@ -188,12 +190,18 @@ impl Endpoint {
             lane.go_away(self.drain.deadline(), "the appliance is stopping");
             std::future::pending().await
         };
+        let closing = async {
+            lane.closing().await;
+            connected.leaving();
+            std::future::pending().await
+        };
         tokio::pin!(driver);
         let end = tokio::select! {
             end = &mut driver => end,
             // Ends when the lane does, a moment before the driver has said its last words.
             () = serving => driver.await,
             end = leaving => end,
+            end = closing => end,
         };
         drop(connected);
         match end.is_fault() {

@@ -15,7 +15,7 @@ use crate::tunnel::lane::Incoming;
 /// Takes what a lane of `group` opens until the lane ends.
 pub(super) async fn serve(
     mut incoming: mpsc::Receiver<Incoming>,
-    group: usize,
+    group: i64,
     registry: Arc<Registry>,
     ledger: Ledger,
     drain: Drain,
@@ -26,12 +26,14 @@ pub(super) async fn serve(
 }
 
 /// Carries one stream on to the group that owns its target.
-async fn carry_on(incoming: Incoming, group: usize, registry: Arc<Registry>, ledger: Ledger) {
+async fn carry_on(incoming: Incoming, group: i64, registry: Arc<Registry>, ledger: Ledger) {
     let Incoming { open, stream } = incoming;
-    let from = &registry.groups()[group].config;
+    // As it is now: what it may do may have changed since its worker connected.
+    let from = registry.group(group);
+    let name = from.as_ref().map_or("", |group| &group.config.name);
     let flow = ledger.open(Entry::Relayed, open.trace, open.target.clone(), None, None);
     let request = Request { target: open.target, deadline: open.deadline, trace: open.trace };
-    let opened = match from.may_open {
+    let opened = match from.as_ref().is_some_and(|group| group.config.may_open) {
         true => tokio::select! {
             opened = open_or_wait(&*registry, &request) => opened,
             // Nobody waits for it any more.
@@ -41,14 +43,14 @@ async fn carry_on(incoming: Incoming, group: usize, registry: Arc<Registry>, led
             Code::Denied,
             format!(
                 "workers of group {} may not open streams: set may_open = true in its [[appliance.groups]]",
-                from.name
+                name
             ),
         )),
     };
     let far = match opened {
         Ok(far) => far,
         Err(refusal) => {
-            tracing::warn!(from = %from.name, target = %request.target, "refused: {refusal}");
+            tracing::warn!(from = %name, target = %request.target, "refused: {refusal}");
             stream.refuse(refusal.clone());
             return flow.end(Err(refusal));
         }
@@ -64,7 +66,7 @@ async fn carry_on(incoming: Incoming, group: usize, registry: Arc<Registry>, led
     if let Err(refusal) = &outcome {
         stream.reset(refusal.clone());
         far.stream.reset(refusal.clone());
-        tracing::info!(from = %from.name, target = %request.target, "cut: {refusal}");
+        tracing::info!(from = %name, target = %request.target, "cut: {refusal}");
     }
     flow.end(outcome);
 }

@@ -1,191 +1,338 @@
-//! Worker groups, the nodes that are connected, and which group carries a target.
+//! The live registry: the groups of the roster, their connected nodes, and which group carries a target.
 //!
-//! Workers that share a key never evict each other: each is a node of its group. The first one that
-//! connected carries new streams while it is up, else the next.
+//! What must hold: a roster is replaced as a whole, and no connected node notices unless it is concerned; whose
+//! key does not work any more is cut; new streams go to the primary while it is up, else to the next.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod group;
+mod order;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::config::{Group, Key};
-use crate::inspect::status::{GroupStatus, NodeStatus};
+pub use group::Group;
+use group::{Joined, Live, NewPrimary};
+
+use super::roster::{self, Roster};
+use crate::config::{Key, KeyHash};
+use crate::drain::Drain;
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
-use crate::target::{Pattern, PatternMap};
+use crate::target::{Pattern, PatternMap, Target};
 use crate::tunnel::lane::Lane;
-use crate::tunnel::message::{Hello, Open};
+use crate::tunnel::message::{Hello, Id, Open};
 use crate::tunnel::session::{LaneGuard, Session};
 
-/// Sessions that one group may have at once.
-const SESSIONS: usize = 64;
-/// Lanes that one session may have at once.
-const LANES: usize = 16;
+/// Hears what happens in the registry. Called with locks held: it must neither wait nor call back.
+pub trait Witness: Send + Sync + 'static {
+    /// A node has its first lane.
+    fn connected(&self, group: &roster::Group, hello: &Hello, address: SocketAddr) {
+        let _ = (group, hello, address);
+    }
+
+    /// A node's session has lost its last lane.
+    fn disconnected(&self, group: &roster::Group, hello: &Hello) {
+        let _ = (group, hello);
+    }
+
+    /// Another node carries the group's new streams, or none any more.
+    fn primary(&self, group: &roster::Group, node: Option<(&str, &Id)>, epoch: u64) {
+        let _ = (group, node, epoch);
+    }
+}
+
+/// Hears nothing.
+impl Witness for () {}
 
 /// All groups of this appliance.
-#[derive(Debug)]
 pub struct Registry {
-    groups: Vec<GroupState>,
-    routes: PatternMap<usize>,
-    /// Counts changes of who is connected.
+    view: RwLock<Arc<View>>,
+    /// One roster at a time.
+    applying: Mutex<()>,
+    /// How long a node that was lost must be up before it is primary again.
+    settle: Duration,
+    /// How long what a replaced session carries may go on.
+    drain: Duration,
+    /// Counts changes of who is connected, and of the roster.
     changes: watch::Sender<u64>,
+    witness: Box<dyn Witness>,
 }
 
-/// One group and its sessions.
-#[derive(Debug)]
-pub struct GroupState {
-    /// What the configuration says.
-    pub config: Group,
-    sessions: Mutex<Vec<Arc<Session>>>,
+/// One roster, ready for look-ups.
+#[derive(Debug, Default)]
+struct View {
+    groups: Vec<Arc<Group>>,
+    by_id: HashMap<i64, usize>,
+    routes: PatternMap<usize>,
 }
 
-impl GroupState {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Session>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+impl View {
+    fn group(&self, id: i64) -> Option<&Arc<Group>> {
+        self.by_id.get(&id).map(|at| &self.groups[*at])
     }
+}
 
-    /// The connected nodes' sessions, the primary's first.
-    pub fn sessions(&self) -> Vec<Arc<Session>> {
-        self.lock().clone()
-    }
+/// Whose key was shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Admission {
+    /// The group's id.
+    pub group: i64,
+    key: KeyHash,
+}
 
-    /// True where a stream could be opened now.
-    pub fn is_up(&self) -> bool {
-        self.lock().iter().any(|session| session.is_up())
-    }
-
-    /// What `status` shows of it.
-    pub fn status(&self) -> GroupStatus {
-        let mut primary = false;
-        let node = |session: &Arc<Session>| {
-            let role = match (session.is_up(), primary) {
-                (false, _) => "leaving",
-                (true, false) => "primary",
-                (true, true) => "standby",
-            };
-            primary |= session.is_up();
-            NodeStatus::of(session, role)
-        };
-        GroupStatus {
-            name: self.config.name.clone(),
-            proxy_hosts: self.config.proxy_hosts.iter().map(ToString::to_string).collect(),
-            up: self.is_up(),
-            may_open: self.config.may_open,
-            nodes: self.sessions().iter().map(node).collect(),
-        }
-    }
+fn works(group: &roster::Group, key: &KeyHash, now: SystemTime) -> bool {
+    // All are compared, so that the time tells nothing.
+    let equal = |valid: &roster::ValidKey| valid.hash == *key && valid.until.is_none_or(|until| now < until);
+    group.keys.iter().filter(|valid| equal(valid)).count() > 0
 }
 
 impl Registry {
-    /// A registry of these groups, with nobody connected.
-    pub fn new(groups: Vec<Group>) -> Registry {
-        let mut routes = PatternMap::default();
-        for (at, group) in groups.iter().enumerate() {
-            for pattern in &group.proxy_hosts {
-                routes.insert(pattern.clone(), at);
+    /// A registry without groups. A node that was lost must be up for `settle` before it is primary again; what
+    /// a replaced session carries may go on for `drain`.
+    pub fn new(settle: Duration, drain: Duration, witness: Box<dyn Witness>) -> Registry {
+        Registry {
+            view: RwLock::default(),
+            applying: Mutex::new(()),
+            settle,
+            drain,
+            changes: watch::Sender::new(0),
+            witness,
+        }
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The groups of this moment.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.view().groups.clone()
+    }
+
+    /// The group with this id.
+    pub fn group(&self, id: i64) -> Option<Arc<Group>> {
+        self.view().group(id).cloned()
+    }
+
+    /// Replaces the roster. Sessions whose group is gone or whose key does not work any more are cut; the others
+    /// hear of their policy where it changed.
+    pub fn apply(&self, roster: Roster) {
+        let _one = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.view();
+        let mut new = View::default();
+        for (at, config) in roster.groups.into_iter().enumerate() {
+            let live = old.group(config.id).map(|group| group.live.clone());
+            for pattern in &config.proxy_hosts {
+                new.routes.insert(pattern.clone(), at);
+            }
+            new.by_id.insert(config.id, at);
+            let live = live.unwrap_or_else(|| Arc::new(Live::new(self.settle)));
+            new.groups.push(Arc::new(Group { config, live }));
+        }
+        let new = Arc::new(new);
+        // First of all it is valid: a lane that joins now by the old one looks again when it has joined.
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
+        let now = SystemTime::now();
+        for group in &new.groups {
+            let before = old.group(group.config.id);
+            if before.is_none_or(|before| before.config != group.config) {
+                let mut state = group.live.lock();
+                state.cut(|key| works(&group.config, key, now), "its key does not work any more");
+                state.rank(&group.config);
+                if before.is_none_or(|before| before.config.proxy_hosts != group.config.proxy_hosts) {
+                    for lane in state.lanes() {
+                        tell_policy(&lane, group);
+                    }
+                }
+                let elected = state.elect(Instant::now());
+                drop(state);
+                self.tell(group, elected);
             }
         }
-        let groups =
-            groups.into_iter().map(|config| GroupState { config, sessions: Mutex::default() }).collect();
-        Registry { groups, routes, changes: watch::Sender::new(0) }
+        for gone in old.groups.iter().filter(|old| new.group(old.config.id).is_none()) {
+            gone.live.lock().cut(|_| false, "its worker was disabled or removed");
+        }
+        self.changed();
     }
 
-    /// The groups, in the configuration's order.
-    pub fn groups(&self) -> &[GroupState] {
-        &self.groups
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n += 1);
     }
 
-    /// The group whose key this is. All groups are compared, so that the time tells nothing.
-    pub fn authenticate(&self, key: &str) -> Option<usize> {
-        let hash = key.parse::<Key>().ok()?.hash();
+    fn tell(&self, group: &Group, elected: Option<NewPrimary>) {
+        if let Some(NewPrimary { node, epoch }) = elected {
+            let node = node.as_ref().map(|(name, id)| (name.as_str(), id));
+            match node {
+                Some((name, _)) => {
+                    tracing::info!(group = %group.config.name, primary = %name, epoch, "new streams go to it")
+                }
+                None => tracing::warn!(group = %group.config.name, "no worker of it is connected any more"),
+            }
+            self.witness.primary(&group.config, node, epoch);
+        }
+    }
+
+    /// The group whose key this is.
+    pub fn authenticate(&self, key: &str) -> Option<Admission> {
+        let key = key.parse::<Key>().ok()?.hash();
+        let (view, now) = (self.view(), SystemTime::now());
         let mut found = None;
-        for (at, group) in self.groups.iter().enumerate() {
-            if group.config.key == hash {
-                found = Some(at);
+        // All are compared, so that the time tells nothing.
+        for group in &view.groups {
+            if works(&group.config, &key, now) {
+                found = Some(Admission { group: group.config.id, key });
             }
         }
         found
     }
 
     /// The group that carries `target`, with the pattern that says so.
-    pub fn owner(&self, target: &crate::target::Target) -> Option<(&Pattern, &GroupState)> {
-        self.routes.find(target).map(|(pattern, at)| (pattern, &self.groups[*at]))
+    pub fn owner(&self, target: &Target) -> Option<(Pattern, Arc<Group>)> {
+        let view = self.view();
+        view.routes.find(target).map(|(pattern, at)| (pattern.clone(), view.groups[*at].clone()))
     }
 
     /// Notes a lane of a node. It is forgotten when the guard is dropped.
     ///
     /// # Errors
-    /// The group or the session has as many as it may.
-    pub fn connect(self: &Arc<Self>, group: usize, lane: Lane) -> Result<Connected, Refusal> {
-        let hello = lane.peer().clone();
-        let mut sessions = self.groups[group].lock();
-        let same = |session: &&Arc<Session>| {
-            (session.peer().node, session.peer().session) == (hello.node, hello.session)
+    /// The key stopped to work meanwhile, or the group or the session has as many as it may.
+    pub fn connect(
+        self: &Arc<Self>,
+        admission: Admission,
+        lane: Lane,
+        address: SocketAddr,
+    ) -> Result<Connected, Refusal> {
+        let Some(group) = self.group(admission.group) else { return Err(no_key()) };
+        // Before anything else: what the appliance opens on it is judged by it.
+        tell_policy(&lane, &group);
+        let mut state = group.live.lock();
+        let Joined { session, lane, is_new } =
+            state.join(&group.config, lane, admission.key, address, self.drain)?;
+        let elected = state.elect(Instant::now());
+        state.tell_role(lane.lane());
+        drop(state);
+        let connected = Connected {
+            registry: self.clone(),
+            group: admission.group,
+            live: group.live.clone(),
+            session,
+            lane: Some(lane),
         };
-        let session = match sessions.iter().find(same) {
-            Some(session) if session.lanes().len() >= LANES => {
-                return Err(limit(format!("a session has at most {LANES} lanes")));
-            }
-            Some(session) => {
-                // A worker replaces a lane that has ended or that is leaving. Where this end has not heard of an
-                // end yet, streams would go to nowhere for as long as a silent peer may live.
-                for old in session.lanes() {
-                    if old.peer().lane == hello.lane && !old.is_closing() {
-                        old.close("the worker replaced it");
-                    }
+        if is_new {
+            self.witness.connected(&group.config, connected.session.peer(), address);
+        }
+        self.tell(&group, elected);
+        self.changed();
+        // The roster may have been replaced since.
+        match self.group(admission.group) {
+            Some(now) if works(&now.config, &admission.key, SystemTime::now()) => {
+                if now.config.proxy_hosts != group.config.proxy_hosts {
+                    connected.lane().inspect(|lane| tell_policy(lane, &now));
                 }
-                session.clone()
+                Ok(connected)
             }
-            None if sessions.len() >= SESSIONS => {
-                return Err(limit(format!("a group has at most {SESSIONS} sessions")));
+            _ => Err(no_key()),
+        }
+    }
+
+    /// Does what time asks for, each second until the drain begins: fail-back, the end of old keys, throughput.
+    pub async fn run(self: Arc<Self>, drain: Drain) {
+        let mut seconds = interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = seconds.tick() => self.second(),
+                () = drain.stopping() => return,
             }
-            None => {
-                let session = Arc::new(Session::new(hello.clone()));
-                // A node that was restarted takes its old place: its old session is dead or draining.
-                let old = sessions.iter().position(|other| other.peer().node == hello.node);
-                let place = old.unwrap_or(sessions.len());
-                sessions.insert(place, session.clone());
-                session
+        }
+    }
+
+    fn second(&self) {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let mut changed = false;
+        for group in &self.view().groups {
+            let mut state = group.live.lock();
+            state.sample();
+            if group.config.keys.iter().any(|key| key.until.is_some()) {
+                state.cut(
+                    |key| works(&group.config, key, clock),
+                    "its key was replaced, and the grace is over",
+                );
             }
-        };
-        let lane = session.add(lane);
-        drop(sessions);
-        self.changes.send_modify(|n| *n += 1);
-        Ok(Connected { registry: self.clone(), group, session, lane: Some(lane) })
+            let elected = state.elect(now);
+            drop(state);
+            changed |= elected.is_some();
+            self.tell(group, elected);
+        }
+        if changed {
+            self.changed();
+        }
     }
 }
 
-fn limit(text: String) -> Refusal {
-    Refusal::new(Code::Limit, text)
+fn tell_policy(lane: &Lane, group: &Group) {
+    let _ = (lane, group);
+}
+
+fn no_key() -> Refusal {
+    Refusal::new(Code::Denied, "the key does not work any more")
 }
 
 /// A lane that is connected. Dropping it takes the lane, and a session without lanes, out.
-#[derive(Debug)]
 pub struct Connected {
     registry: Arc<Registry>,
-    group: usize,
+    group: i64,
+    live: Arc<Live>,
     session: Arc<Session>,
     lane: Option<LaneGuard>,
 }
 
+impl Connected {
+    fn lane(&self) -> Option<&Lane> {
+        self.lane.as_ref().map(LaneGuard::lane)
+    }
+
+    /// To be called when the lane takes no new streams any more: others take over at once.
+    pub fn leaving(&self) {
+        self.elect();
+    }
+
+    fn elect(&self) {
+        let elected = self.live.lock().elect(Instant::now());
+        if let Some(group) = self.registry.group(self.group) {
+            self.registry.tell(&group, elected);
+        }
+        self.registry.changed();
+    }
+}
+
 impl Drop for Connected {
     fn drop(&mut self) {
-        drop(self.lane.take());
-        let session = &self.session;
-        self.registry.groups[self.group]
-            .lock()
-            .retain(|other| !Arc::ptr_eq(other, session) || !other.lanes().is_empty());
-        self.registry.changes.send_modify(|n| *n += 1);
+        let Some(lane) = self.lane.take() else { return };
+        let ended = self.live.lock().leave(&self.session, lane);
+        if let (true, Some(group)) = (ended, self.registry.group(self.group)) {
+            self.registry.witness.disconnected(&group.config, self.session.peer());
+        }
+        self.elect();
     }
 }
 
 impl Router for Registry {
     fn open(&self, request: &Request) -> Result<Opened, Refusal> {
-        let Some((_, group)) = self.owner(&request.target) else {
+        let view = self.view();
+        let Some((_, at)) = view.routes.find(&request.target) else {
             return Err(Refusal::new(Code::NoRoute, format!("{} is no group's proxy host", request.target)));
         };
+        let group = &view.groups[*at];
         let name = &group.config.name;
         let mut last = Refusal::new(Code::NoWorker, format!("no worker of group {name} is connected"));
-        for session in group.sessions() {
+        for session in group.sessions().iter() {
             match session.open(Open::from(request)) {
                 Ok(stream) => {
                     return Ok(Opened { stream, carrier: format!("{name}/{}", session.peer().name) });
@@ -207,49 +354,4 @@ impl Router for Registry {
 pub fn node(hello: &Hello) -> String {
     let id: String = hello.node[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{id}", hello.name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tunnel::lane::{LaneEnd, Settings, Upgraded};
-    use crate::tunnel::websocket::Side;
-    use bytes::BytesMut;
-    use std::time::Duration;
-    use tokio::io::{DuplexStream, duplex};
-    use tokio::task::JoinHandle;
-    use tokio::time::timeout;
-
-    fn lane(number: u8) -> (Lane, JoinHandle<LaneEnd>, DuplexStream) {
-        let hello = Hello {
-            version: 1,
-            node: [1; 16],
-            session: [2; 16],
-            lane: number,
-            name: "worker".into(),
-            software: "test".into(),
-            initial_credit: 1 << 18,
-            max_streams: 10,
-        };
-        let (near, far) = duplex(1 << 16);
-        let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
-        let (lane, _, driver) = Lane::new(upgraded, hello, Settings::default());
-        (lane, tokio::spawn(driver), far)
-    }
-
-    /// The worker has lost its lane and made a new one, and nothing has told the appliance of the loss.
-    #[tokio::test]
-    async fn a_lane_takes_the_place_of_the_one_with_its_number() {
-        let key = Key::generate().unwrap();
-        let group = Group { name: "site".into(), key: key.hash(), proxy_hosts: vec![], may_open: false };
-        let registry = Arc::new(Registry::new(vec![group]));
-        let (first, first_end, _io) = lane(0);
-        let (second, _second_end, _second_io) = lane(1);
-        let (third, _third_end, _third_io) = lane(0);
-        let _connected =
-            [first, second.clone(), third.clone()].map(|lane| registry.connect(0, lane).unwrap());
-        let end = timeout(Duration::from_secs(10), first_end).await.expect("the dead lane is still used");
-        assert!(matches!(end.unwrap(), LaneEnd::Local(_)));
-        assert!(!second.is_closing() && !third.is_closing());
-    }
 }

@@ -4,6 +4,8 @@
 //! have two owners of equal right; and no two share a name or a key.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use super::fault::{quote, wrong};
 use super::files::Named;
@@ -12,6 +14,8 @@ use super::schema::{APPLIANCE, GROUP};
 use super::values::{self, LIST_HOSTS};
 use super::{Appliance, Group, KeyHash, TlsFiles};
 use crate::target::{HostPattern, Pattern, PortRange};
+
+const FAILBACK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
 /// Reads `[appliance]`; the second value is what its groups carry.
 pub(super) fn read<'d>(
@@ -24,8 +28,10 @@ pub(super) fn read<'d>(
     let listen = r.required(&table, "listen", "missing", LISTEN);
     let listen = listen.map(|v| r.one_or_more(&v, values::listener, LISTEN)).unwrap_or_default();
     let tls = tls(r, &table, named);
+    let failback = table.get("failback").and_then(|v| r.duration(&v, FAILBACK));
     let (groups, carried) = groups(r, &table);
-    let appliance = Appliance { listen: bare(listen), tls, groups };
+    let failback = failback.unwrap_or(Duration::from_secs(60));
+    let appliance = Appliance { listen: bare(listen), tls, groups, failback };
     (Some(appliance), carried)
 }
 
@@ -66,10 +72,8 @@ fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<T
 }
 
 fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place, Pattern)>) {
-    const GROUPS: &str = "write [[appliance.groups]] with `name`, `key_sha256` and `proxy_hosts`";
     const HASH: &str = "write what `dworker key hash` prints for the worker key";
-    let tables = r.required(table, "groups", "no group of workers is configured", GROUPS);
-    let tables = tables.map(|v| r.sections(&v, &GROUP)).unwrap_or_default();
+    let tables = table.get("groups").map(|v| r.sections(&v, &GROUP)).unwrap_or_default();
     let mut names: HashMap<String, Place> = HashMap::new();
     let mut keys: HashMap<String, Place> = HashMap::new();
     let mut owners = Owners::default();

@@ -47,7 +47,7 @@ pub(super) const EGRESS: Section =
 pub(super) const APPLIANCE: Section = Section {
     header: "[appliance]",
     path: "appliance",
-    keys: &["listen", "certificate", "key", "insecure_plaintext", "groups"],
+    keys: &["listen", "certificate", "key", "insecure_plaintext", "failback", "groups"],
 };
 
 /// One group of workers.

@@ -86,7 +86,7 @@ impl Carriers {
                 .zip(registry.groups())
                 .flat_map(|(group, state)| {
                     let of_group = move |pattern: &_| Steered { pattern: Clone::clone(pattern), group };
-                    state.config.proxy_hosts.iter().map(of_group)
+                    state.config.proxy_hosts.iter().map(of_group).collect::<Vec<_>>()
                 })
                 .collect(),
             Carriers::Uplink(_) => roles

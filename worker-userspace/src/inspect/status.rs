@@ -61,6 +61,8 @@ pub struct ApplianceStatus {
 /// A worker group.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GroupStatus {
+    /// Its id in the registry.
+    pub id: i64,
     /// Its name.
     pub name: String,
     /// What it carries.
@@ -69,8 +71,19 @@ pub struct GroupStatus {
     pub up: bool,
     /// Whether its workers may open streams to other groups.
     pub may_open: bool,
+    /// What its lanes carried in the last second.
+    pub rate: Rate,
     /// The connected nodes, the primary first.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// Payload bytes of one second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// From the appliance to the workers.
+    pub sent: u64,
+    /// From the workers to the appliance.
+    pub received: u64,
 }
 
 /// A connected node.
@@ -84,6 +97,8 @@ pub struct NodeStatus {
     pub role: String,
     /// Version of its software.
     pub software: String,
+    /// Where its first lane came from.
+    pub address: SocketAddr,
     /// When its session began, seconds since 1970.
     pub since: u64,
     /// Its lanes.
@@ -132,13 +147,14 @@ impl LaneStatus {
 
 impl NodeStatus {
     /// The state of a session now.
-    pub fn of(session: &Session, role: &str) -> NodeStatus {
+    pub fn of(session: &Session, role: &str, address: SocketAddr) -> NodeStatus {
         let peer = session.peer();
         NodeStatus {
             id: peer.node.iter().map(|byte| format!("{byte:02x}")).collect(),
             name: peer.name.clone(),
             role: role.to_owned(),
             software: peer.software.clone(),
+            address,
             since: session.since().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             lanes: session.lanes().iter().map(|lane| LaneStatus::of(lane)).collect(),
         }

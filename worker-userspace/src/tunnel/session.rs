@@ -74,6 +74,13 @@ pub struct LaneGuard {
     lane: Arc<Lane>,
 }
 
+impl LaneGuard {
+    /// The lane.
+    pub fn lane(&self) -> &Lane {
+        &self.lane
+    }
+}
+
 impl Drop for LaneGuard {
     fn drop(&mut self) {
         self.session.lock().retain(|lane| !Arc::ptr_eq(lane, &self.lane));
