@@ -7,10 +7,11 @@
 //! |---|---|
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
-//! | 2 | [`steer`], [`egress`], [`route`], [`splice`] |
+//! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`] |
 //! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`target`], [`refusal`] |
 
 pub mod appliance;
+pub mod carry;
 pub mod config;
 pub mod connect;
 pub mod daemon;

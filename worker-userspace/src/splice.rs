@@ -72,7 +72,7 @@ pub async fn splice(
             socket_to_stream(&mut reader, stream, sent).await?;
             // Who has ended its direction may be gone later, and nobody reads from it any more.
             tokio::select! {
-                error = broken(&reader) => Err(unread(error)),
+                error = broken(reader.as_ref()) => Err(unread(error)),
                 () = written.notified() => Ok(()),
             }
         },
@@ -116,7 +116,7 @@ async fn socket_to_stream(
             None => tokio::select! {
                 biased;
                 allowed = stream.sendable() => allowed?,
-                error = broken(reader) => {
+                error = broken(reader.as_ref()) => {
                     broke = Some(unread(error));
                     continue;
                 }
@@ -148,13 +148,12 @@ async fn socket_to_stream(
     }
 }
 
-fn unread(error: io::Error) -> Refusal {
+pub(crate) fn unread(error: io::Error) -> Refusal {
     Refusal::from_io(&error, "reading from the connection")
 }
 
 /// Waits until the socket has failed: a reset must be noticed where nobody may read, too.
-async fn broken(reader: &ReadHalf<'_>) -> io::Error {
-    let socket: &TcpStream = reader.as_ref();
+pub(crate) async fn broken(socket: &TcpStream) -> io::Error {
     loop {
         if let Err(error) = socket.ready(Interest::ERROR).await {
             return error;

@@ -7,14 +7,15 @@ use std::time::Duration;
 use dworker::appliance::endpoint::Endpoint;
 use dworker::appliance::registry::Registry;
 use dworker::appliance::roster::{Group, Roster, ValidKey};
+use dworker::carry::Carry;
 use dworker::config::Key;
 use dworker::drain::Drain;
 use dworker::egress::dial::Dialler;
 use dworker::egress::policy::Policy;
-use dworker::inspect::ledger::{Ledger, Meter};
+use dworker::inspect::ledger::{Entry, Ledger};
 use dworker::refusal::{Code, Refusal};
-use dworker::route::{Request, Router};
-use dworker::splice::{Reads, splice};
+use dworker::route::Router;
+use dworker::splice::reset_on_close;
 use dworker::target::{Pattern, Target};
 use dworker::tunnel::credit;
 use dworker::tunnel::handshake::{Dial, authorization};
@@ -133,21 +134,25 @@ impl Appliance {
 
     /// A connection through the tunnel: what an application's socket would be, and how it ends.
     async fn connect(&self, target: Target) -> (TcpStream, JoinHandle<Result<(), Refusal>>) {
-        through(self.registry.clone(), target).await
+        through(self.registry.clone(), &self.ledger, target).await
     }
 }
 
-async fn through(router: Arc<dyn Router>, target: Target) -> (TcpStream, JoinHandle<Result<(), Refusal>>) {
+async fn through(
+    router: Arc<dyn Router>,
+    ledger: &Ledger,
+    target: Target,
+) -> (TcpStream, JoinHandle<Result<(), Refusal>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut accepted, _) = listener.accept().await.unwrap();
+    let flow = ledger.open(Entry::Captured, 1, target, None, None);
     let carried = tokio::spawn(async move {
-        let request = Request { target, deadline: Duration::from_secs(5), trace: 1 };
-        let opened = router.open(&request)?;
-        let answer = async { opened.stream.opened().await.map(|_| ()) };
-        let meter = Meter::default();
-        tokio::try_join!(answer, splice(&mut accepted, &opened.stream, &meter, Reads::Up))?;
-        Ok(())
+        reset_on_close(&accepted);
+        let carry = Carry { router: &*router, flow: &flow, deadline: Duration::from_secs(5) };
+        let outcome = carry.socket(&mut accepted).await;
+        flow.end(outcome.clone());
+        outcome
     });
     (client, carried)
 }
@@ -351,10 +356,10 @@ async fn a_worker_may_reach_other_groups_only_where_the_configuration_says_so() 
         }
     }
     let address = counting_target().await;
-    let (socket, carried) = through(b, target(address)).await;
+    let (socket, carried) = through(b, &Ledger::default(), target(address)).await;
     ask(socket, 3_000_000).await;
     carried.await.unwrap().unwrap();
-    let (_, carried) = through(c, target(address)).await;
+    let (_, carried) = through(c, &Ledger::default(), target(address)).await;
     let refusal = carried.await.unwrap().unwrap_err();
     assert_eq!(refusal.code, Code::Denied);
     assert!(refusal.text.contains("may_open"), "{refusal}");
@@ -375,13 +380,62 @@ async fn a_relayed_connection_waits_for_a_worker_that_is_just_restarted() {
         changes.changed().await.unwrap();
     }
     let address = counting_target().await;
-    let (socket, carried) = through(b, target(address)).await;
+    let (socket, carried) = through(b, &Ledger::default(), target(address)).await;
     while appliance.ledger.open_count() == 0 {
         assert!(!carried.is_finished(), "{:?}", carried.await);
         tokio::task::yield_now().await;
     }
     let _a = appliance.uplink(&keys[0], &["127.0.0.0/8"]);
     ask(socket, 1000).await;
+    carried.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_worker_goes_while_it_dials_is_made_by_the_next() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    let (first, first_drain) = appliance.uplink(&key, &["127.0.0.0/8"]);
+    appliance.until_up(0).await;
+    let _standby = appliance.uplink(&key, &["127.0.0.0/8"]);
+    let mut changes = appliance.registry.changes();
+    while appliance.registry.groups()[0].sessions().len() < 2 {
+        changes.changed().await.unwrap();
+    }
+    // A listener whose queue is full drops every further SYN, so that the first worker's dial lasts.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = silent.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut filling = Vec::new();
+    while let Ok(connected) =
+        tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+    {
+        filling.push(connected.unwrap());
+    }
+    let (socket, carried) = appliance.connect(target(address)).await;
+    while first.session().lanes().iter().all(|lane| lane.streams() == 0) {
+        assert!(!carried.is_finished(), "{:?}", carried.await);
+        tokio::task::yield_now().await;
+    }
+    first_drain.cut().await;
+    let answering = tokio::spawn(async move {
+        for _ in 0..filling.len() {
+            drop(listener.accept().await.unwrap());
+        }
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        let mut all = Vec::new();
+        accepted.read_to_end(&mut all).await.unwrap();
+        accepted.write_all(digest(&all).as_bytes()).await.unwrap();
+    });
+    let flow =
+        || appliance.ledger.report().into_iter().find(|flow| flow.target == address.to_string()).unwrap();
+    while flow().state != "open" {
+        assert!(!carried.is_finished(), "{:?}", carried.await);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(flow().retries, 1);
+    ask(socket, 100_000).await;
+    answering.await.unwrap();
     carried.await.unwrap().unwrap();
 }
 

@@ -62,7 +62,8 @@ async fn carry_on(incoming: Incoming, group: i64, registry: Arc<Registry>, ledge
         stream.accept(ok);
         Ok(())
     };
-    let outcome = tokio::try_join!(relay(&stream, &far.stream, &flow.meter), answer).map(|_| ());
+    // The answer first, so that it goes ahead of what the target says.
+    let outcome = tokio::try_join!(answer, relay(&stream, &far.stream, &flow.meter)).map(|_| ());
     if let Err(refusal) = &outcome {
         stream.reset(refusal.clone());
         far.stream.reset(refusal.clone());

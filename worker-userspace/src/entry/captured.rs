@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::carry::Carry;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Process};
 use crate::refusal::{Code, Refusal};
-use crate::route::{Request, Router, open_or_wait};
-use crate::splice::{Reads, reset_on_close, splice};
+use crate::route::Router;
+use crate::splice::reset_on_close;
 use crate::steer::steering::Steering;
 use crate::target::Target;
 
@@ -83,7 +84,8 @@ impl Forwarder {
     }
 
     async fn carry(self, mut socket: TcpStream, flow: FlowGuard) {
-        let outcome = self.run(&mut socket, &flow).await;
+        let carry = Carry { router: &*self.router, flow: &flow, deadline: DIAL };
+        let outcome = carry.socket(&mut socket).await;
         if let Err(refusal) = &outcome {
             self.remember(&flow, refusal);
             let process = flow.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
@@ -93,21 +95,6 @@ impl Forwarder {
         flow.end(outcome);
         // Closed last: an application that is reset and tries again at once must find the errno in place.
         drop(socket);
-    }
-
-    async fn run(&self, socket: &mut TcpStream, flow: &FlowGuard) -> Result<(), Refusal> {
-        let request = Request { target: flow.target.clone(), deadline: DIAL, trace: flow.trace };
-        let opened = open_or_wait(&*self.router, &request).await?;
-        flow.carried_by(opened.carrier.clone());
-        let stream = &opened.stream;
-        let answer = async {
-            let ok = stream.opened().await?;
-            flow.dialled(ok.address, ok.dial);
-            Ok(())
-        };
-        // What the application says first need not wait for the dial.
-        tokio::try_join!(answer, splice(socket, stream, &flow.meter, Reads::Up))?;
-        Ok(())
     }
 
     /// The next `connect()` gets the errno that this one should have had.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -69,15 +69,25 @@ pub struct Flow {
     pub meter: Meter,
     since: SystemTime,
     started: Instant,
-    carrier: OnceLock<String>,
+    carrier: Mutex<Option<String>>,
+    retries: AtomicU32,
     dialled: OnceLock<(SocketAddr, Duration)>,
     ended: OnceLock<(Duration, Option<Refusal>)>,
 }
 
 impl Flow {
-    /// Notes who carries it: `group/node`.
+    /// Notes who carries it now: `group/node`.
     pub fn carried_by(&self, carrier: String) {
-        let _ = self.carrier.set(carrier);
+        *self.carrier() = Some(carrier);
+    }
+
+    fn carrier(&self) -> MutexGuard<'_, Option<String>> {
+        self.carrier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a carrier was lost before the target was dialled, and that another one is asked.
+    pub fn retried(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes the address that was dialled and how long that took.
@@ -118,9 +128,12 @@ pub struct FlowReport {
     /// Who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
-    /// Who carries it: `group/node`.
+    /// Who carries it: `group/node`; the last one, where one was lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub carrier: Option<String>,
+    /// Carriers that were lost before the target was dialled.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
     /// The address that was dialled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dialled: Option<SocketAddr>,
@@ -154,7 +167,8 @@ impl From<&Flow> for FlowReport {
             target: flow.target.to_string(),
             original: flow.original,
             process: flow.process.clone(),
-            carrier: flow.carrier.get().cloned(),
+            carrier: flow.carrier().clone(),
+            retries: flow.retries.load(Ordering::Relaxed),
             dialled: flow.dialled.get().map(|(address, _)| *address),
             dial_us: flow.dialled.get().map(|(_, took)| took.as_micros() as u64),
             bytes_up: flow.meter.up.load(Ordering::Relaxed),
@@ -163,6 +177,10 @@ impl From<&Flow> for FlowReport {
             age_ms: flow.age().as_millis() as u64,
         }
     }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 #[derive(Debug, Default)]
@@ -202,7 +220,8 @@ impl Ledger {
             meter: Meter::default(),
             since: SystemTime::now(),
             started: Instant::now(),
-            carrier: OnceLock::new(),
+            carrier: Mutex::default(),
+            retries: AtomicU32::new(0),
             dialled: OnceLock::new(),
             ended: OnceLock::new(),
         });

@@ -151,6 +151,9 @@ fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
     if let Some(carrier) = &flow.carrier {
         details.push(format!("carrier {carrier}"));
     }
+    if flow.retries > 0 {
+        details.push(format!("retries {}", flow.retries));
+    }
     if let Some(dialled) = flow.dialled {
         let took = flow.dial_us.map(|us| format!(" in {:.1}ms", us as f64 / 1000.0)).unwrap_or_default();
         details.push(format!("dialled {dialled}{took}"));

@@ -61,6 +61,8 @@ struct State {
     queue: VecDeque<BytesMut>,
     fin_received: bool,
     recv_waker: Option<Waker>,
+    /// The peer's `OPEN` has no answer yet.
+    unanswered: bool,
     // The answer to our own `OPEN`.
     awaited: bool,
     answer: Option<OpenOk>,
@@ -116,6 +118,7 @@ impl Shared {
             send_waker: None,
             // The lane that makes the stream queues its `OPEN` too.
             in_urgent: open.is_some(),
+            unanswered: open.is_none(),
             awaited: open.is_some(),
             open,
             open_ok: None,
@@ -370,6 +373,7 @@ impl Stream {
         let mut state = self.shared.state();
         if state.failure.is_none() {
             state.open_ok = Some(ok);
+            state.unanswered = false;
             self.urgent(&mut state);
         }
     }
@@ -525,11 +529,14 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let done = {
+        let (done, unanswered) = {
             let state = self.shared.state();
-            state.fin != Fin::Open && state.fin_received && !state.awaited
+            (state.fin != Fin::Open && state.fin_received && !state.awaited, state.unanswered)
         };
-        if !done {
+        if unanswered {
+            // The task that was to dial was cut, so another end may be asked to.
+            self.end(Type::OpenErr, Refusal::new(Code::Shutdown, "given up before the target was dialled"));
+        } else if !done {
             self.reset(Refusal::new(Code::Reset, "the stream's other side is gone"));
         }
     }

@@ -1,0 +1,225 @@
+//! Carries a connection from its entry to the far end's dial, and on: the one path of all entries.
+//!
+//! What must hold: a connection that a carrier lost before the target was dialled is asked for again, where that
+//! can't do anything twice at the target; what may have reached the target is never sent a second time; once the
+//! target is dialled, nothing stands between the splice and the stream.
+
+mod hello;
+
+use std::io::ErrorKind;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::inspect::ledger::{Flow, Meter};
+use crate::refusal::{Code, Refusal};
+use crate::route::{Request, Router, open_or_wait};
+use crate::splice::{Reads, broken, splice, unread};
+use crate::tunnel::stream::Stream;
+
+/// Most bytes that are kept, to be sent again where a carrier is lost. The longest `ClientHello`s, with the keys
+/// of post-quantum groups, are 2 KiB; what is longer is nothing that may be sent twice.
+const KEPT: usize = 16 * 1024;
+/// How late the far end's answer may be: it keeps the dial's deadline itself, so who is later is broken.
+const LATE: Duration = Duration::from_secs(5);
+/// Wait before the second retry and, doubled each time, those after it: what fails at once must not spin.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The longest of these waits.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// One connection that is to be carried.
+#[derive(Clone, Copy)]
+pub struct Carry<'a> {
+    /// Who knows the carriers.
+    pub router: &'a dyn Router,
+    /// The connection, and what becomes of it.
+    pub flow: &'a Flow,
+    /// How long the dial at the far end may take, retries included.
+    pub deadline: Duration,
+}
+
+impl Carry<'_> {
+    /// Carries a socket whose owner takes it for connected already: what it says first goes ahead of the dial.
+    ///
+    /// # Errors
+    /// Why the connection was not made or was cut. The socket is then to be closed with a reset.
+    pub async fn socket(self, socket: &mut TcpStream) -> Result<(), Refusal> {
+        let meter = &self.flow.meter;
+        let mut attempts = Attempts::new(self);
+        let mut early = Early::default();
+        loop {
+            let stream = tokio::select! {
+                biased;
+                stream = attempts.open() => stream?,
+                error = broken(socket) => return Err(unread(error)),
+            };
+            early.sent = 0;
+            let refusal = tokio::select! {
+                biased;
+                answer = attempts.answer(&stream) => match answer {
+                    Ok(()) => return splice(socket, &stream, meter, Reads::Up).await,
+                    Err(refusal) => refusal,
+                },
+                fed = early.feed(socket, &stream, meter) => {
+                    fed.inspect_err(|refusal| stream.reset(refusal.clone()))?;
+                    let splice = splice(socket, &stream, meter, Reads::Up);
+                    return tokio::try_join!(attempts.answer(&stream), splice).map(|_| ());
+                }
+            };
+            match early.may_be_sent_twice() {
+                true => attempts.again(refusal).await?,
+                false => return Err(refusal),
+            }
+        }
+    }
+
+    /// A stream whose target is dialled, for a client that says nothing before it knows.
+    ///
+    /// # Errors
+    /// Why the connection was not made.
+    pub async fn dial(self) -> Result<Stream, Refusal> {
+        let mut attempts = Attempts::new(self);
+        loop {
+            let stream = attempts.open().await?;
+            match attempts.answer(&stream).await {
+                Ok(()) => return Ok(stream),
+                Err(refusal) => attempts.again(refusal).await?,
+            }
+        }
+    }
+}
+
+/// The carriers that were tried.
+struct Attempts<'a> {
+    carry: Carry<'a>,
+    until: Instant,
+    retries: u32,
+}
+
+impl Attempts<'_> {
+    fn new(carry: Carry<'_>) -> Attempts<'_> {
+        Attempts { carry, until: Instant::now() + carry.deadline, retries: 0 }
+    }
+
+    async fn open(&self) -> Result<Stream, Refusal> {
+        let Carry { router, flow, .. } = self.carry;
+        let deadline = self.until.saturating_duration_since(Instant::now());
+        let request = Request { target: flow.target.clone(), deadline, trace: flow.trace };
+        let opened = open_or_wait(router, &request).await?;
+        flow.carried_by(opened.carrier);
+        Ok(opened.stream)
+    }
+
+    /// Waits for the far end's dial.
+    async fn answer(&self, stream: &Stream) -> Result<(), Refusal> {
+        let Ok(answer) = timeout_at(self.until + LATE, stream.opened()).await else {
+            let waited = self.carry.deadline + LATE;
+            let refusal =
+                Refusal::new(Code::Timeout, format!("no answer from the carrier within {waited:?}"));
+            stream.reset(refusal.clone());
+            return Err(refusal);
+        };
+        let ok = answer?;
+        self.carry.flow.dialled(ok.address, ok.dial);
+        Ok(())
+    }
+
+    /// Whether to try again: only what says nothing about the target, only while there is time.
+    async fn again(&mut self, refusal: Refusal) -> Result<(), Refusal> {
+        let lost = matches!(refusal.code, Code::TunnelLost | Code::Shutdown);
+        let pause = match self.retries {
+            0 => Duration::ZERO,
+            n => PAUSE.saturating_mul(1 << (n - 1).min(8)).min(LONGEST_PAUSE),
+        };
+        if !lost || Instant::now() + pause >= self.until {
+            return Err(refusal);
+        }
+        let flow = self.carry.flow;
+        tracing::info!(target = %flow.target, trace = format_args!("{:016x}", flow.trace), "tried again: {refusal}");
+        sleep(pause).await;
+        self.retries += 1;
+        flow.retried();
+        Ok(())
+    }
+}
+
+/// What a socket's owner said before the target was dialled.
+#[derive(Default)]
+struct Early {
+    /// Kept to be sent again, while it may be.
+    kept: Vec<u8>,
+    /// So much of it went into the present stream.
+    sent: usize,
+    /// The owner ended its direction.
+    ended: bool,
+    /// Something went that can't be sent again.
+    spoiled: bool,
+}
+
+impl Early {
+    /// Sends what was kept and then what the socket has, until something comes that can't be kept. Whoever drops
+    /// the future may call it again: nothing is read and not sent.
+    ///
+    /// # Errors
+    /// The socket failed. That the stream failed is left to who waits for its answer.
+    async fn feed(&mut self, socket: &TcpStream, stream: &Stream, meter: &Meter) -> Result<(), Refusal> {
+        while self.sent < self.kept.len() {
+            let rest = &self.kept[self.sent..];
+            let part = &rest[..sendable(stream).await.min(rest.len())];
+            stream.send(BytesMut::from(part));
+            self.sent += part.len();
+        }
+        while !self.ended {
+            socket.readable().await.map_err(unread)?;
+            let mut buffer = BytesMut::with_capacity(sendable(stream).await.min(KEPT));
+            match socket.try_read_buf(&mut buffer) {
+                Ok(0) => self.ended = true,
+                Ok(n) => {
+                    meter.up.fetch_add(n as u64, Ordering::Relaxed);
+                    self.keep(&buffer);
+                    stream.send(buffer);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(unread(error)),
+            }
+            if self.spoiled {
+                return Ok(());
+            }
+        }
+        stream.finish();
+        // An owner that has said all may be gone before the answer comes.
+        Err(unread(broken(socket).await))
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let first = self.kept.first().or(bytes.first());
+        // Most of what is not TLS costs no copy; the rest is looked at only where a carrier is lost.
+        self.spoiled = self.kept.len() + bytes.len() > KEPT || first != Some(&hello::FIRST_BYTE);
+        match self.spoiled {
+            true => self.kept = Vec::new(),
+            false => {
+                self.kept.extend_from_slice(bytes);
+                self.sent = self.kept.len();
+            }
+        }
+    }
+
+    /// True where a target that received it, perhaps, is none the worse for receiving it again.
+    fn may_be_sent_twice(&self) -> bool {
+        !self.spoiled && (self.kept.is_empty() || hello::is_plain_hello(&self.kept))
+    }
+}
+
+/// Waits for room in a stream, for ever in one that failed.
+async fn sendable(stream: &Stream) -> usize {
+    match stream.sendable().await {
+        Ok(room) => room,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

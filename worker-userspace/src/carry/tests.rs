@@ -1,0 +1,387 @@
+//! Carriers that are lost before and after the dial, over lanes in memory.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::inspect::ledger::{Entry, FlowReport, Ledger};
+use crate::route::Opened;
+use crate::splice::reset_on_close;
+use crate::target::Target;
+use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
+use crate::tunnel::message::{Hello, Open, OpenOk};
+use crate::tunnel::websocket::Side;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// One worker's end of its lane.
+struct Worker {
+    lane: Lane,
+    incoming: mpsc::Receiver<Incoming>,
+}
+
+impl Worker {
+    async fn asked(&mut self) -> Stream {
+        timeout(SOON, self.incoming.recv()).await.expect("nobody asked").expect("the lane is up").stream
+    }
+
+    fn die(&self) {
+        self.lane.close("it dies");
+    }
+}
+
+/// Gives streams on the first lane that is up.
+struct Lanes {
+    lanes: Mutex<Vec<(String, Lane)>>,
+    changes: watch::Sender<u64>,
+    opened: watch::Sender<u32>,
+}
+
+impl Lanes {
+    fn new() -> Arc<Lanes> {
+        Arc::new(Lanes {
+            lanes: Mutex::default(),
+            changes: watch::Sender::new(0),
+            opened: watch::Sender::new(0),
+        })
+    }
+
+    fn connect(&self, name: &str, initial_credit: u32) -> Worker {
+        let (near, far) = duplex(1 << 20);
+        let lane = |io, side| {
+            let peer = Hello {
+                version: 1,
+                node: [1; 16],
+                session: [2; 16],
+                lane: 0,
+                name: name.into(),
+                software: "test".into(),
+                initial_credit,
+                max_streams: 10,
+            };
+            let (lane, incoming, driver) =
+                Lane::new(Upgraded::new(io, side, BytesMut::new()), peer, Settings::default());
+            tokio::spawn(driver);
+            (lane, incoming)
+        };
+        let (ours, _) = lane(near, Side::Server);
+        self.lanes.lock().unwrap().push((format!("site/{name}"), ours));
+        self.changes.send_modify(|n| *n += 1);
+        let (lane, incoming) = lane(far, Side::Client);
+        Worker { lane, incoming }
+    }
+}
+
+impl Router for Lanes {
+    fn open(&self, request: &Request) -> Result<Opened, Refusal> {
+        let lanes = self.lanes.lock().unwrap();
+        let Some((name, lane)) = lanes.iter().find(|(_, lane)| !lane.is_closing()) else {
+            return Err(Refusal::new(Code::NoWorker, "no worker of group site is connected"));
+        };
+        let stream = lane.open(Open::from(request))?;
+        self.opened.send_modify(|n| *n += 1);
+        Ok(Opened { stream, carrier: name.clone() })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// A captured connection: its application's socket, and how it ends.
+struct Connection {
+    application: TcpStream,
+    ledger: Ledger,
+    carried: JoinHandle<Result<(), Refusal>>,
+}
+
+impl Connection {
+    async fn new(router: &Arc<Lanes>, deadline: Duration) -> Connection {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let (ledger, router) = (Ledger::default(), router.clone());
+        let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+        let flow = ledger.open(Entry::Captured, 1, target, None, None);
+        let carried = tokio::spawn(async move {
+            reset_on_close(&socket);
+            let outcome = Carry { router: &*router, flow: &flow, deadline }.socket(&mut socket).await;
+            flow.end(outcome.clone());
+            outcome
+        });
+        Connection { application, ledger, carried }
+    }
+
+    async fn say(&mut self, bytes: &[u8]) {
+        self.application.write_all(bytes).await.unwrap();
+    }
+
+    fn report(&self) -> FlowReport {
+        self.ledger.report().remove(0)
+    }
+
+    /// The connection works both ways and ends in order; what the target had heard before is `heard`.
+    async fn works(mut self, stream: Stream, heard: &[u8]) -> FlowReport {
+        accept(&stream);
+        self.say(b" and more").await;
+        self.application.shutdown().await.unwrap();
+        assert_eq!(read_all(&stream).await, [heard, b" and more"].concat());
+        stream.send(BytesMut::from(&b"the answer"[..]));
+        stream.finish();
+        let mut answer = String::new();
+        timeout(SOON, self.application.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer, "the answer");
+        timeout(SOON, &mut self.carried).await.unwrap().unwrap().unwrap();
+        self.report()
+    }
+
+    /// The connection is cut, and its application sees a reset.
+    async fn cut(mut self) -> (Refusal, FlowReport) {
+        let refusal = timeout(SOON, &mut self.carried).await.expect("it goes on").unwrap().unwrap_err();
+        let read = timeout(SOON, self.application.read(&mut [0])).await.unwrap();
+        assert_eq!(read.expect_err("a clean end").kind(), ErrorKind::ConnectionReset);
+        let report = self.report();
+        (refusal, report)
+    }
+}
+
+fn accept(stream: &Stream) {
+    stream.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO });
+}
+
+async fn read_all(stream: &Stream) -> Vec<u8> {
+    let (mut all, mut chunks) = (Vec::new(), VecDeque::new());
+    while timeout(SOON, stream.receive(&mut chunks)).await.unwrap().unwrap() {
+        for chunk in chunks.drain(..) {
+            all.extend_from_slice(&chunk);
+            stream.consumed(chunk.len());
+        }
+    }
+    all
+}
+
+/// What the stream's target hears next.
+async fn read_some(stream: &Stream, wanted: usize) -> Vec<u8> {
+    let (mut some, mut chunks) = (Vec::new(), VecDeque::new());
+    while some.len() < wanted {
+        assert!(timeout(SOON, stream.receive(&mut chunks)).await.expect("no more comes").unwrap(), "an end");
+        chunks.drain(..).for_each(|chunk| some.extend_from_slice(&chunk));
+    }
+    some
+}
+
+/// A small one, with a name.
+fn a_hello() -> Vec<u8> {
+    let hello = hello::tests::record(&hello::tests::body(&[(0, b"vcenter.corp.example"), (43, &[2, 3, 4])]));
+    assert!(hello::is_plain_hello(&hello));
+    hello
+}
+
+/// Two workers of one group, and a connection that the first one was asked for.
+async fn asked_of_the_first(says: &[u8]) -> (Connection, Worker, Stream, Worker) {
+    let router = Lanes::new();
+    let mut first = router.connect("first", 1 << 18);
+    let second = router.connect("second", 1 << 18);
+    let mut connection = Connection::new(&router, SOON).await;
+    let stream = first.asked().await;
+    connection.say(says).await;
+    assert_eq!(read_some(&stream, says.len()).await, says, "it does not go ahead of the dial");
+    assert_eq!(connection.report().carrier.as_deref(), Some("site/first"));
+    (connection, first, stream, second)
+}
+
+#[tokio::test]
+async fn a_carrier_that_is_lost_before_any_data_is_replaced() {
+    let (connection, first, _stream, mut second) = asked_of_the_first(b"").await;
+    first.die();
+    let stream = second.asked().await;
+    let report = connection.works(stream, b"").await;
+    assert_eq!((report.state.as_str(), report.retries), ("closed", 1));
+    assert_eq!(report.carrier.as_deref(), Some("site/second"));
+    assert_eq!((report.bytes_up, report.bytes_down), (9, 10));
+}
+
+#[tokio::test]
+async fn a_client_hello_is_said_again_to_the_next_carrier() {
+    let hello = a_hello();
+    let (connection, first, _stream, mut second) = asked_of_the_first(&hello).await;
+    first.die();
+    let stream = second.asked().await;
+    let report = connection.works(stream, &hello).await;
+    assert_eq!((report.state.as_str(), report.retries), ("closed", 1));
+    assert_eq!(report.bytes_up, hello.len() as u64 + 9, "counted twice");
+}
+
+#[tokio::test]
+async fn a_hello_that_is_split_by_the_loss_arrives_whole() {
+    let hello = a_hello();
+    let (mut connection, first, _stream, mut second) = asked_of_the_first(&hello[..20]).await;
+    first.die();
+    let stream = second.asked().await;
+    connection.say(&hello[20..]).await;
+    connection.works(stream, &hello).await;
+}
+
+#[tokio::test]
+async fn an_end_before_the_answer_is_said_again_too() {
+    let hello = a_hello();
+    let (mut connection, first, stream, mut second) = asked_of_the_first(&hello).await;
+    connection.application.shutdown().await.unwrap();
+    assert!(read_all(&stream).await.is_empty());
+    first.die();
+    let stream = second.asked().await;
+    assert_eq!(read_all(&stream).await, hello);
+    accept(&stream);
+    stream.send(BytesMut::from(&b"heard"[..]));
+    stream.finish();
+    let mut answer = String::new();
+    timeout(SOON, connection.application.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, "heard");
+}
+
+#[tokio::test]
+async fn what_may_have_reached_the_target_is_never_sent_twice() {
+    let behind = [a_hello(), b"early".to_vec()].concat();
+    let early = hello::tests::record(&hello::tests::body(&[(42, b"")]));
+    for says in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\r", &behind, &early] {
+        let (connection, first, _stream, mut second) = asked_of_the_first(says).await;
+        first.die();
+        let (refusal, report) = connection.cut().await;
+        assert_eq!((refusal.code, report.retries), (Code::TunnelLost, 0), "{says:02x?}");
+        assert!(second.incoming.try_recv().is_err(), "{says:02x?}");
+    }
+}
+
+#[tokio::test]
+async fn more_than_is_kept_goes_on_and_is_never_sent_twice() {
+    // As long as a hello may say that it is, and longer than what is kept.
+    let says = [a_hello(), vec![7; 100_000]].concat();
+    let (connection, first, _stream, mut second) = asked_of_the_first(&says).await;
+    first.die();
+    assert_eq!(connection.cut().await.0.code, Code::TunnelLost);
+    assert!(second.incoming.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn once_the_target_is_dialled_a_loss_is_a_reset() {
+    let (mut connection, first, stream, mut second) = asked_of_the_first(b"").await;
+    accept(&stream);
+    stream.send(BytesMut::from(&b"220 ready"[..]));
+    let mut greeting = [0; 9];
+    timeout(SOON, connection.application.read_exact(&mut greeting)).await.unwrap().unwrap();
+    assert_eq!(&greeting, b"220 ready");
+    first.die();
+    let (refusal, report) = connection.cut().await;
+    assert_eq!((refusal.code, report.retries), (Code::TunnelLost, 0));
+    assert!(second.incoming.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_loss_that_a_relay_tells_of_and_a_dial_that_was_cut_are_losses_too() {
+    let (connection, mut first, stream, _second) = asked_of_the_first(b"").await;
+    stream.refuse(Refusal::new(Code::TunnelLost, "the tunnel was lost: cut"));
+    drop(first.asked().await);
+    let stream = first.asked().await;
+    assert_eq!(connection.works(stream, b"").await.retries, 2);
+}
+
+#[tokio::test]
+async fn what_the_target_said_is_never_asked_again() {
+    for code in [Code::Refused, Code::Timeout, Code::Denied, Code::NameNotFound, Code::NoWorker, Code::Limit]
+    {
+        let (connection, _first, stream, mut second) = asked_of_the_first(b"").await;
+        stream.refuse(Refusal::new(code, "so it is"));
+        assert_eq!(connection.cut().await.0.code, code);
+        assert!(second.incoming.try_recv().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_lost_group_is_waited_for() {
+    let router = Lanes::new();
+    let mut first = router.connect("first", 1 << 18);
+    let connection = Connection::new(&router, SOON).await;
+    let _stream = first.asked().await;
+    first.die();
+    drop(first);
+    let mut changes = router.changes();
+    let mut back = router.connect("back", 1 << 18);
+    changes.changed().await.unwrap();
+    let stream = back.asked().await;
+    assert_eq!(connection.works(stream, b"").await.carrier.as_deref(), Some("site/back"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn carriers_that_fail_at_once_do_not_spin_and_end_with_the_deadline() {
+    let router = Lanes::new();
+    let mut worker = router.connect("worker", 1 << 18);
+    let refusing = tokio::spawn(async move {
+        while let Some(Incoming { stream, .. }) = worker.incoming.recv().await {
+            stream.refuse(Refusal::new(Code::TunnelLost, "the tunnel was lost: cut"));
+        }
+    });
+    let ledger = Ledger::default();
+    let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+    let flow = ledger.open(Entry::Captured, 1, target, None, None);
+    let started = Instant::now();
+    let refusal = Carry { router: &*router, flow: &flow, deadline: SOON }.dial().await.unwrap_err();
+    assert_eq!(refusal.code, Code::TunnelLost);
+    assert!(started.elapsed() <= SOON, "{:?}", started.elapsed());
+    let opened = *router.opened.borrow();
+    assert!((5..20).contains(&opened), "{opened} times");
+    refusing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_carrier_that_never_answers_is_a_timeout_at_both_ends() {
+    let router = Lanes::new();
+    let mut worker = router.connect("worker", 1 << 18);
+    let ledger = Ledger::default();
+    let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+    let flow = ledger.open(Entry::Captured, 1, target, None, None);
+    let started = Instant::now();
+    let (answer, stream) =
+        tokio::join!(Carry { router: &*router, flow: &flow, deadline: SOON }.dial(), worker.incoming.recv());
+    assert_eq!(answer.unwrap_err().code, Code::Timeout);
+    assert_eq!(started.elapsed().as_secs(), (SOON + LATE).as_secs());
+    assert_eq!(stream.unwrap().stream.failed().await.code, Code::Timeout);
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_little_ahead_gets_no_more_than_that() {
+    let router = Lanes::new();
+    let mut first = router.connect("first", 1 << 18);
+    let mut second = router.connect("second", 16);
+    let mut third = router.connect("third", 1 << 18);
+    let mut connection = Connection::new(&router, SOON).await;
+    let hello = a_hello();
+    let stream = first.asked().await;
+    connection.say(&hello).await;
+    assert_eq!(read_some(&stream, hello.len()).await, hello);
+    first.die();
+    assert_eq!(read_some(&second.asked().await, 16).await, hello[..16], "more than the peer takes");
+    second.die();
+    let stream = third.asked().await;
+    assert_eq!(connection.works(stream, &hello).await.retries, 2);
+}
+
+#[tokio::test]
+async fn an_application_that_gives_up_before_the_answer_is_noticed() {
+    for ended in [false, true] {
+        let (mut connection, _first, stream, _second) = asked_of_the_first(b"").await;
+        if ended {
+            connection.application.shutdown().await.unwrap();
+            assert!(read_all(&stream).await.is_empty());
+        }
+        reset_on_close(&connection.application);
+        drop(connection.application);
+        assert_eq!(timeout(SOON, stream.failed()).await.expect("never told").code, Code::Reset);
+        assert_eq!(connection.carried.await.unwrap().unwrap_err().code, Code::Reset);
+    }
+}
