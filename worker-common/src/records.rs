@@ -8,9 +8,9 @@ use crate::addr::{Addr, Dest};
 pub mod limits {
     /// Port ranges in one [`Entry`](super::Entry). More are an error that names the pattern.
     pub const RANGES: usize = 16;
-    /// Prefixes in each of RULES4 and RULES6: those that rules name, and one for each name that was asked for. The
-    /// kernel takes memory for those that are there.
-    pub const RULES: usize = PREFIXES + NAMES;
+    /// Prefixes in each of RULES4 and RULES6: those that rules name, twice, since new ones are there before old ones go,
+    /// and one for each name that was asked for. The kernel takes memory for those that are there.
+    pub const RULES: usize = 2 * PREFIXES + NAMES;
     /// Prefixes of each family that rules may name.
     pub const PREFIXES: usize = 16_384;
     /// Names with a synthetic address: all that fit into a prefix of 16 bits.

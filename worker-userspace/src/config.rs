@@ -113,16 +113,6 @@ impl Config {
         }
         reader.finish(config)
     }
-
-    /// The proxy hosts that `[steer]` captures: those of the groups on an appliance, else its own list; empty
-    /// without `[steer]`.
-    pub fn steered(&self) -> Vec<&Pattern> {
-        match (&self.steer, &self.appliance) {
-            (None, _) => Vec::new(),
-            (Some(_), Some(appliance)) => appliance.groups.iter().flat_map(|g| &g.proxy_hosts).collect(),
-            (Some(steer), None) => steer.proxy_hosts.iter().collect(),
-        }
-    }
 }
 
 /// The worker role.

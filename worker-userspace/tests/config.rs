@@ -274,14 +274,6 @@ fn an_appliance_means_what_it_says() {
             down_for: Duration::from_millis(500),
         }),
     };
-    let steered = patterns(&[
-        "vcenter.corp.example:443",
-        "*.corp.example",
-        "10.20.0.0/16",
-        "[2001:db8::/32]:443,8000-8010",
-        "vcenter.corp.example:902",
-    ]);
-    assert_eq!(loaded.config.steered(), steered.iter().collect::<Vec<_>>());
     assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
 }
 
@@ -318,8 +310,6 @@ fn a_worker_means_what_it_says() {
             down_for: Duration::from_secs(2),
         }),
     };
-    let steered = patterns(&["appliance-side.example", "10.99.0.0/24:22"]);
-    assert_eq!(loaded.config.steered(), steered.iter().collect::<Vec<_>>());
     assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
 }
 

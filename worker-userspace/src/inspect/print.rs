@@ -92,6 +92,9 @@ fn write_lane(out: &mut String, lane: &LaneStatus, indent: &str) -> fmt::Result 
 fn write_steer(out: &mut String, steer: &SteerStatus) -> fmt::Result {
     let listeners: Vec<_> = steer.listeners.iter().map(ToString::to_string).collect();
     writeln!(out, "steer: forwarder {}", listeners.join(" "))?;
+    if let Some(problem) = &steer.problem {
+        problem.lines().try_for_each(|line| writeln!(out, "\tproblem {line}"))?;
+    }
     for program in &steer.programs {
         let run = match program.run_cnt {
             0 => String::new(),

@@ -182,6 +182,9 @@ pub struct WorkerStatus {
 /// The steering role.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SteerStatus {
+    /// Why the last change of the rules came to nothing; the ones from before it hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Where captured connections arrive.
     pub listeners: Vec<SocketAddr>,
     /// The programs in the kernel.

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -33,7 +34,11 @@ pub(crate) enum Outcome {
 #[derive(Default)]
 pub(crate) struct FakeKernel {
     state: Mutex<State>,
+    after_write: Mutex<Option<AfterWrite>>,
 }
+
+/// Looks at the kernel after each write of a rule.
+type AfterWrite = Box<dyn FnMut(&FakeKernel) + Send>;
 
 struct State {
     config: Config,
@@ -48,6 +53,10 @@ struct State {
     events: VecDeque<Refused>,
     reader: Option<Waker>,
     own: bool,
+    /// The entries that were written (`+`) and removed (`-`).
+    writes: Vec<String>,
+    /// The numbers of the writes to come, from 0, that the kernel has no memory for.
+    failing: Range<usize>,
 }
 
 impl Default for State {
@@ -71,6 +80,8 @@ impl Default for State {
             events: VecDeque::new(),
             reader: None,
             own: false,
+            writes: Vec::new(),
+            failing: 0..0,
         }
     }
 }
@@ -117,6 +128,37 @@ impl FakeKernel {
         Some(SocketAddr::new(Addr::from(resolver).loopback().into(), port))
     }
 
+    /// What would become of a connection; nothing is noted.
+    pub(crate) fn judge(&self, target: SocketAddr) -> Verdict {
+        decide(&*self.state(), &target.into())
+    }
+
+    /// The entries that were written (`+`) and removed (`-`) since the last call.
+    pub(crate) fn take_writes(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().writes)
+    }
+
+    /// All entries.
+    pub(crate) fn rules(&self) -> HashMap<IpNet, Entry> {
+        self.state().rules.clone()
+    }
+
+    /// Makes writes of rules fail; the next has number 0.
+    pub(crate) fn fail_writes(&self, failing: Range<usize>) {
+        self.state().failing = failing;
+    }
+
+    /// Has somebody look after each write of a rule.
+    pub(crate) fn after_write(&self, look: impl FnMut(&FakeKernel) + Send + 'static) {
+        *self.after_write.lock().unwrap() = Some(Box::new(look));
+    }
+
+    fn wrote(&self) {
+        if let Some(look) = self.after_write.lock().unwrap().as_mut() {
+            look(self);
+        }
+    }
+
     /// Whether the connections that follow are the daemon's own.
     pub(crate) fn set_own(&self, own: bool) {
         self.state().own = own;
@@ -126,6 +168,16 @@ impl FakeKernel {
 impl State {
     fn count(&mut self, counter: Counter) {
         *self.counters.entry(counter).or_default() += 1;
+    }
+
+    fn write(&mut self, what: String) -> Result<(), KernelError> {
+        let fails = self.failing.contains(&0);
+        self.failing = self.failing.start.saturating_sub(1)..self.failing.end.saturating_sub(1);
+        if fails {
+            return Err(KernelError::io(what)(std::io::Error::from_raw_os_error(libc::ENOMEM)));
+        }
+        self.writes.push(what);
+        Ok(())
     }
 
     fn pass(&mut self, counter: Counter) -> Outcome {
@@ -273,12 +325,19 @@ impl Kernel for FakeKernel {
         if !state.rules.contains_key(&net) && state.rules.keys().filter(family).count() == limits::RULES {
             return Err(KernelError::Full { what: format!("the rules for {net}"), limit: limits::RULES });
         }
+        state.write(format!("+{net}"))?;
         state.rules.insert(net, *entry);
+        drop(state);
+        self.wrote();
         Ok(())
     }
 
     fn remove_rules(&self, net: IpNet) -> Result<(), KernelError> {
-        self.state().rules.remove(&rules::canonical(net));
+        let mut state = self.state();
+        state.write(format!("-{net}"))?;
+        state.rules.remove(&rules::canonical(net));
+        drop(state);
+        self.wrote();
         Ok(())
     }
 

@@ -28,18 +28,16 @@ pub use overlap::{OverlapError, check_overlap};
 pub use patterns::{PatternIndex, Standing};
 pub use prefixes::{PrefixError, Prefixes, Synthetic};
 
-use crate::target::{Name, Pattern};
+use crate::target::Name;
 use file::NameFile;
 
 /// What must happen before an address leaves: its rule goes into the kernel.
 pub trait NameRules: Send + Sync {
-    /// Connections to `addresses` are from now on for `name`, on the ports of `patterns` (all that cover the
-    /// name, the most specific first). Empty: the name is no proxy host any more, or not yet again; its rule
-    /// goes. Called again for every known name at start and when the patterns are replaced.
+    /// Connections to `addresses` are from now on for `name`, which is a proxy host.
     ///
     /// # Errors
     /// When the rule is not in force. The name is then answered SERVFAIL, and the next question tries again.
-    fn on_assigned(&self, name: &Name, addresses: Synthetic, patterns: &[Pattern]) -> io::Result<()>;
+    fn on_assigned(&self, name: &Name, addresses: Synthetic) -> io::Result<()>;
 }
 
 /// Why a name has no address. Messages name the file or prefix and the remedy.
@@ -74,12 +72,10 @@ pub enum NamesError {
         source: io::Error,
     },
     /// The kernel did not take the rule.
-    #[error("the rule of {name} can't be installed ({others} others neither): {source}")]
+    #[error("the rule of {name} can't be installed: {source}")]
     Rule {
         /// The name.
         name: Name,
-        /// How many other names have the same trouble.
-        others: usize,
         /// What the system said.
         source: io::Error,
     },
@@ -108,7 +104,7 @@ pub struct Names {
 
 #[derive(Default)]
 struct Table {
-    patterns: PatternIndex,
+    patterns: Arc<PatternIndex>,
     /// The name with index 1 first.
     entries: Vec<Entry>,
     by_name: HashMap<Name, u32>,
@@ -116,12 +112,12 @@ struct Table {
 
 struct Entry {
     name: Name,
-    /// The patterns that the kernel has for this name; `None` while it may have others.
-    told: Option<Vec<Pattern>>,
+    /// A proxy host whose rule the kernel has: an answer may leave.
+    steered: bool,
 }
 
 impl Names {
-    /// Opens `<state_dir>/names`, or creates it. No name is a proxy host before [`set_patterns`](Self::set_patterns).
+    /// Opens `<state_dir>/names`, or creates it. No name is a proxy host before a [`change`](Self::change).
     ///
     /// # Errors
     /// When the file can't be opened, is damaged, was made for other prefixes or is in use by another daemon.
@@ -132,62 +128,14 @@ impl Names {
     ) -> Result<Names, NamesError> {
         let (file, names) = NameFile::open(&state_dir.join("names"), prefixes)?;
         let by_name = (1..).zip(&names).map(|(index, name)| (name.clone(), index)).collect();
-        let entries = names.into_iter().map(|name| Entry { name, told: None }).collect();
-        let table = Table { patterns: PatternIndex::default(), entries, by_name };
+        let entries = names.into_iter().map(|name| Entry { name, steered: false }).collect();
+        let table = Table { entries, by_name, ..Table::default() };
         Ok(Names { prefixes, rules, table: table.into(), file: file.into(), full: AtomicBool::new(false) })
     }
 
-    /// Replaces the patterns and tells the kernel of every known name that they cover (what a rule says may
-    /// have changed, too), and of every one that they cover no more; at start, of every known name. From the
-    /// first moment on, names follow the new patterns. Blocks.
-    ///
-    /// # Errors
-    /// When rules can't be installed: names the first. The patterns hold nevertheless; those names are
-    /// answered SERVFAIL until a later question's try succeeds.
-    pub fn set_patterns<'a>(
-        &self,
-        patterns: impl IntoIterator<Item = &'a Pattern>,
-    ) -> Result<(), NamesError> {
-        let index = PatternIndex::new(patterns);
-        let _changes = self.changes();
-        let work: Vec<(u32, Name, Vec<Pattern>)> = {
-            let table = self.read();
-            let entries = (1..).zip(&table.entries);
-            let covering = entries.map(|(i, entry)| (i, entry, index.covering(entry.name.as_str())));
-            let told = covering
-                .filter(|(_, entry, covering)| !covering.is_empty() || entry.told.as_ref() != Some(covering));
-            told.map(|(i, entry, covering)| (i, entry.name.clone(), covering)).collect()
-        };
-        {
-            let mut table = self.write();
-            table.patterns = index;
-            for (index, _, covering) in &work {
-                let entry = &mut table.entries[*index as usize - 1];
-                // With the same patterns, the rule that is there serves until its successor replaces it.
-                entry.told.take_if(|told| told != covering);
-            }
-        }
-        let (mut told, mut failed) = (Vec::new(), Vec::new());
-        for (index, name, covering) in work {
-            match self.tell(index, &name, &covering) {
-                Ok(()) => told.push((index, covering)),
-                Err(source) => failed.push((name, source)),
-            }
-        }
-        let mut table = self.write();
-        for (index, covering) in told {
-            table.entries[index as usize - 1].told = Some(covering);
-        }
-        for (name, _) in &failed {
-            if let Some(index) = table.by_name.get(name).copied() {
-                table.entries[index as usize - 1].told = None;
-            }
-        }
-        let others = failed.len().saturating_sub(1);
-        match failed.into_iter().next() {
-            None => Ok(()),
-            Some((name, source)) => Err(NamesError::Rule { name, others, source }),
-        }
+    /// Begins to change which names are proxy hosts. Until the result is dropped, no name gets its first address.
+    pub fn change(&self) -> Change<'_> {
+        Change { names: self, _file: self.changes() }
     }
 
     /// The addresses of `name`, where a pattern covers it; a name's first look-up assigns them, for ever.
@@ -200,32 +148,33 @@ impl Names {
             return Ok(Some(addresses));
         }
         let mut file = self.changes();
-        let (known, covering) = {
+        let (known, covered) = {
             let table = self.read();
-            (table.by_name.get(name).copied(), table.patterns.covering(name.as_str()))
+            (table.by_name.get(name).copied(), table.patterns.covers(name.as_str()))
         };
-        if covering.is_empty() {
+        if !covered {
             return Ok(None);
         }
         let index = match known {
             Some(index) => index,
             None => self.assign(&mut file, name)?,
         };
+        let Some(addresses) = self.prefixes.at(index) else { return Ok(None) };
         // Another thread may have been faster, while this one waited for the lock.
-        if self.read().entries[index as usize - 1].told.as_ref() != Some(&covering) {
-            let rule = |source| NamesError::Rule { name: name.clone(), others: 0, source };
-            self.tell(index, name, &covering).map_err(rule)?;
-            self.write().entries[index as usize - 1].told = Some(covering);
+        if !self.read().entries[index as usize - 1].steered {
+            let rule = |source| NamesError::Rule { name: name.clone(), source };
+            self.rules.on_assigned(name, addresses).map_err(rule)?;
+            self.write().entries[index as usize - 1].steered = true;
         }
-        Ok(self.prefixes.at(index))
+        Ok(Some(addresses))
     }
 
     /// The addresses of `name`, where a pattern covers it and an answer may leave at once. Never blocks long.
     pub fn assigned(&self, name: &Name) -> Option<Synthetic> {
         let table = self.read();
         let index = *table.by_name.get(name)?;
-        let told = table.entries[index as usize - 1].told.as_ref()?;
-        if told.is_empty() { None } else { self.prefixes.at(index) }
+        let steered = table.entries[index as usize - 1].steered;
+        steered.then(|| self.prefixes.at(index)).flatten()
     }
 
     /// What the name in a question is to us; see [`PatternIndex::standing`] for how it is written.
@@ -279,17 +228,12 @@ impl Names {
         let path = file.path().to_owned();
         file.append(index, name).map_err(|source| NamesError::Write { name: name.clone(), path, source })?;
         let mut table = self.write();
-        table.entries.push(Entry { name: name.clone(), told: None });
+        table.entries.push(Entry { name: name.clone(), steered: false });
         table.by_name.insert(name.clone(), index);
         Ok(index)
     }
 
-    fn tell(&self, index: u32, name: &Name, covering: &[Pattern]) -> io::Result<()> {
-        let addresses = self.prefixes.at(index).ok_or_else(|| io::Error::other("index beyond the prefix"))?;
-        self.rules.on_assigned(name, addresses, covering)
-    }
-
-    // A panic elsewhere leaves no half-made change behind: entries are pushed whole and `told` says less, not
+    // A panic elsewhere leaves no half-made change behind: entries are pushed whole and `steered` says less, not
     // more, than the kernel has. So a poisoned lock is as good as another.
     fn changes(&self) -> MutexGuard<'_, NameFile> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
@@ -301,6 +245,41 @@ impl Names {
 
     fn write(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A change of which names are proxy hosts; begun by [`Names::change`].
+///
+/// It is made in three steps, so that no name that is a proxy host before and after is without its rule or its answer:
+/// rules are put into the kernel for those of the [`known`](Self::known) names that will be proxy hosts, then
+/// [`set`](Self::set), then the rules of the others are removed.
+pub struct Change<'a> {
+    names: &'a Names,
+    _file: MutexGuard<'a, NameFile>,
+}
+
+impl Change<'_> {
+    /// Every name that ever had an address, proxy host or not.
+    pub fn known(&self) -> Vec<(Name, Synthetic)> {
+        self.names.all()
+    }
+
+    /// From now on the names that `patterns` cover are proxy hosts, and no others. The kernel has the rules of those
+    /// that are known.
+    pub fn set(&self, patterns: Arc<PatternIndex>) {
+        // Nobody else changes the entries meanwhile, and answers need not wait for all these look-ups.
+        let steered: Vec<bool> =
+            self.names.read().entries.iter().map(|entry| patterns.covers(entry.name.as_str())).collect();
+        let mut table = self.names.write();
+        table.patterns = patterns;
+        for (entry, steered) in table.entries.iter_mut().zip(steered) {
+            entry.steered = steered;
+        }
+    }
+
+    /// Nobody knows any more which rules the kernel has: each name's next question puts its own there.
+    pub fn distrust(&self) {
+        self.names.write().entries.iter_mut().for_each(|entry| entry.steered = false);
     }
 }
 

@@ -5,7 +5,7 @@
 //! suffixes around it. What must hold: for every address or name and every port, the first range of the entry belongs to
 //! the pattern that [`Pattern::specificity`] calls the most specific of those that match.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::iter;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -30,9 +30,10 @@ pub struct Rule {
 }
 
 /// All rules, ready for the kernel. Of two that are equally specific the first counts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Rules {
-    prefixes: Vec<(IpNet, Entry)>,
+    prefixes: HashMap<IpNet, Entry>,
+    nets: Nets,
     names: Names,
 }
 
@@ -87,10 +88,48 @@ pub enum RulesError {
         /// How many there can be.
         limit: usize,
     },
+    /// Too many groups.
+    #[error(
+        "{count} workers carry proxy hosts, and the kernel's table holds {limit}: give the proxy hosts of some to \
+         others, or disable some"
+    )]
+    TooManyGroups {
+        /// How many there are.
+        count: usize,
+        /// How many there can be.
+        limit: usize,
+    },
+}
+
+/// Judges what would be steered, before it is saved: `groups` are the proxy hosts of each worker. Needs no kernel.
+///
+/// # Errors
+/// All there are; with any of them [`Steering::update`](super::steering::Steering::update) would change nothing.
+pub fn check<'a>(
+    groups: impl IntoIterator<Item = &'a [Pattern]>,
+    synthetic: (Ipv4Net, Ipv6Net),
+) -> Result<(), Vec<RulesError>> {
+    let carrying: Vec<_> = groups.into_iter().filter(|patterns| !patterns.is_empty()).collect();
+    let rule = |pattern: &Pattern| Rule { number: NonZeroU32::MIN, group: 0, pattern: pattern.clone() };
+    let rules: Vec<Rule> = carrying.iter().copied().flatten().map(rule).collect();
+    let mut errors = Rules::new(&rules, synthetic).err().unwrap_or_default();
+    if carrying.len() > limits::GROUPS {
+        errors.push(RulesError::TooManyGroups { count: carrying.len(), limit: limits::GROUPS });
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// Rules by the host part of their pattern, within one host part those with ports first.
 type ByHost<K> = HashMap<K, Vec<Rule>>;
+
+/// The rules whose patterns are networks and addresses.
+#[derive(Debug, Clone, Default)]
+struct Nets {
+    rules: ByHost<IpNet>,
+    /// The lengths of their prefixes: who looks for wider ones need not try all 129.
+    lengths4: BTreeSet<u8>,
+    lengths6: BTreeSet<u8>,
+}
 
 /// The rules whose patterns are names.
 #[derive(Debug, Clone, Default)]
@@ -106,15 +145,15 @@ impl Rules {
     /// All there are, in the order of the rules.
     pub fn new(rules: &[Rule], synthetic: (Ipv4Net, Ipv6Net)) -> Result<Rules, Vec<RulesError>> {
         let mut errors = Vec::new();
-        let (mut nets, mut names) = (ByHost::default(), Names::default());
+        let (mut nets, mut names) = (Nets::default(), Names::default());
         for rule in rules {
             match &rule.pattern.host {
-                HostPattern::Net(net) => add(&mut nets, canonical(*net), rule),
+                HostPattern::Net(net) => nets.add(canonical(*net), rule),
                 HostPattern::Name(name) => add(&mut names.exact, name.as_str().into(), rule),
                 HostPattern::Suffix(suffix) => add(&mut names.suffixes, suffix.as_str().into(), rule),
             }
         }
-        let mut prefixes = Vec::with_capacity(nets.len());
+        let mut prefixes = HashMap::with_capacity(nets.rules.len());
         let mut done = HashSet::with_capacity(rules.len());
         for Rule { pattern, .. } in rules {
             if !done.insert(&pattern.host) {
@@ -122,8 +161,10 @@ impl Rules {
             }
             let entry = match &pattern.host {
                 HostPattern::Net(net) => may_be_steered(pattern, canonical(*net), synthetic)
-                    .and_then(|()| entry(Entry::DIRECT, 0, around(&nets, canonical(*net))))
-                    .map(|entry| prefixes.push((canonical(*net), entry))),
+                    .and_then(|()| entry(Entry::DIRECT, 0, nets.around(canonical(*net))))
+                    .map(|entry| {
+                        prefixes.insert(canonical(*net), entry);
+                    }),
                 // A name's entry is made when the name gets its address; that it can be made is seen here, for the
                 // names below a suffix too: what matches them is what matches the suffix.
                 HostPattern::Name(name) => names.entry(name).map(drop),
@@ -131,17 +172,17 @@ impl Rules {
             };
             errors.extend(entry.err());
         }
-        let v4 = prefixes.iter().filter(|(net, _)| matches!(net, IpNet::V4(_))).count();
+        let v4 = prefixes.keys().filter(|net| matches!(net, IpNet::V4(_))).count();
         for (family, count) in [("IPv4", v4), ("IPv6", prefixes.len() - v4)] {
             if count > limits::PREFIXES {
                 errors.push(RulesError::TooManyPrefixes { family, count, limit: limits::PREFIXES });
             }
         }
-        if errors.is_empty() { Ok(Rules { prefixes, names }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Rules { prefixes, nets, names }) } else { Err(errors) }
     }
 
     /// The prefixes that rules name, for [`Kernel::put_rules`](super::kernel::Kernel::put_rules).
-    pub fn prefixes(&self) -> &[(IpNet, Entry)] {
+    pub fn prefixes(&self) -> &HashMap<IpNet, Entry> {
         &self.prefixes
     }
 
@@ -153,11 +194,10 @@ impl Rules {
     /// [`RulesError::TooManyRanges`] when all these are too many.
     pub fn for_hosts_entry(&self, name: &Name, address: IpAddr) -> Result<Option<Entry>, RulesError> {
         let Some(named) = self.for_name(name) else { return Ok(None) };
-        let around = self.prefixes.iter().filter(|(net, _)| net.contains(&address));
-        let around = around.max_by_key(|(net, _)| net.prefix_len());
-        let used = |entry: &Entry| entry.ranges[..entry.len as usize].to_vec();
-        let mut ranges = used(&named);
-        ranges.extend(around.map(|(_, entry)| used(entry)).unwrap_or_default());
+        let around = self.nets.covering(address.to_canonical().into()).next();
+        let around = around.and_then(|net| self.prefixes.get_key_value(&net));
+        let mut ranges = used(&named).to_vec();
+        ranges.extend(around.iter().flat_map(|(_, entry)| used(entry)));
         match Entry::new(Entry::DIRECT, &ranges) {
             Some(entry) => Ok(Some(entry)),
             None => Err(RulesError::TooManyRanges {
@@ -195,13 +235,40 @@ impl Names {
     }
 }
 
+impl Nets {
+    fn add(&mut self, net: IpNet, rule: &Rule) {
+        match net {
+            IpNet::V4(_) => &mut self.lengths4,
+            IpNet::V6(_) => &mut self.lengths6,
+        }
+        .insert(net.prefix_len());
+        add(&mut self.rules, net, rule);
+    }
+
+    /// Those of the networks that cover all of `net`, from long prefixes to short.
+    fn covering(&self, net: IpNet) -> impl Iterator<Item = IpNet> {
+        let lengths = match net {
+            IpNet::V4(_) => &self.lengths4,
+            IpNet::V6(_) => &self.lengths6,
+        };
+        let wider = lengths.range(..=net.prefix_len()).rev();
+        let wider = wider.filter_map(move |length| IpNet::new(net.addr(), *length).ok());
+        wider.map(|net| net.trunc()).filter(|net| self.rules.contains_key(net))
+    }
+
+    /// The rules for `net` and for the networks around it, from long prefixes to short.
+    fn around(&self, net: IpNet) -> impl Iterator<Item = &Rule> {
+        self.covering(net).filter_map(|net| self.rules.get(&net)).flatten()
+    }
+}
+
 fn parent(name: &str) -> Option<&str> {
     name.split_once('.').map(|(_, parent)| parent)
 }
 
-/// The rules for `net` and for the networks around it, from long prefixes to short.
-fn around(nets: &ByHost<IpNet>, net: IpNet) -> impl Iterator<Item = &Rule> {
-    iter::successors(Some(net), IpNet::supernet).filter_map(|net| nets.get(&net)).flatten()
+/// The ranges of an entry.
+pub(super) fn used(entry: &Entry) -> &[PortRule] {
+    &entry.ranges[..(entry.len as usize).min(limits::RANGES)]
 }
 
 fn add<K: std::hash::Hash + Eq>(rules: &mut ByHost<K>, host: K, rule: &Rule) {

@@ -1,32 +1,44 @@
 //! Steering as a whole: the kernel's programs, the names, DNS, and what leads a captured connection back to
 //! what it is for.
 //!
-//! The order of a start matters: nothing is captured before everything that it leads to is there. Dropping
-//! a [`Steering`]'s last handle detaches the programs.
+//! What must hold:
+//! - Nothing is captured before everything that it leads to is there: hence the order of a start.
+//! - A change of what is steered ([`Steering::update`]) leaves alone what stays: no connection to a proxy host that was
+//!   one before and is one afterwards goes another way, or is refused, in between.
+//! - A change that does not work out changes nothing.
+//!
+//! Dropping a [`Steering`]'s last handle detaches the programs.
 
-use std::collections::{HashMap, VecDeque};
+mod plan;
+mod slots;
+mod table;
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::dns::{self, Resolvers, Server, ServerError};
-use super::kernel::{FlowRecord, Kernel, KernelError, Purpose, Refused, next_event};
+use super::kernel::{FlowRecord, Kernel, KernelError, Refused, next_event};
 use super::names::{
-    NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
-    hosts_conflicts,
+    Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
 };
 use super::probe::{self, ProbeError};
 use super::programs::{Programs, ProgramsError};
-use super::rules::{NO_NAME, Rule, Rules, RulesError};
+use super::rules::{Rule, RulesError};
 use crate::config::Steer;
 use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
-use crate::target::{Host, HostPattern, Name, Pattern};
+use crate::target::{Host, Name, Pattern};
+use plan::{Plan, Planner};
+use slots::Slots;
+use table::Table;
 
 /// Refusals of the kernel that `status` remembers.
 const REMEMBERED: usize = 64;
@@ -35,7 +47,7 @@ const LISTED: usize = 1024;
 /// Where names are found before DNS is asked.
 const HOSTS: &str = "/etc/hosts";
 
-/// Why steering did not start. Each names the thing and the remedy.
+/// Why steering did not start, or did not change. Each names the thing and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
     /// The machine lacks something, or a cgroup is not there.
@@ -63,8 +75,14 @@ pub enum SteerError {
     #[error(transparent)]
     Dns(#[from] ServerError),
     /// `/etc/hosts`.
-    #[error("{HOSTS}: {0}")]
-    Hosts(#[source] io::Error),
+    #[error("{}: {source}; proxy hosts that stand there are never asked of DNS, so it must be readable", path.display())]
+    Hosts {
+        /// The file.
+        path: Box<Path>,
+        /// Why it can't be read.
+        #[source]
+        source: io::Error,
+    },
     /// The forwarder's listener.
     #[error("listening on {address}: {source}")]
     Listen {
@@ -76,23 +94,26 @@ pub enum SteerError {
     },
 }
 
-/// A pattern, and the number of the group that carries it.
-#[derive(Debug, Clone)]
-pub struct Steered {
-    /// The proxy host.
-    pub pattern: Pattern,
-    /// Who carries it: its place in `carriers`.
-    pub group: u16,
+/// Who carries, and what is steered for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Carrier {
+    /// Its id: the same for as long as the daemon runs, and nobody else's.
+    pub id: i64,
+    /// Its name, for people.
+    pub name: String,
+    /// What it carries.
+    pub proxy_hosts: Vec<Pattern>,
 }
 
 /// Steering that is on.
 pub struct Steering {
     kernel: Arc<dyn Kernel>,
     names: Arc<Names>,
-    /// Addresses that `/etc/hosts` gives to proxy hosts.
-    hosts: HashMap<IpAddr, Name>,
-    rules: Vec<Rule>,
-    carriers: Vec<String>,
+    rules: Arc<Installed>,
+    /// Also the lock that orders changes.
+    planner: Mutex<Planner>,
+    /// Why the last change came to nothing.
+    problem: Mutex<Option<String>>,
     listeners: Vec<SocketAddr>,
     dns: Arc<dns::Counters>,
     down_for: Duration,
@@ -112,22 +133,17 @@ pub struct Started {
 }
 
 impl Steering {
-    /// Loads and attaches the programs; needs root and a tokio runtime. `carriers` are the groups' names.
+    /// Loads and attaches the programs; needs root and a tokio runtime. `carriers` may be none yet.
     ///
     /// # Errors
     /// The first thing that does not work; nothing stays attached then.
-    pub fn start(
-        config: &Steer,
-        state_dir: &Path,
-        steered: &[Steered],
-        carriers: Vec<String>,
-    ) -> Result<Started, SteerError> {
+    pub fn start(config: &Steer, state_dir: &Path, carriers: Vec<Carrier>) -> Result<Started, SteerError> {
         let cgroups = probe::cgroups(&config.cgroups)?;
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
         check_overlap(&prefixes)?;
         let programs = Arc::new(Programs::load()?);
         let started =
-            Steering::prepare(programs.clone(), config, prefixes, state_dir, HOSTS, steered, carriers)?;
+            Steering::prepare(programs.clone(), config, prefixes, state_dir, Path::new(HOSTS), carriers)?;
         // Last of all: now everything is there that a captured connection leads to.
         if let Some(source) = programs.attach(&cgroups)? {
             let _ = started.steering.registered.set(source);
@@ -141,25 +157,12 @@ impl Steering {
         config: &Steer,
         prefixes: Prefixes,
         state_dir: &Path,
-        hosts: &str,
-        steered: &[Steered],
-        carriers: Vec<String>,
+        hosts: &Path,
+        carriers: Vec<Carrier>,
     ) -> Result<Started, SteerError> {
-        let rules: Vec<Rule> = (1..)
-            .filter_map(NonZeroU32::new)
-            .zip(steered)
-            .map(|(number, s)| Rule { number, group: s.group, pattern: s.pattern.clone() })
-            .collect();
-        let tables = Rules::new(&rules, (config.synthetic4, config.synthetic6)).map_err(SteerError::Rules)?;
-        kernel.set_synthetic(config.synthetic4, config.synthetic6)?;
-        for (net, entry) in tables.prefixes() {
-            kernel.put_rules(*net, entry)?;
-        }
-        let hosts = hosts_rules(&*kernel, &tables, Path::new(hosts), steered)?;
-        let names =
-            Names::open(state_dir, prefixes, Arc::new(KernelRules { kernel: kernel.clone(), tables }))?;
-        names.set_patterns(steered.iter().map(|s| &s.pattern))?;
-        let names = Arc::new(names);
+        kernel.set_synthetic(prefixes.v4(), prefixes.v6())?;
+        let rules = Arc::new(Installed { plan: RwLock::default(), table: Table::new(kernel.clone()) });
+        let names = Arc::new(Names::open(state_dir, prefixes, rules.clone())?);
 
         let (v4, v6) = (listener(Ipv4Addr::LOCALHOST.into())?, listener(Ipv6Addr::LOCALHOST.into()).ok());
         let forwarder: Vec<TcpListener> = [Some(v4), v6].into_iter().flatten().collect();
@@ -174,19 +177,97 @@ impl Steering {
 
         let settings = dns::Settings { families: config.families, upstream_port: 53 };
         let server = Server::new(names.clone(), Arc::new(KernelResolvers(kernel.clone())), settings)?;
+        let planner = Planner {
+            synthetic: (prefixes.v4(), prefixes.v6()),
+            hosts: hosts.into(),
+            slots: Slots::default(),
+            next: NonZeroU32::MIN,
+        };
         let steering = Arc::new(Steering {
             kernel,
             names,
-            hosts,
             rules,
-            carriers,
+            planner: planner.into(),
+            problem: Mutex::default(),
             listeners,
             dns: server.counters(),
             down_for: config.down_for,
             refused: Mutex::default(),
             registered: OnceLock::new(),
         });
+        steering.update(carriers)?;
         Ok(Started { steering, forwarder, dns: server })
+    }
+
+    /// Replaces what is steered, and by whom it is carried. Blocks: for the time of a system call for each prefix and
+    /// each known name that changes, and of a few look-ups for each that does not.
+    ///
+    /// When it returns, connections to new proxy hosts are captured and their names answered; those to former ones go
+    /// direct, their names are asked of the resolvers again, and who still has such a name's synthetic address is
+    /// refused. A name that becomes a proxy host again has its old address again. What is connected stays connected.
+    /// A carrier that was not there before is taken to be up until [`set_carrier`](Self::set_carrier) says otherwise.
+    ///
+    /// # Errors
+    /// Then what was steered before is steered on, and `status` says why.
+    pub fn update(&self, carriers: Vec<Carrier>) -> Result<(), SteerError> {
+        let mut planner = lock(&self.planner);
+        let result = self.replace(&mut planner, carriers);
+        planner.slots.settle(self.rules.plan().carriers.keys().copied());
+        *lock(&self.problem) = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    fn replace(&self, planner: &mut Planner, carriers: Vec<Carrier>) -> Result<(), SteerError> {
+        let start = Instant::now();
+        let before = self.rules.plan();
+        let plan = Arc::new(planner.plan(carriers, &before)?);
+        for (slot, _) in
+            plan.carriers.iter().filter(|(id, _)| !before.carriers.contains_key(id)).map(|(_, c)| c)
+        {
+            self.kernel.set_group_state(*slot, None)?;
+        }
+        let change = self.names.change();
+        match self.switch(&change, &plan) {
+            Ok((written, removed)) => {
+                let rules = plan.rules.len();
+                tracing::info!(rules, written, removed, took = ?start.elapsed(), "what is steered has changed");
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(again) = self.switch(&change, &before) {
+                    tracing::error!("the rules from before a change that failed are not all back: {again}");
+                    change.distrust();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Brings the kernel and the names from whatever they have to a plan; returns how many entries were written and
+    /// removed.
+    fn switch(&self, change: &Change<'_>, plan: &Arc<Plan>) -> Result<(usize, usize), KernelError> {
+        // From the first new entry on, captured connections come that only the new plan knows.
+        self.rules.set(plan.clone());
+        let table = &self.rules.table;
+        let mut entries: Vec<_> = plan.entries().collect();
+        // The longest prefix first, since it decides, and an entry says all about what is below it: so whatever an
+        // address meets was wanted before or is wanted now, and nothing is half of either. Removal goes the other way.
+        entries.sort_unstable_by_key(|(net, _)| Reverse(net.prefix_len()));
+        let (mut wanted, mut written) = (HashSet::with_capacity(entries.len()), 0);
+        for (net, entry) in entries {
+            written += usize::from(table.put(net, entry)?);
+            wanted.insert(net);
+        }
+        for (name, addresses) in change.known() {
+            let Some(entry) = plan.for_name(&name) else { continue };
+            for net in nets(addresses) {
+                written += usize::from(table.put(net, &entry)?);
+                wanted.insert(net);
+            }
+        }
+        // In between: names that are no proxy hosts any more are not answered when their rule goes.
+        change.set(plan.patterns.clone());
+        Ok((written, table.keep(&wanted)?))
     }
 
     /// Takes the kernel's record of a connection to the forwarder; `None`: the kernel did not send it here.
@@ -211,17 +292,7 @@ impl Steering {
         if self.names.contains(address) {
             return None;
         }
-        // A rule for addresses may match some ports of an address that `/etc/hosts` gives to a name.
-        let rule = match record.purpose {
-            // They are numbered from 1, in this order.
-            Purpose::Rule { rule, .. } => (rule as usize).checked_sub(1).and_then(|at| self.rules.get(at)),
-            Purpose::Dns => None,
-        };
-        let by_name = rule.is_some_and(|rule| !matches!(rule.pattern.host, HostPattern::Net(_)));
-        match self.hosts.get(&address) {
-            Some(name) if by_name => Some(Host::Name(name.clone())),
-            _ => Some(Host::addr(address)),
-        }
+        Some(self.rules.plan().host_at(address, record.target.port()))
     }
 
     /// Has the kernel answer the next `connect()` to this address with `errno`, for a moment.
@@ -234,11 +305,14 @@ impl Steering {
         }
     }
 
-    /// Says whether a carrier is there. While it is not, `connect()` fails at once.
-    pub fn set_carrier(&self, group: u16, up: bool) {
+    /// Says whether a carrier is there. While it is not, `connect()` fails at once. Of carriers that nothing is steered
+    /// for it need not be said.
+    pub fn set_carrier(&self, carrier: i64, up: bool) {
+        let planner = lock(&self.planner);
+        let Some(slot) = planner.slots.of(carrier) else { return };
         let errno = (!up).then_some(libc::EHOSTUNREACH);
-        if let Err(error) = self.kernel.set_group_state(group, errno) {
-            tracing::error!(group, "the kernel can't be told who carries: {error}");
+        if let Err(error) = self.kernel.set_group_state(slot, errno) {
+            tracing::error!(carrier, "the kernel can't be told who carries: {error}");
         }
     }
 
@@ -273,13 +347,9 @@ impl Steering {
                 tracing::warn!(%target, name = %shown, %process, "went direct although a rule names it: {reason}")
             }
         }
-        let mut refused = self.refused();
+        let mut refused = lock(&self.refused);
         refused.truncate(REMEMBERED - 1);
         refused.push_front(RefusedStatus { target, name, process, reason, errno: event.errno });
-    }
-
-    fn refused(&self) -> MutexGuard<'_, VecDeque<RefusedStatus>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `status` shows.
@@ -299,10 +369,13 @@ impl Steering {
             ("failed", counts.failed),
             ("dropped", counts.dropped),
         ];
+        let plan = self.rules.plan();
+        let carriers: HashMap<u16, &str> =
+            plan.carriers.values().map(|(slot, name)| (*slot, name.as_str())).collect();
         let rule = |rule: &Rule| RuleStatus {
             id: rule.number.get(),
             pattern: rule.pattern.to_string(),
-            carrier: self.carriers.get(usize::from(rule.group)).cloned().unwrap_or_default(),
+            carrier: carriers.get(&rule.group).copied().unwrap_or_default().to_owned(),
         };
         let name = |(name, addresses): (Name, Synthetic)| NameStatus {
             name: name.to_string(),
@@ -311,12 +384,13 @@ impl Steering {
         SteerStatus {
             listeners: self.listeners.clone(),
             programs: programs.into_iter().map(program).collect(),
-            rules: self.rules.iter().map(rule).collect(),
+            problem: lock(&self.problem).clone(),
+            rules: plan.rules.iter().map(rule).collect(),
             names: self.names.all().into_iter().take(LISTED).map(name).collect(),
             resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
             counters: counters.into_iter().map(|(counter, n)| (counter.word().to_owned(), n)).collect(),
             dns: dns.into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
-            refused: self.refused().iter().cloned().collect(),
+            refused: lock(&self.refused).iter().cloned().collect(),
         }
     }
 }
@@ -350,49 +424,41 @@ fn listener(address: IpAddr) -> Result<TcpListener, SteerError> {
     make().map_err(|source| SteerError::Listen { address, source })
 }
 
-/// Makes rules for the addresses that `/etc/hosts` gives to proxy hosts: such names are never asked of DNS.
-fn hosts_rules(
-    kernel: &dyn Kernel,
-    tables: &Rules,
-    path: &Path,
-    steered: &[Steered],
-) -> Result<HashMap<IpAddr, Name>, SteerError> {
-    let found = hosts_conflicts(path, steered.iter().map(|s| &s.pattern)).map_err(SteerError::Hosts)?;
-    let mut hosts = HashMap::new();
-    for (address, name) in found {
-        let entry = tables.for_hosts_entry(&name, address).map_err(|error| SteerError::Rules(vec![error]))?;
-        let Some(entry) = entry else { continue };
-        match hosts.get(&address) {
-            Some(first) => {
-                tracing::warn!(%address, %name, %first, "{HOSTS} gives one address to two proxy hosts; the first counts");
-            }
-            None => {
-                tracing::info!(%address, %name, "{HOSTS} answers for a proxy host; its address is steered to the name");
-                kernel.put_rules(IpNet::from(address), &entry)?;
-                hosts.insert(address, name);
-            }
-        }
+/// What is steered, and what of it is in the kernel.
+struct Installed {
+    plan: RwLock<Arc<Plan>>,
+    table: Table,
+}
+
+impl Installed {
+    fn plan(&self) -> Arc<Plan> {
+        self.plan.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
-    Ok(hosts)
+
+    fn set(&self, plan: Arc<Plan>) {
+        *self.plan.write().unwrap_or_else(PoisonError::into_inner) = plan;
+    }
 }
 
 /// Puts a name's rule into the kernel before its address is answered.
-struct KernelRules {
-    kernel: Arc<dyn Kernel>,
-    tables: Rules,
-}
-
-impl NameRules for KernelRules {
-    fn on_assigned(&self, name: &Name, addresses: Synthetic, patterns: &[Pattern]) -> io::Result<()> {
-        // A name that is no proxy host any more has nowhere to go; its old address may still be cached.
-        let entry = if patterns.is_empty() { None } else { self.tables.for_name(name) };
-        for address in [IpAddr::from(addresses.v4), IpAddr::from(addresses.v6)] {
-            self.kernel
-                .put_rules(IpNet::from(address), entry.as_ref().unwrap_or(&NO_NAME))
-                .map_err(io::Error::other)?;
+impl NameRules for Installed {
+    fn on_assigned(&self, name: &Name, addresses: Synthetic) -> io::Result<()> {
+        // It is asked of proxy hosts only, and never while a plan is being changed.
+        let entry = self.plan().for_name(name).ok_or_else(|| io::Error::other("no rule names it"))?;
+        for net in nets(addresses) {
+            self.table.put(net, &entry).map_err(io::Error::other)?;
         }
         Ok(())
     }
+}
+
+fn nets(addresses: Synthetic) -> [IpNet; 2] {
+    [IpAddr::from(addresses.v4).into(), IpAddr::from(addresses.v6).into()]
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves behind them what was there, or what was just to be there.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct KernelResolvers(Arc<dyn Kernel>);
@@ -419,59 +485,4 @@ impl Resolvers for KernelResolvers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::steer::fake::FakeKernel;
-
-    #[test]
-    fn what_the_forwarder_accepts_sends_small_answers_at_once() {
-        for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            let listener = listener(address).unwrap();
-            listener.set_nonblocking(false).unwrap();
-            let _application = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            assert!(listener.accept().unwrap().0.nodelay().unwrap(), "{address}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_name_in_the_hosts_file_does_not_hide_the_rules_for_its_address() {
-        let directory = tempfile::tempdir().unwrap();
-        let hosts = directory.path().join("hosts");
-        std::fs::write(&hosts, "10.20.0.5 vcenter.corp.example\n").unwrap();
-        let text = r#"
-            [steer]
-            cgroups = ["app"]
-            [appliance]
-            listen = ["127.0.0.1:1"]
-            insecure_plaintext = true
-            [[appliance.groups]]
-            name = "site"
-            key_sha256 = "e2b85a3d0c4fe78d32c60be53475eb1d90896657c0340622f12dd8fc717aa420"
-            proxy_hosts = ["vcenter.corp.example:443", "10.20.0.0/16:443,902"]
-        "#;
-        let config = crate::config::Config::parse(text, "test").unwrap_or_else(|e| panic!("{e}")).config;
-        let steered: Vec<_> =
-            config.steered().into_iter().map(|p| Steered { pattern: p.clone(), group: 0 }).collect();
-        let steer = config.steer.as_ref().unwrap();
-        let prefixes = Prefixes::new(steer.synthetic4, steer.synthetic6).unwrap();
-        let kernel = Arc::new(FakeKernel::default());
-        let started = Steering::prepare(
-            kernel.clone(),
-            steer,
-            prefixes,
-            directory.path(),
-            hosts.to_str().unwrap(),
-            &steered,
-            vec!["site".into()],
-        )
-        .unwrap();
-        let source = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        for (port, host) in [(443, Some("vcenter.corp.example")), (902, Some("10.20.0.5")), (22, None)] {
-            let outcome = kernel.connect(source(port), SocketAddr::from(([10, 20, 0, 5], port)));
-            let listener = started.forwarder[0].local_addr().unwrap().port();
-            let taken = started.steering.take_flow(listener, source(port));
-            let found = taken.map(|record| started.steering.host_of(&record).unwrap().to_string());
-            assert_eq!(found.as_deref(), host, "port {port}: {outcome:?}");
-        }
-    }
-}
+mod tests;

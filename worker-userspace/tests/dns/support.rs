@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dworker::config::Families;
 use dworker::steer::dns::{Counters, Counts, Resolvers, Server, ServerError, Settings};
-use dworker::steer::names::{NameRules, Names, Prefixes, Synthetic};
+use dworker::steer::names::{NameRules, Names, PatternIndex, Prefixes, Synthetic};
 use dworker::target::{Name, Pattern};
 use hickory_proto::op::{Edns, Message, MessageType, Query};
 use hickory_proto::rr::rdata::{A, TXT};
@@ -88,7 +88,7 @@ impl Resolvers for Kernel {
 }
 
 impl NameRules for Kernel {
-    fn on_assigned(&self, _: &Name, _: Synthetic, _: &[Pattern]) -> io::Result<()> {
+    fn on_assigned(&self, _: &Name, _: Synthetic) -> io::Result<()> {
         match self.refuse_rules.load(Ordering::Relaxed) {
             true => Err(io::ErrorKind::StorageFull.into()),
             false => Ok(()),
@@ -119,7 +119,7 @@ impl House {
         let state = TempDir::new().unwrap();
         let names = Arc::new(Names::open(state.path(), prefixes, kernel.clone()).unwrap());
         let patterns: Vec<Pattern> = ["vc.corp.example", "*.lab.example"].map(|p| p.parse().unwrap()).into();
-        names.set_patterns(&patterns).unwrap();
+        names.change().set(Arc::new(PatternIndex::new(&patterns)));
         let families = Families { ipv4: true, ipv6: false };
         let server = Server::new(names.clone(), kernel.clone(), Settings { families, upstream_port })?;
         let counters = server.counters();

@@ -18,8 +18,9 @@ use crate::config::Families;
 use crate::steer::names::{Names, Reverse, Standing, Synthetic};
 use crate::target::Name;
 
-/// How long an answer may be kept, in seconds: short, as a name may stop being a proxy host.
-const TTL: u32 = 5;
+/// How long an answer may be kept, in seconds. A name that stops being a proxy host must be asked of its resolver within
+/// a second, also by who keeps answers for as long as he may; asking us again costs next to nothing.
+const TTL: u32 = 1;
 
 /// The largest UDP message that we take, as EDNS says it: what fits every path without fragments.
 const UDP_PAYLOAD: u16 = 1232;

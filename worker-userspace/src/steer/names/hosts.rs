@@ -1,29 +1,26 @@
 //! `/etc/hosts` answers before DNS, so a proxy host's name that stands there never reaches us. Its address
 //! does: it is installed as a rule that leads to the name.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use super::patterns::{PatternIndex, Standing};
-use crate::target::{Name, Pattern};
+use crate::target::Name;
 
-/// The addresses that the hosts file at `path` gives to names that a pattern covers, in the file's order and
+/// The addresses that the hosts file at `path` gives to names that `index` covers, in the file's order and
 /// without repetition. An address with two such names stands there twice. Left out are loopback addresses
 /// (they mean this host) and unspecified ones (they mean "block this name"). No file is an empty one.
 ///
 /// # Errors
 /// When the file is there and can't be read.
-pub fn hosts_conflicts<'a>(
-    path: &Path,
-    patterns: impl IntoIterator<Item = &'a Pattern>,
-) -> io::Result<Vec<(IpAddr, Name)>> {
+pub fn hosts_conflicts(path: &Path, index: &PatternIndex) -> io::Result<Vec<(IpAddr, Name)>> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read?,
     };
-    let index = PatternIndex::new(patterns);
-    let mut found = Vec::new();
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
     for line in String::from_utf8_lossy(&bytes).lines() {
         let line = line.split('#').next().unwrap_or_default();
         let mut fields = line.split_ascii_whitespace();
@@ -35,7 +32,7 @@ pub fn hosts_conflicts<'a>(
         for field in fields {
             let Ok(name) = field.parse::<Name>() else { continue };
             let Standing::ProxyHost(name) = index.standing(name.as_str()) else { continue };
-            if !found.contains(&(addr, name.clone())) {
+            if seen.insert((addr, name.clone())) {
                 found.push((addr, name));
             }
         }
@@ -53,6 +50,7 @@ mod tests {
         let path = directory.path().join("hosts");
         let patterns =
             ["vcenter.corp.example:443", "*.lab.example", "10.0.0.0/8"].map(|p| p.parse().unwrap());
+        let index = PatternIndex::new(&patterns);
         std::fs::write(
             &path,
             b"127.0.0.1 localhost vcenter.corp.example\n\
@@ -67,7 +65,7 @@ mod tests {
              10.20.0.7 a.lab.example b.lab.example\xff",
         )
         .unwrap();
-        let found: Vec<String> = hosts_conflicts(&path, &patterns)
+        let found: Vec<String> = hosts_conflicts(&path, &index)
             .unwrap()
             .iter()
             .map(|(addr, name)| format!("{addr} {name}"))
@@ -86,7 +84,8 @@ mod tests {
     #[test]
     fn no_file_is_an_empty_one_and_an_unreadable_one_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(hosts_conflicts(&directory.path().join("none"), &[]).unwrap().is_empty());
-        assert!(hosts_conflicts(directory.path(), &[]).is_err());
+        let index = PatternIndex::default();
+        assert!(hosts_conflicts(&directory.path().join("none"), &index).unwrap().is_empty());
+        assert!(hosts_conflicts(directory.path(), &index).is_err());
     }
 }

@@ -3,16 +3,15 @@
 //! What must hold: [`PatternIndex::standing`] never calls a name foreign that a pattern covers, however it
 //! is spelt, because a foreign name is forwarded and a proxy host's name must not leave the host.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use crate::target::{HostPattern, Name, Pattern};
 
-/// The patterns that have names in them. Networks are left out: addresses need no DNS.
+/// The names in patterns. Networks are left out: addresses need no DNS.
 #[derive(Debug, Default)]
 pub struct PatternIndex {
-    exact: HashMap<Arc<str>, Vec<Pattern>>,
-    suffix: HashMap<Arc<str>, Vec<Pattern>>,
+    exact: HashSet<Name>,
+    suffix: HashSet<Name>,
 }
 
 /// What a name in a question is to us.
@@ -33,41 +32,28 @@ pub enum Standing {
 }
 
 impl PatternIndex {
-    /// Indexes `patterns`; duplicates are kept once.
+    /// Indexes `patterns`.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a Pattern>) -> PatternIndex {
         let mut index = PatternIndex::default();
         for pattern in patterns {
-            let (map, name) = match &pattern.host {
-                HostPattern::Name(name) => (&mut index.exact, name),
-                HostPattern::Suffix(name) => (&mut index.suffix, name),
-                HostPattern::Net(_) => continue,
+            match &pattern.host {
+                HostPattern::Name(name) => index.exact.insert(name.clone()),
+                HostPattern::Suffix(name) => index.suffix.insert(name.clone()),
+                HostPattern::Net(_) => false,
             };
-            let list = map.entry(name.as_str().into()).or_default();
-            if !list.contains(pattern) {
-                list.push(pattern.clone());
-            }
         }
         index
     }
 
     /// True where a pattern covers `name` on some port. `name` is in lower case, without a trailing dot.
     pub fn covers(&self, name: &str) -> bool {
-        self.exact.contains_key(name) || parents(name).any(|parent| self.suffix.contains_key(parent))
-    }
-
-    /// The patterns that cover `name`, the most specific first.
-    pub fn covering(&self, name: &str) -> Vec<Pattern> {
-        let suffixes = parents(name).filter_map(|parent| self.suffix.get(parent));
-        let mut found: Vec<Pattern> =
-            self.exact.get(name).into_iter().chain(suffixes).flatten().cloned().collect();
-        found.sort_by_key(|pattern| std::cmp::Reverse(pattern.specificity()));
-        found
+        self.exact.contains(name) || parents(name).any(|parent| self.suffix.contains(parent))
     }
 
     /// What `name` is to us. It is in lower case, without a trailing dot, and may have bytes that no host
     /// name has, escaped as `\DDD`.
     pub fn standing(&self, name: &str) -> Standing {
-        if self.exact.contains_key(name) {
+        if self.exact.contains(name) {
             // An exact pattern was made from a `Name`, so this parses.
             return name.parse().map_or(Standing::About, Standing::ProxyHost);
         }
@@ -79,7 +65,7 @@ impl PatternIndex {
                 false => Standing::Foreign,
             };
         }
-        if self.is_search_expansion(name, |domain| self.suffix.contains_key(domain)) {
+        if self.is_search_expansion(name, |domain| self.suffix.contains(domain)) {
             return Standing::SearchExpansion;
         }
         match name.parse() {
@@ -96,8 +82,8 @@ impl PatternIndex {
         parents(name).filter(|domain| may_be_domain(domain)).any(|domain| {
             let rest = &name[..name.len() - domain.len() - 1];
             let dots = |text: &str| text.bytes().filter(|b| *b == b'.').count();
-            (self.exact.contains_key(rest) && dots(rest) >= 2)
-                || parents(rest).any(|parent| self.suffix.contains_key(parent) && dots(parent) >= 1)
+            (self.exact.contains(rest) && dots(rest) >= 2)
+                || parents(rest).any(|parent| self.suffix.contains(parent) && dots(parent) >= 1)
         })
     }
 }
@@ -174,22 +160,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_most_specific_of_the_covering_patterns_is_the_first() {
-        let index =
-            index(&["*.example", "*.corp.example:443", "vc.corp.example", "*.corp.example", "*.other"]);
-        let covering: Vec<String> = index.covering("vc.corp.example").iter().map(|p| p.to_string()).collect();
-        assert_eq!(covering, ["vc.corp.example", "*.corp.example:443", "*.corp.example", "*.example"]);
-        assert!(index.covering("corp.else").is_empty());
-    }
-
-    #[test]
-    fn duplicates_are_kept_once() {
-        let index = index(&["vc.corp.example", "vc.corp.example", "*.a.example", "*.a.example"]);
-        assert_eq!(index.covering("vc.corp.example").len(), 1);
-        assert_eq!(index.covering("x.a.example").len(), 1);
-    }
-
     proptest! {
         /// The index agrees with `Pattern::matches`, on an alphabet so small that names meet often.
         #[test]
@@ -202,7 +172,6 @@ mod tests {
             let target = Target { host: Host::Name(name.parse().unwrap()), port: 443 };
             let expected = patterns.iter().any(|p| p.matches(&target));
             prop_assert_eq!(index.covers(&name), expected);
-            prop_assert_eq!(!index.covering(&name).is_empty(), expected);
             let matches = |name: &str| {
                 let target = Target { host: Host::Name(name.parse().unwrap()), port: 443 };
                 patterns.iter().any(|p| p.matches(&target))

@@ -1,4 +1,5 @@
 use super::*;
+use crate::target::Pattern;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
@@ -16,7 +17,7 @@ struct Kernel {
 }
 
 impl NameRules for Kernel {
-    fn on_assigned(&self, name: &Name, addresses: Synthetic, patterns: &[Pattern]) -> io::Result<()> {
+    fn on_assigned(&self, name: &Name, addresses: Synthetic) -> io::Result<()> {
         if self.refuse.load(Ordering::Relaxed) {
             return Err(io::Error::other("the map is full"));
         }
@@ -24,8 +25,7 @@ impl NameRules for Kernel {
             let line = format!("{} {name} {} {}\n", addresses.index, addresses.v4, addresses.v6);
             assert!(fs::read_to_string(file)?.contains(&line), "{name} is told before it is written");
         }
-        let patterns: Vec<String> = patterns.iter().map(|p| p.to_string()).collect();
-        self.told.lock().unwrap().push(format!("{name} {} [{}]", addresses.v4, patterns.join(" ")));
+        self.told.lock().unwrap().push(format!("{name} {}", addresses.v4));
         Ok(())
     }
 }
@@ -36,8 +36,10 @@ impl Kernel {
     }
 }
 
-fn patterns(texts: &[&str]) -> Vec<Pattern> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
+/// Makes these the proxy hosts.
+fn set(names: &Names, texts: &[&str]) {
+    let patterns: Vec<Pattern> = texts.iter().map(|text| text.parse().unwrap()).collect();
+    names.change().set(Arc::new(PatternIndex::new(&patterns)));
 }
 
 fn name(text: &str) -> Name {
@@ -51,7 +53,7 @@ fn open(dir: &TempDir) -> Result<Names, NamesError> {
 /// Opens with `*.example` as the only pattern.
 fn open_wild(dir: &TempDir) -> Names {
     let names = open(dir).unwrap();
-    names.set_patterns(&patterns(&["*.example"])).unwrap();
+    set(&names, &["*.example"]);
     names
 }
 
@@ -107,11 +109,11 @@ fn the_rule_is_told_after_the_disk_and_before_the_answer() {
     let dir = TempDir::new().unwrap();
     let kernel = Arc::new(Kernel { file: Some(dir.path().join("names")), ..Kernel::default() });
     let names = Names::open(dir.path(), Prefixes::default(), kernel.clone()).unwrap();
-    names.set_patterns(&patterns(&["*.example", "*.example:443", "a.example"])).unwrap();
+    set(&names, &["*.example", "*.example:443", "a.example"]);
     let host = name("a.example");
     assert_eq!(names.assigned(&host), None);
     names.lookup(&host).unwrap().unwrap();
-    assert_eq!(kernel.take(), ["a.example 240.64.0.1 [a.example *.example:443 *.example]"]);
+    assert_eq!(kernel.take(), ["a.example 240.64.0.1"]);
     names.lookup(&host).unwrap().unwrap();
     assert!(kernel.take().is_empty());
     assert_eq!(names.assigned(&host).unwrap().index, 1);
@@ -122,7 +124,7 @@ fn a_rule_that_fails_is_no_answer_and_is_tried_again() {
     let dir = TempDir::new().unwrap();
     let kernel = Arc::new(Kernel::default());
     let names = Names::open(dir.path(), Prefixes::default(), kernel.clone()).unwrap();
-    names.set_patterns(&patterns(&["*.example"])).unwrap();
+    set(&names, &["*.example"]);
     kernel.refuse.store(true, Ordering::Relaxed);
     let error = names.lookup(&name("a.example")).unwrap_err().to_string();
     assert!(error.contains("a.example") && error.contains("the map is full"), "{error}");
@@ -132,51 +134,49 @@ fn a_rule_that_fails_is_no_answer_and_is_tried_again() {
 }
 
 #[test]
-fn patterns_change_while_running() {
+fn names_become_proxy_hosts_and_cease_to_be() {
     let dir = TempDir::new().unwrap();
     let kernel = Arc::new(Kernel::default());
     let names = Names::open(dir.path(), Prefixes::default(), kernel.clone()).unwrap();
-    names.set_patterns(&patterns(&["*.example"])).unwrap();
+    set(&names, &["*.example"]);
+    let [a, b] = ["a.example", "b.example"].map(name);
     lookup(&names, "a.example");
     lookup(&names, "b.example");
-    kernel.take();
+    assert_eq!(kernel.take(), ["a.example 240.64.0.1", "b.example 240.64.0.2"]);
 
-    // The same patterns may mean another group's rule.
-    names.set_patterns(&patterns(&["*.example", "*.other"])).unwrap();
-    assert_eq!(kernel.take(), ["a.example 240.64.0.1 [*.example]", "b.example 240.64.0.2 [*.example]"]);
-
-    names.set_patterns(&patterns(&["a.example:443"])).unwrap();
-    assert_eq!(kernel.take(), ["a.example 240.64.0.1 [a.example:443]", "b.example 240.64.0.2 []"]);
-    names.set_patterns(&patterns(&["a.example:443"])).unwrap();
-    assert_eq!(kernel.take(), ["a.example 240.64.0.1 [a.example:443]"], "what is gone stays gone");
+    set(&names, &["a.example:443"]);
+    assert!(names.assigned(&a).is_some(), "it is one still: it is answered without a pause");
     assert_eq!(names.standing("b.example"), Standing::Foreign);
-    assert_eq!((names.assigned(&name("b.example")), names.lookup(&name("b.example")).unwrap()), (None, None));
-    assert_eq!(
-        names.name_of("240.64.0.2".parse().unwrap()),
-        Some(name("b.example")),
-        "its address stays its own"
-    );
+    assert_eq!((names.assigned(&b), names.lookup(&b).unwrap()), (None, None));
+    assert_eq!(names.name_of("240.64.0.2".parse().unwrap()), Some(b.clone()), "its address stays its own");
 
+    // Who changes the patterns has put the rules of known names into the kernel.
+    set(&names, &["*.example"]);
+    assert_eq!(names.assigned(&b).unwrap().v4.to_string(), "240.64.0.2");
+    assert!(kernel.take().is_empty());
+    // Unless that went wrong.
+    names.change().distrust();
+    assert_eq!(names.assigned(&b), None);
     kernel.refuse.store(true, Ordering::Relaxed);
-    let error = names.set_patterns(&patterns(&["*.example"])).unwrap_err().to_string();
-    assert!(error.contains("a.example") && error.contains("1 others"), "{error}");
-    assert_eq!(names.assigned(&name("a.example")), None, "the kernel may still have the old ports");
+    names.lookup(&b).unwrap_err();
     kernel.refuse.store(false, Ordering::Relaxed);
     assert_eq!(lookup(&names, "b.example"), "240.64.0.2");
+    assert_eq!(kernel.take(), ["b.example 240.64.0.2"]);
 }
 
 #[test]
-fn every_known_name_is_told_at_start() {
+fn no_name_gets_an_address_while_the_patterns_change() {
     let dir = TempDir::new().unwrap();
     let names = open_wild(&dir);
-    lookup(&names, "a.example");
-    lookup(&names, "b.example");
-    drop(names);
-    let kernel = Arc::new(Kernel::default());
-    let names = Names::open(dir.path(), Prefixes::default(), kernel.clone()).unwrap();
-    assert_eq!(names.assigned(&name("a.example")), None, "its rule may be gone");
-    names.set_patterns(&patterns(&["a.example"])).unwrap();
-    assert_eq!(kernel.take(), ["a.example 240.64.0.1 [a.example]", "b.example 240.64.0.2 []"]);
+    let change = names.change();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| names.lookup(&name("a.example")).unwrap());
+        assert!(change.known().is_empty());
+        change.set(Arc::default());
+        drop(change);
+        assert_eq!(asking.join().unwrap(), None, "it was asked for before, and waited");
+    });
+    assert!(names.all().is_empty());
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_full_prefix_is_an_error_and_known_names_go_on() {
     let dir = TempDir::new().unwrap();
     let prefixes = Prefixes::new("240.64.0.0/30".parse().unwrap(), "2001:2::/64".parse().unwrap()).unwrap();
     let names = Names::open(dir.path(), prefixes, Arc::new(Kernel::default())).unwrap();
-    names.set_patterns(&patterns(&["*.example"])).unwrap();
+    set(&names, &["*.example"]);
     lookup(&names, "a.example");
     lookup(&names, "b.example");
     let error = names.lookup(&name("c.example")).unwrap_err();
@@ -305,7 +305,7 @@ fn threads_that_ask_at_once_get_the_same_addresses() {
     let dir = TempDir::new().unwrap();
     let kernel = Arc::new(Kernel::default());
     let names = Names::open(dir.path(), Prefixes::default(), kernel.clone()).unwrap();
-    names.set_patterns(&patterns(&["*.example"])).unwrap();
+    set(&names, &["*.example"]);
     let ask = || (0..20).map(|i| lookup(&names, &format!("h{i}.example"))).collect::<Vec<String>>();
     let answers: Vec<Vec<String>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
@@ -332,7 +332,7 @@ proptest! {
                     drop(names);
                     names = open_wild(&dir);
                 }
-                1 => names.set_patterns(&patterns(&all[which % 4..])).unwrap(),
+                1 => set(&names, &all[which % 4..]),
                 _ => {
                     let text = ["a", "b", "c", "d", "x.a", "y.a", "z", "example"][which].to_owned() + ".example";
                     let host = name(&text);

@@ -86,7 +86,7 @@ fn names_and_suffixes_fail_closed_and_addresses_open() {
     assert_eq!(name.default, Entry::REFUSE);
     assert!(name.ranges[..2].iter().all(|range| range.flags == PortRule::FAIL_CLOSED));
     assert_eq!((name.len, name.ranges[0].rule, name.ranges[1].rule), (2, 1, 2));
-    let (_, address) = rules.prefixes()[0];
+    let address = longest(&rules, "10.0.0.1".parse().unwrap()).unwrap();
     assert_eq!((address.default, address.ranges[0].flags), (Entry::DIRECT, 0));
     assert_eq!(rules.for_name(&"corp.example".parse().unwrap()), None);
     assert_eq!(rules.for_name(&"other.example".parse().unwrap()), None);
@@ -178,6 +178,35 @@ fn too_many_networks_are_an_error_and_not_a_surprise_at_run_time() {
             limit: limits::PREFIXES
         }]
     );
+}
+
+#[test]
+fn what_would_be_steered_is_judged_before_it_is_saved() {
+    let groups = |groups: &[&[&str]]| -> Vec<Vec<Pattern>> {
+        groups.iter().map(|patterns| patterns.iter().map(|p| p.parse().unwrap()).collect()).collect()
+    };
+    let judge = |groups: &[Vec<Pattern>]| check(groups.iter().map(Vec::as_slice), prefixes());
+    judge(&groups(&[])).unwrap();
+    judge(&groups(&[&["10.0.0.0/8", "*.corp.example"], &[], &["10.1.0.0/16:443"]])).unwrap();
+    // What is too much only together with another worker's is seen, too.
+    let ranges: Vec<String> = (1..=16).map(|n| (2 * n).to_string()).collect();
+    let wide = format!("*.corp.example:{}", ranges.join(","));
+    judge(&groups(&[&[&wide]])).unwrap();
+    let errors =
+        judge(&groups(&[&[&wide, "240.64.0.1"], &["vc.corp.example:7"], &["127.0.0.1"]])).unwrap_err();
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    for (error, says) in
+        errors.iter().zip(["240.64.0.1 lies in", "vc.corp.example:7 has, together", "127.0.0.1 is this"])
+    {
+        assert!(error.contains(says), "{error:?} does not say {says:?}");
+    }
+    assert_eq!(errors.len(), 3, "{errors:#?}");
+    let many: Vec<Vec<Pattern>> =
+        (0..=limits::GROUPS).map(|n| vec![format!("h{n}.example").parse().unwrap()]).collect();
+    judge(&many[1..]).unwrap();
+    judge(&[&many[1..], &[vec![]]].concat()).expect("who carries nothing takes no place");
+    let error = judge(&many).unwrap_err();
+    assert_eq!(error, [RulesError::TooManyGroups { count: limits::GROUPS + 1, limit: limits::GROUPS }]);
 }
 
 #[test]

@@ -77,15 +77,15 @@ fn data(reply: &Message) -> Vec<String> {
 #[test]
 fn a_proxy_host_has_the_addresses_of_its_families_and_nothing_else() {
     for (families, kind, expected) in [
-        (V4, RecordType::A, &["5 240.64.0.1"][..]),
+        (V4, RecordType::A, &["1 240.64.0.1"][..]),
         (V4, RecordType::AAAA, &[]),
-        (V4, RecordType::ANY, &["5 240.64.0.1"]),
+        (V4, RecordType::ANY, &["1 240.64.0.1"]),
         (V6, RecordType::A, &[]),
-        (V6, RecordType::AAAA, &["5 2001:2::1"]),
-        (V6, RecordType::ANY, &["5 2001:2::1"]),
-        (BOTH, RecordType::A, &["5 240.64.0.1"]),
-        (BOTH, RecordType::AAAA, &["5 2001:2::1"]),
-        (BOTH, RecordType::ANY, &["5 240.64.0.1", "5 2001:2::1"]),
+        (V6, RecordType::AAAA, &["1 2001:2::1"]),
+        (V6, RecordType::ANY, &["1 2001:2::1"]),
+        (BOTH, RecordType::A, &["1 240.64.0.1"]),
+        (BOTH, RecordType::AAAA, &["1 2001:2::1"]),
+        (BOTH, RecordType::ANY, &["1 240.64.0.1", "1 2001:2::1"]),
         (BOTH, RecordType::HTTPS, &[]),
         (BOTH, RecordType::SVCB, &[]),
         (BOTH, RecordType::TXT, &[]),
@@ -159,12 +159,12 @@ fn only_class_in_has_addresses() {
 fn a_synthetic_address_leads_back_to_its_name() {
     let v6 = format!("1.{}2.0.0.0.1.0.0.2.ip6.arpa.", "0.".repeat(23));
     for name in ["1.0.64.240.in-addr.arpa.", "1.0.64.240.IN-ADDR.arpa.", &v6] {
-        assert_eq!(data(&reply(&query(name, RecordType::PTR))), ["5 vc.corp.example."], "{name}");
-        assert_eq!(data(&reply(&query(name, RecordType::ANY))), ["5 vc.corp.example."], "{name}");
+        assert_eq!(data(&reply(&query(name, RecordType::PTR))), ["1 vc.corp.example."], "{name}");
+        assert_eq!(data(&reply(&query(name, RecordType::ANY))), ["1 vc.corp.example."], "{name}");
         let other = reply(&query(name, RecordType::A));
         assert_eq!((other.response_code, other.answers.len()), (ResponseCode::NoError, 0));
     }
-    assert_eq!(data(&reply(&query("3.0.64.240.in-addr.arpa.", RecordType::PTR))), ["5 _odd.example."]);
+    assert_eq!(data(&reply(&query("3.0.64.240.in-addr.arpa.", RecordType::PTR))), ["1 _odd.example."]);
     for name in ["9.0.64.240.in-addr.arpa.", "0.0.64.240.in-addr.arpa.", "255.255.64.240.in-addr.arpa."] {
         assert_eq!(reply(&query(name, RecordType::PTR)).response_code, ResponseCode::NXDomain, "{name}");
     }
@@ -179,7 +179,7 @@ fn a_name_without_an_address_waits_for_one() {
     };
     assert_eq!(pending(V4).name().as_str(), "new.lab.example");
     let reply = Message::from_vec(&pending(BOTH).finish(Prefixes::default().at(7))).unwrap();
-    assert_eq!(data(&reply), ["5 240.64.0.7"]);
+    assert_eq!(data(&reply), ["1 240.64.0.7"]);
     assert_eq!(reply.queries[0].name.to_ascii(), "New.lab.example.");
     let reply = Message::from_vec(&pending(V4).finish(None)).unwrap();
     assert_eq!((reply.response_code, reply.answers.len()), (ResponseCode::ServFail, 0));
