@@ -35,6 +35,7 @@ use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Hello, VERSION};
 use crate::tunnel::tls::{self, TlsError};
+use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 
 /// Connections that the kernel keeps until they are accepted.
@@ -153,6 +154,7 @@ impl Daemon {
                 ledger: ledger.clone(),
                 settings: settings.clone(),
                 hello: hello.clone(),
+                web: layers::around(axum::Router::new()),
                 drain: drain.clone(),
             };
             for address in &appliance.listen {

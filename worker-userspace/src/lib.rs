@@ -8,7 +8,7 @@
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`] |
-//! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`target`], [`refusal`] |
+//! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`web`], [`target`], [`refusal`] |
 
 pub mod appliance;
 pub mod carry;
@@ -26,4 +26,5 @@ pub mod steer;
 pub mod target;
 pub mod telemetry;
 pub mod tunnel;
+pub mod web;
 pub mod worker;

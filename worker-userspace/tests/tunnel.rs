@@ -95,6 +95,7 @@ impl Appliance {
             ledger: ledger.clone(),
             settings: Settings::default(),
             hello: hello("appliance"),
+            web: axum::Router::new(),
             drain: drain.clone(),
         };
         let serving = tokio::spawn(endpoint.serve(listener));

@@ -1,28 +1,32 @@
-//! The port that workers dial: TCP, TLS, HTTP, and the upgrade to a lane.
+//! The port that workers dial and people sign in at: TCP, TLS, HTTP, the upgrade to a lane, and the way to the
+//! API and the page for everything else.
 //!
 //! What must hold: who has no key learns nothing but 401; each step has a deadline and each queue a bound,
 //! so that strangers can't use the appliance up; an error in one connection touches no other.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
 use bytes::BytesMut;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
-use http_body_util::Empty;
-use hyper::body::{Bytes, Incoming as Body};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
 
 use super::registry::{Admission, Registry, node};
-use super::strangers::Strangers;
+use super::strangers::{Place, Stranger, Strangers};
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
 use crate::tunnel::handshake::{self, DEADLINE, PATH, accept_upgrade, bearer};
@@ -30,11 +34,14 @@ use crate::tunnel::lane::{Lane, Settings, Upgraded};
 use crate::tunnel::message::Hello;
 use crate::tunnel::transport::{Transport, tune};
 use crate::tunnel::websocket::Side;
+use crate::web::Peer;
 
 /// Wait after `accept()` failed, so that a lack of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for a worker to hear why its lane is not wanted.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Time for a connection to show a credential that works.
+const INTRODUCTION: Duration = Duration::from_secs(30);
 /// Most header bytes of a request.
 const HEADERS: usize = 16 * 1024;
 
@@ -51,6 +58,8 @@ pub struct Endpoint {
     pub settings: Settings,
     /// What this end says of itself.
     pub hello: Hello,
+    /// What answers all requests but the workers'. Its requests have a [`Peer`] among their extensions.
+    pub web: Router,
     /// Stops it.
     pub drain: Drain,
 }
@@ -78,16 +87,15 @@ impl Endpoint {
             };
             let endpoint = self.clone();
             self.drain.spawn("endpoint connection", async move {
-                // The place is held until the peer is known or gone.
-                if let Err(error) = endpoint.connection(tcp, peer).await {
+                if let Err(error) = endpoint.connection(tcp, peer, place).await {
                     tracing::debug!(%peer, "connection ended: {error}");
                 }
-                drop(place);
             });
         }
     }
 
-    async fn connection(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    /// Serves one connection. The place is held until the peer is known or gone.
+    async fn connection(&self, tcp: TcpStream, peer: SocketAddr, place: Place) -> io::Result<()> {
         tune(&tcp)?;
         let transport = match &self.tls {
             None => Transport::Plain(tcp),
@@ -97,35 +105,64 @@ impl Endpoint {
                 Transport::Tls(Box::new(tls.into()))
             }
         };
-        let endpoint = self.clone();
-        let service = service_fn(move |request| {
-            let answer = endpoint.answer(request, peer);
-            async move { Ok::<_, std::convert::Infallible>(answer) }
-        });
+        let stranger = Stranger::new(place);
+        let shown = stranger.clone();
+        let service = service_fn(move |request| self.answer(request, peer, shown.clone()));
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
+            // Between two requests too.
             .header_read_timeout(DEADLINE)
             .max_buf_size(HEADERS)
             .max_headers(64)
             .serve_connection(TokioIo::new(transport), service)
             .with_upgrades();
+        tokio::pin!(serving);
+        let unknown = async {
+            sleep(INTRODUCTION).await;
+            if stranger.is_known() {
+                std::future::pending().await
+            }
+        };
         tokio::select! {
-            served = serving => served.map_err(io::Error::other),
-            () = self.drain.stopping() => Ok(()),
+            served = &mut serving => return served.map_err(io::Error::other),
+            () = unknown => return Err(io::ErrorKind::TimedOut.into()),
+            () = self.drain.stopping() => {}
         }
+        if !stranger.is_known() {
+            return Ok(());
+        }
+        // What is being answered is answered to its end.
+        serving.as_mut().graceful_shutdown();
+        serving.await.map_err(io::Error::other)
     }
 
-    fn answer(&self, mut request: Request<Body>, peer: SocketAddr) -> Response<Empty<Bytes>> {
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        stranger: Stranger,
+    ) -> Result<Response<Body>, Infallible> {
+        if request.uri().path() == PATH {
+            return Ok(self.tunnel(request, peer));
+        }
+        request.extensions_mut().insert(Peer::Network(peer));
+        request.extensions_mut().insert(stranger.clone());
+        let mut response = self.web.clone().oneshot(request.map(Body::new)).await?;
+        if !stranger.may_stay() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    /// Answers a worker that asks for a lane.
+    fn tunnel(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let status = |status| {
-            let mut response = Response::new(Empty::new());
+            let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
             // A stranger gets one answer.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             response
         };
-        if request.uri().path() != PATH {
-            return status(StatusCode::NOT_FOUND);
-        }
         let Some(admission) = bearer(request.headers()).and_then(|key| self.registry.authenticate(key))
         else {
             tracing::warn!(%peer, "refused a websocket: no group has its key (401)");
