@@ -5,7 +5,8 @@
 
 use bytes::BytesMut;
 use dworker::tunnel::frame::{self, MAX_CONTROL, MAX_DATA, Piece, Type};
-use dworker::tunnel::message::{GoAway, Hello, Open, OpenOk, read_refusal};
+use dworker::tunnel::message::{GoAway, Hello, Open, OpenOk, RoleIs, read_refusal};
+use dworker::tunnel::policy::Assembly;
 use dworker::tunnel::websocket::{self, Event, MAX_MESSAGE, Side};
 use libfuzzer_sys::fuzz_target;
 
@@ -112,6 +113,18 @@ fn read_back(kind: Type, payload: &[u8]) {
             if let Ok(refusal) = read_refusal(payload) {
                 dworker::tunnel::message::write_refusal(&refusal, &mut out);
                 assert_eq!(read_refusal(&out).as_ref(), Ok(&refusal));
+            }
+        }
+        Type::Role => {
+            if let Ok(told) = RoleIs::read(payload) {
+                told.write(&mut out);
+                assert_eq!(RoleIs::read(&out).as_ref(), Ok(&told));
+            }
+        }
+        Type::Policy => {
+            // A part is taken or refused, and a policy that is whole is bounded by its one frame.
+            if let Ok(Some(policy)) = Assembly::default().add(payload) {
+                assert!((policy.patterns.len() + policy.unknown.len()) * 3 <= payload.len());
             }
         }
         Type::GoAway => {

@@ -10,7 +10,7 @@ use arbitrary::Arbitrary;
 use bytes::{BufMut, BytesMut};
 use dworker::tunnel::credit::INITIAL;
 use dworker::tunnel::lane::{Lane, Settings, Upgraded};
-use dworker::tunnel::message::{Hello, Open, OpenOk};
+use dworker::tunnel::message::{Capabilities, Hello, Open, OpenOk};
 use dworker::tunnel::websocket::{self, Opcode, Side};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +39,14 @@ enum Step {
     OpenOk {
         id: u8,
     },
+    Role {
+        epoch: u8,
+    },
+    Policy {
+        epoch: u8,
+        part: u8,
+        last: bool,
+    },
     Ping,
     GoAway,
     Raw(Vec<u8>),
@@ -48,13 +56,16 @@ enum Step {
     },
 }
 
-fuzz_target!(|steps: Vec<Step>| {
+fuzz_target!(|input: (bool, Vec<Step>)| {
+    let (worker, steps) = input;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(run(steps));
+    runtime.block_on(run(worker, steps));
 });
 
-async fn run(steps: Vec<Step>) {
+/// The victim is a worker's end of a lane or an appliance's.
+async fn run(worker: bool, steps: Vec<Step>) {
+    let side = if worker { Side::Client } else { Side::Server };
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let settings = Settings { max_streams: 8, ..Settings::default() };
     let budget = settings.budget.clone();
@@ -68,9 +79,11 @@ async fn run(steps: Vec<Step>) {
         software: String::new(),
         initial_credit: 1000,
         max_streams: 4,
+        capabilities: Capabilities::OURS,
     };
     let (lane, mut incoming, driver) =
-        Lane::new(Upgraded::new(near, Side::Server, BytesMut::new()), peer, settings);
+        Lane::new(Upgraded::new(near, side, BytesMut::new()), peer, settings);
+    let told = lane.told();
     let driver = tokio::spawn(driver);
     let reader = tokio::spawn(async move {
         let mut streams = Vec::new();
@@ -93,7 +106,7 @@ async fn run(steps: Vec<Step>) {
     for step in steps.into_iter().take(64) {
         let Some(frame) = frame(step, &lane, &mut ours) else { continue };
         let mut wire = BytesMut::new();
-        websocket::put_header(&mut wire, Opcode::Binary, frame.len(), Some([0; 4]));
+        websocket::put_header(&mut wire, Opcode::Binary, frame.len(), (!worker).then_some([0; 4]));
         wire.put_slice(&frame);
         if far.write_all(&wire).await.is_err() {
             break;
@@ -106,6 +119,7 @@ async fn run(steps: Vec<Step>) {
             () = tokio::task::yield_now() => {}
         }
     }
+    assert!(worker || (told.borrow().role.is_none() && told.borrow().policy.is_none()));
     drop(far);
     driver.await.expect("the lane panicked");
     drop((ours, lane));
@@ -137,6 +151,16 @@ fn frame(step: Step, lane: &Lane, ours: &mut Vec<dworker::tunnel::stream::Stream
         Step::Credit { id, limit } => {
             payload.put_u64(limit);
             (id, 9)
+        }
+        Step::Role { epoch } => {
+            payload.put_slice(&[1, 0, 8, 0, 0, 0, 0, 0, 0, 0, epoch, 2, 0, 1, 1 + epoch % 3]);
+            (0, 13)
+        }
+        Step::Policy { epoch, part, last } => {
+            payload.put_slice(&[1, 0, 8, 0, 0, 0, 0, 0, 0, 0, epoch, 2, 0, 4, 0, 0, 0, part]);
+            payload.put_slice(&[3, 0, 1, last.into(), 4, 0, 3]);
+            payload.put_slice(b"a.b");
+            (0, 14)
         }
         Step::Ping => {
             payload.put_u64(1);

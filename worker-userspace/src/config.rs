@@ -126,7 +126,7 @@ pub struct Worker {
     pub ca_file: Option<PathBuf>,
     /// How many websockets one session has (`lanes`), 1 to 8. Default 2.
     pub lanes: u8,
-    /// What the worker may dial (`[egress]`).
+    /// What the worker itself says of what it may dial (`[egress]`). Default: all that the appliance says.
     pub egress: Egress,
 }
 
@@ -150,12 +150,13 @@ pub enum KeySource {
     File(PathBuf),
 }
 
-/// A worker's egress policy (`[egress]`).
+/// A worker's own part of its egress policy (`[egress]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {
-    /// What may be dialled; never empty.
-    pub allow: Vec<Pattern>,
-    /// What may not; wins over `allow`. Default none.
+    /// Of what the appliance says, only this may be dialled; where it says nothing, this (`allow`). Never empty;
+    /// `None`: all that the appliance says.
+    pub allow: Option<Vec<Pattern>>,
+    /// What may not; wins over both. Default none.
     pub deny: Vec<Pattern>,
     /// How long one dial may take (`connect_timeout`), 100 ms to 2 min. Default 10 s.
     pub connect_timeout: Duration,

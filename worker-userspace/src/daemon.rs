@@ -28,12 +28,13 @@ use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
-use crate::inspect::status::{ApplianceStatus, Flows, LaneStatus, Status, WorkerStatus};
+use crate::inspect::status::{ApplianceStatus, Flows, LaneStatus, PolicyStatus, Status, WorkerStatus};
 use crate::steer::steering::{SteerError, Steering};
+use crate::target::Pattern;
 use crate::tunnel::credit;
 use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
-use crate::tunnel::message::{Hello, VERSION};
+use crate::tunnel::message::{Capabilities, Hello, VERSION};
 use crate::tunnel::tls::{self, TlsError};
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
@@ -121,6 +122,7 @@ impl Daemon {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             initial_credit: credit::INITIAL,
             max_streams: settings.max_streams,
+            capabilities: Capabilities::OURS,
         };
         let mut roles = Roles {
             config: config.clone(),
@@ -195,7 +197,10 @@ impl Daemon {
                 hello,
                 lanes: worker.lanes,
                 settings,
-                dialler: Dialler::new(Policy::new(&egress.allow, &egress.deny), egress.connect_timeout),
+                dialler: Dialler::new(
+                    Policy::new(egress.allow.as_deref(), &egress.deny),
+                    egress.connect_timeout,
+                ),
                 ledger: ledger.clone(),
                 drain: drain.clone(),
             });
@@ -269,15 +274,20 @@ impl Roles {
                     groups: registry.groups().iter().map(|group| group.status()).collect(),
                 }
             });
-        let worker =
-            self.config.worker.as_ref().zip(self.uplink.as_ref()).map(|(config, uplink)| WorkerStatus {
+        let worker = self.config.worker.as_ref().zip(self.uplink.as_ref()).map(|(config, uplink)| {
+            let told = uplink.told();
+            WorkerStatus {
                 appliance: uplink.appliance(),
                 connected: uplink.session().is_up(),
                 problem: uplink.problem(),
                 lanes: uplink.session().lanes().iter().map(|lane| LaneStatus::of(lane)).collect(),
-                allow: config.egress.allow.iter().map(ToString::to_string).collect(),
-                deny: config.egress.deny.iter().map(ToString::to_string).collect(),
-            });
+                allow: texts(config.egress.allow.iter().flatten()),
+                deny: texts(&config.egress.deny),
+                role: told.role.map(|told| told.role.word().to_owned()),
+                role_epoch: told.role.map(|told| told.epoch),
+                policy: PolicyStatus::of(told.policy.as_deref(), config.egress.allow.is_some()),
+            }
+        });
         let steer = self.steering.as_ref().map(|steering| steering.status());
         let named =
             [("appliance", appliance.is_some()), ("worker", worker.is_some()), ("steer", steer.is_some())];
@@ -309,6 +319,10 @@ fn roster(groups: &[crate::config::Group]) -> crate::appliance::roster::Roster {
         nodes: Vec::new(),
     };
     Roster { groups: (1..).zip(groups).map(group).collect() }
+}
+
+fn texts<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> Vec<String> {
+    patterns.into_iter().map(ToString::to_string).collect()
 }
 
 fn listen_remedy(error: &io::Error) -> &'static str {

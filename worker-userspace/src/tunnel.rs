@@ -3,7 +3,8 @@
 //! | room | concern | does I/O |
 //! |---|---|---|
 //! | [`frame`] | the protocol's frames as bytes | no |
-//! | [`message`] | the fields of `HELLO`, `WELCOME`, `OPEN`, `OPEN_OK`, `OPEN_ERR`, `RESET`, `GOAWAY` | no |
+//! | [`message`] | the fields of `HELLO`, `WELCOME`, `OPEN`, `OPEN_OK`, `OPEN_ERR`, `RESET`, `GOAWAY`, `ROLE` | no |
+//! | [`policy`] | what a worker is to carry: the parts of `POLICY` | no |
 //! | [`websocket`] | RFC 6455 framing after the handshake | no |
 //! | [`credit`] | flow control by absolute offsets, window tuning, the process budget | no |
 //! | [`stream`] | one connection: what is queued each way, half-close, reset | no |
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod handshake;
 pub mod lane;
 pub mod message;
+pub mod policy;
 pub mod session;
 pub mod stream;
 pub mod tls;

@@ -1,7 +1,10 @@
 //! The worker: holds its lanes to the appliance up, and dials what the appliance asks for.
 //!
 //! What must hold: a lost lane comes back by itself, soon and without a stampede; a lane that the
-//! appliance wants to end is replaced before it ends; each refusal reaches the appliance with its meaning.
+//! appliance wants to end is replaced before it ends; each refusal reaches the appliance with its meaning; what
+//! is dialled is judged by what the appliance told before it asked ([`orders`]).
+
+mod orders;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,9 +19,10 @@ use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::splice::{Reads, splice};
 use crate::tunnel::handshake::Dial;
-use crate::tunnel::lane::{Incoming, Lane, LaneEnd, Settings};
+use crate::tunnel::lane::{Incoming, Lane, LaneEnd, Settings, Told};
 use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::session::Session;
+use orders::Orders;
 
 /// The longest wait before the next attempt. Short: an appliance that returns should be used at once.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -33,7 +37,8 @@ pub struct Uplink {
     hello: Hello,
     lanes: u8,
     settings: Settings,
-    dialler: Dialler,
+    dialler: Arc<Dialler>,
+    orders: Orders,
     ledger: Ledger,
     drain: Drain,
     session: Arc<Session>,
@@ -64,11 +69,13 @@ impl Uplink {
     pub fn new(parts: Parts) -> Arc<Uplink> {
         let Parts { dial, hello, lanes, settings, dialler, ledger, drain } = parts;
         let session = Arc::new(Session::new(hello.clone()));
+        let dialler = Arc::new(dialler);
         Arc::new(Uplink {
             dial,
             hello,
             lanes,
             settings,
+            orders: Orders::new(dialler.clone()),
             dialler,
             ledger,
             drain,
@@ -93,6 +100,11 @@ impl Uplink {
     /// Why the last attempt failed, while no lane is up.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the appliance has told: this worker's role, and what it may dial.
+    pub fn told(&self) -> Told {
+        self.orders.hold()
     }
 
     /// Where the worker dials.
@@ -138,6 +150,7 @@ impl Uplink {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let (lane, incoming, driver) = Lane::new(upgraded, welcome, self.settings.clone());
         tracing::info!(appliance = %self.appliance(), lane = number, peer = %lane.peer().name, "connected");
+        self.orders.greeted(lane.peer());
         let guard = self.session.add(lane.clone());
         self.changes.send_modify(|n| *n += 1);
         let (uplink, driven) = (self.clone(), lane.clone());
@@ -162,8 +175,24 @@ impl Uplink {
         lane: &Lane,
     ) -> LaneEnd {
         let serving = async {
-            while let Some(incoming) = incoming.recv().await {
-                self.drain.spawn("egress", self.clone().egress(incoming));
+            let mut told = lane.told();
+            loop {
+                let incoming = tokio::select! {
+                    // The lane that holds the other end is alive.
+                    Ok(()) = told.changed() => None,
+                    incoming = incoming.recv() => match incoming {
+                        Some(incoming) => Some(incoming),
+                        None => return,
+                    },
+                };
+                // What was told before the OPEN counts for it.
+                if incoming.is_none() || told.has_changed().unwrap_or(false) {
+                    let news = told.borrow_and_update().clone();
+                    self.orders.told(lane.peer(), &news);
+                }
+                if let Some(incoming) = incoming {
+                    self.drain.spawn("egress", self.clone().egress(incoming));
+                }
             }
         };
         let leaving = async {

@@ -295,7 +295,7 @@ fn a_worker_means_what_it_says() {
             ca_file: Some("/etc/dworker/ca.pem".into()),
             lanes: 8,
             egress: Egress {
-                allow: patterns(&["vcenter.corp.example:443", "10.20.0.0/16"]),
+                allow: Some(patterns(&["vcenter.corp.example:443", "10.20.0.0/16"])),
                 deny: patterns(&["10.20.0.1"]),
                 connect_timeout: Duration::from_secs(120),
             },
@@ -314,6 +314,24 @@ fn a_worker_means_what_it_says() {
 }
 
 #[test]
+fn a_worker_may_leave_what_it_dials_to_its_appliance() {
+    let worker = |egress: &str| {
+        let top =
+            "appliance_url = \"https://appliance.example\"\nworker_key_file = \"/etc/dworker/worker.key\"\n";
+        Config::parse(&format!("{top}{egress}"), "dworker.toml")
+            .expect("a good file")
+            .config
+            .worker
+            .expect("a worker")
+    };
+    let default = Egress { allow: None, deny: vec![], connect_timeout: Duration::from_secs(10) };
+    assert_eq!(worker("").egress, default);
+    assert_eq!(worker("[egress]\n").egress, default);
+    let deny = patterns(&["10.20.0.1"]);
+    assert_eq!(worker("[egress]\ndeny = [\"10.20.0.1\"]\n").egress, Egress { deny, ..default });
+}
+
+#[test]
 fn a_lab_means_what_it_says_and_is_warned() {
     let loaded = Config::parse(include_str!("config/lab.toml"), "lab.toml").expect("a good file");
     let expected = Config {
@@ -327,7 +345,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
             ca_file: None,
             lanes: 2,
             egress: Egress {
-                allow: patterns(&["10.20.0.0/16"]),
+                allow: Some(patterns(&["10.20.0.0/16"])),
                 deny: vec![],
                 connect_timeout: Duration::from_secs(10),
             },

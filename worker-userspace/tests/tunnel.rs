@@ -20,7 +20,7 @@ use dworker::target::{Pattern, Target};
 use dworker::tunnel::credit;
 use dworker::tunnel::handshake::{Dial, authorization};
 use dworker::tunnel::lane::Settings;
-use dworker::tunnel::message::{Hello, VERSION};
+use dworker::tunnel::message::{Capabilities, Hello, VERSION};
 use dworker::tunnel::tls;
 use dworker::worker::{Parts, Uplink};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -48,6 +48,7 @@ fn hello(name: &str) -> Hello {
         software: "test".into(),
         initial_credit: credit::INITIAL,
         max_streams: 1000,
+        capabilities: Capabilities::OURS,
     }
 }
 
@@ -109,7 +110,7 @@ impl Appliance {
             hello: hello("worker"),
             lanes: 2,
             settings: Settings::default(),
-            dialler: Dialler::new(Policy::new(&patterns(allow), &[]), Duration::from_secs(5)),
+            dialler: Dialler::new(Policy::new(Some(&patterns(allow)), &[]), Duration::from_secs(5)),
             ledger: Ledger::default(),
             drain: drain.clone(),
         });

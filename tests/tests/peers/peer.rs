@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, BytesMut};
 use dworker::tunnel::frame::{self, Header, Piece, Type};
-use dworker::tunnel::message::{Hello, VERSION};
+use dworker::tunnel::message::{Capabilities, Hello, VERSION};
 use dworker::tunnel::websocket::{self, Event, Opcode, Side};
 use rustls::{ClientConnection, StreamOwned};
 use tests::{Lab, net};
@@ -104,6 +104,7 @@ impl Peer {
             software: "test".into(),
             initial_credit: 256 * 1024,
             max_streams: 1000,
+            capabilities: Capabilities::OURS,
         };
         let mut payload = BytesMut::new();
         hello.write(&mut payload);

@@ -15,7 +15,7 @@ use crate::route::Opened;
 use crate::splice::reset_on_close;
 use crate::target::Target;
 use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
-use crate::tunnel::message::{Hello, Open, OpenOk};
+use crate::tunnel::message::{Capabilities, Hello, Open, OpenOk};
 use crate::tunnel::websocket::Side;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -64,6 +64,7 @@ impl Lanes {
                 software: "test".into(),
                 initial_credit,
                 max_streams: 10,
+                capabilities: Capabilities::OURS,
             };
             let (lane, incoming, driver) =
                 Lane::new(Upgraded::new(io, side, BytesMut::new()), peer, Settings::default());

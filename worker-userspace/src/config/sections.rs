@@ -25,9 +25,10 @@ const CARRIERS: [&str; 4] = ["appliance_url", "worker_key", "worker_key_file", "
 const LONGEST_SOCKET: usize = 107;
 const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(120);
+const CONNECT: Duration = Duration::from_secs(10);
 const DOWN_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 const LIST_ALLOWED: &str =
-    "list what this worker may dial, as in [\"vcenter.corp.example:443\", \"10.20.0.0/16\"]";
+    "list what this worker may dial, as in [\"10.20.0.0/16\"], or remove it to leave that to the appliance";
 
 /// Reads the whole document. The result counts only where `r` finishes without faults.
 pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config, Named) {
@@ -105,7 +106,10 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         .get("ca_file")
         .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
     let lanes = top.get("lanes").map_or(Some(2), |v| r.number(&v, 1..=8));
-    let egress = top.get("egress").and_then(|v| r.section(&v, &EGRESS)).map(|table| egress(r, &table));
+    let egress = match top.get("egress") {
+        Some(v) => r.section(&v, &EGRESS).map(|table| egress(r, &table)),
+        None => Some(Egress { allow: None, deny: Vec::new(), connect_timeout: CONNECT }),
+    };
 
     let set =
         [&url, &inline, &file].into_iter().flatten().map(|v| &v.place).min_by_key(|place| place.offset());
@@ -137,13 +141,6 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         }
         _ => {}
     }
-    if top.get("egress").is_none() {
-        let problem = "missing, so that this worker might dial nothing";
-        r.missing(
-            &set.missing("egress"),
-            wrong(problem, format!("write [egress] and `allow`; {LIST_ALLOWED}")),
-        );
-    }
     if let (Some(insecure), true) = (&insecure, insecure_set) {
         let problem = "the worker key and everything carried go over the network in the clear";
         r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
@@ -153,14 +150,13 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
 }
 
 fn egress<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> Egress {
-    let allow = r.required(table, "allow", "missing, so that this worker might dial nothing", LIST_ALLOWED);
-    let allow = allow.map(|v| r.filled(&v, values::pattern, LIST_ALLOWED));
+    let allow = table.get("allow").map(|v| r.filled(&v, values::pattern, LIST_ALLOWED));
     let deny = table.get("deny").map(|v| r.list(&v, values::pattern, LIST_HOSTS));
     let connect_timeout = table.get("connect_timeout").and_then(|v| r.duration(&v, CONNECT_TIMEOUT));
     Egress {
-        allow: bare(allow.unwrap_or_default()),
+        allow: allow.map(bare),
         deny: bare(deny.unwrap_or_default()),
-        connect_timeout: connect_timeout.unwrap_or(Duration::from_secs(10)),
+        connect_timeout: connect_timeout.unwrap_or(CONNECT),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use dns_lookup::{AddrInfoHints, LookupErrorKind, SockType, getaddrinfo};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::policy::Policy;
 use crate::connect;
 use crate::refusal::{Code, Refusal};
-use crate::target::{Host, Target};
+use crate::target::{Host, Pattern, Target};
 
 /// Look-ups under way at once; each takes a thread.
 const LOOKUPS: usize = 128;
@@ -29,7 +29,8 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Dials targets under a policy.
 #[derive(Debug)]
 pub struct Dialler {
-    policy: Policy,
+    /// Taken out for each dial, so that a change waits for none.
+    policy: RwLock<Arc<Policy>>,
     longest: Duration,
     lookups: Arc<Semaphore>,
 }
@@ -46,7 +47,20 @@ pub struct Dialled {
 impl Dialler {
     /// A dialler; no dial takes longer than `longest`.
     pub fn new(policy: Policy, longest: Duration) -> Dialler {
-        Dialler { policy, longest, lookups: Arc::new(Semaphore::new(LOOKUPS)) }
+        Dialler { policy: RwLock::new(Arc::new(policy)), longest, lookups: Arc::new(Semaphore::new(LOOKUPS)) }
+    }
+
+    /// The policy of this moment.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces what the appliance pushed; see [`Policy::pushed`]. Dials that are under way are not touched. Not for
+    /// two callers at once: one's change would be lost.
+    pub fn push(&self, patterns: Option<&[Pattern]>) {
+        // Made before the lock is taken: of very many patterns it takes a while.
+        let policy = Arc::new(self.policy().pushed(patterns));
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// Connects to `target` within `deadline` or this dialler's own, whichever is shorter.
@@ -56,7 +70,8 @@ impl Dialler {
     pub async fn dial(&self, target: &Target, deadline: Duration) -> Result<Dialled, Refusal> {
         let allowed = deadline.min(self.longest);
         let until = Instant::now() + allowed;
-        self.policy.check_target(target)?;
+        let policy = self.policy();
+        policy.check_target(target)?;
         let addresses = match &target.host {
             Host::Addr(addr) => vec![*addr],
             Host::Name(name) => timeout_at(until, self.resolve(name.as_str())).await.map_err(|_| {
@@ -65,7 +80,7 @@ impl Dialler {
         };
         let (mut allowed_addresses, mut denied) = (VecDeque::new(), None);
         for address in addresses {
-            match self.policy.check_addr(target, address) {
+            match policy.check_addr(target, address) {
                 Ok(()) => allowed_addresses.push_back(SocketAddr::new(address, target.port)),
                 Err(refusal) => denied = Some(refusal),
             }
@@ -133,7 +148,7 @@ mod tests {
 
     fn dialler(allow: &[&str]) -> Dialler {
         let allow: Vec<_> = allow.iter().map(|t| t.parse().unwrap()).collect();
-        Dialler::new(Policy::new(&allow, &[]), Duration::from_secs(10))
+        Dialler::new(Policy::new(Some(&allow), &[]), Duration::from_secs(10))
     }
 
     async fn dial(dialler: &Dialler, host: &str, port: u16) -> Result<Dialled, Refusal> {

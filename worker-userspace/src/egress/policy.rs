@@ -1,11 +1,16 @@
 //! What a worker may dial.
 //!
+//! What the appliance pushed, and of that, where the worker's own `egress.allow` says so, only what it names too;
+//! `egress.deny` wins over both. An appliance that pushes nothing leaves it to `egress.allow` alone. Nothing pushed
+//! and nothing allowed means nothing.
+//!
 //! The worker enforces this itself, for each stream, on the very address that is dialled: neither the
-//! appliance nor a name's owner can make it reach what its administrator did not allow. Nothing allowed
-//! means nothing. Addresses that reach the worker's own host or its cloud's metadata service are denied
-//! unless they are named as such: `0.0.0.0/0` does not name `127.0.0.1`.
+//! appliance nor a name's owner can make it reach what its administrator did not allow. Addresses that reach the
+//! worker's own host or its cloud's metadata service are denied unless `egress.allow` names them as such, whatever
+//! the appliance pushed: `0.0.0.0/0` does not name `127.0.0.1`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -28,31 +33,52 @@ const SPECIAL: [(&str, &str); 12] = [
     ("fd00:ec2::254/128", "cloud metadata"),
 ];
 
+/// Says who did not allow a target.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Pushed,
+    Local,
+}
+
 /// The worker's egress policy.
 #[derive(Debug)]
 pub struct Policy {
-    allow: PatternMap<()>,
+    pushed: Option<PatternMap<()>>,
+    local: Arc<Local>,
+}
+
+/// What the worker's own file says.
+#[derive(Debug)]
+struct Local {
+    allow: Option<PatternMap<()>>,
     deny: PatternMap<()>,
     special: Vec<(IpNet, &'static str)>,
     /// Allowed networks that lie within a special range, with their ports: the administrator named it.
     named: PatternMap<()>,
 }
 
+fn map<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> PatternMap<()> {
+    let mut map = PatternMap::default();
+    patterns.into_iter().for_each(|pattern| map.insert(pattern.clone(), ()));
+    map
+}
+
 impl Policy {
-    /// A policy that allows what `allow` matches and `deny` does not.
-    pub fn new(allow: &[Pattern], deny: &[Pattern]) -> Policy {
-        fn map<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> PatternMap<()> {
-            let mut map = PatternMap::default();
-            patterns.into_iter().for_each(|pattern| map.insert(pattern.clone(), ()));
-            map
-        }
+    /// The policy of a worker whose own file says this, with nothing pushed.
+    pub fn new(allow: Option<&[Pattern]>, deny: &[Pattern]) -> Policy {
         let special: Vec<(IpNet, _)> =
             SPECIAL.iter().filter_map(|(net, what)| Some((net.parse().ok()?, *what))).collect();
-        let named = map(allow.iter().filter(|pattern| match &pattern.host {
+        let named = map(allow.into_iter().flatten().filter(|pattern| match &pattern.host {
             HostPattern::Net(net) => special.iter().any(|(range, _)| range.contains(net)),
             _ => false,
         }));
-        Policy { allow: map(allow), deny: map(deny), special, named }
+        let local = Local { allow: allow.map(map), deny: map(deny), special, named };
+        Policy { pushed: None, local: Arc::new(local) }
+    }
+
+    /// This policy with other patterns of the appliance's; `None` where it pushes none.
+    pub fn pushed(&self, patterns: Option<&[Pattern]>) -> Policy {
+        Policy { pushed: patterns.map(map), local: self.local.clone() }
     }
 
     /// Judges a target before its name is resolved: what can't be allowed is not even asked for.
@@ -63,12 +89,13 @@ impl Policy {
         match &target.host {
             Host::Addr(addr) => self.check_addr(target, *addr),
             Host::Name(_) => {
-                if let Some((pattern, ())) = self.deny.find(target) {
-                    return Err(denied(format!("{target} is denied by `{pattern}` in egress.deny")));
-                }
-                let by_name = self.allow.find(target).is_some();
-                // An allowed network may hold the name's address.
-                if by_name || self.allow.has_networks() { Ok(()) } else { Err(not_allowed(target)) }
+                self.check_deny(target)?;
+                self.check_lists(
+                    // An allowed network may hold the name's address.
+                    |list| list.find(target).is_some() || list.has_networks(),
+                    |source| not_listed(target, source),
+                    target,
+                )
             }
         }
     }
@@ -82,34 +109,65 @@ impl Policy {
         let addr = embedded(addr);
         let meant = Target { host: Host::Addr(addr), port: target.port };
         let all = [target, &dialled, &meant];
-        for asked in all {
-            if let Some((pattern, ())) = self.deny.find(asked) {
-                return Err(denied(format!("{asked} is denied by `{pattern}` in egress.deny")));
-            }
-        }
-        if all.iter().all(|asked| self.allow.find(asked).is_none()) {
-            return Err(match &target.host {
-                Host::Name(name) => {
+        all.iter().try_for_each(|asked| self.check_deny(asked))?;
+        self.check_lists(
+            |list| all.iter().any(|asked| list.find(asked).is_some()),
+            |source| match (&target.host, source) {
+                (Host::Addr(_), _) => not_listed(target, source),
+                (Host::Name(name), Source::Local) => {
                     denied(format!("{name} has the address {addr}; neither is in egress.allow"))
                 }
-                Host::Addr(_) => not_allowed(target),
-            });
-        }
-        match self.special.iter().find(|(range, _)| range.contains(&addr)) {
-            Some((_, what)) if self.named.find(&meant).is_none() => {
+                (Host::Name(name), Source::Pushed) => denied(format!(
+                    "{name} has the address {addr}; neither is a proxy host of this worker: {ADD}"
+                )),
+            },
+            target,
+        )?;
+        match self.local.special.iter().find(|(range, _)| range.contains(&addr)) {
+            Some((_, what)) if self.local.named.find(&meant).is_none() => {
                 Err(denied(format!("{addr} is {what}; name it in egress.allow if it is meant")))
             }
             _ => Ok(()),
         }
     }
+
+    fn check_deny(&self, target: &Target) -> Result<(), Refusal> {
+        match self.local.deny.find(target) {
+            Some((pattern, ())) => Err(denied(format!("{target} is denied by `{pattern}` in egress.deny"))),
+            None => Ok(()),
+        }
+    }
+
+    /// All lists that there are must have it, and there must be one.
+    fn check_lists(
+        &self,
+        has: impl Fn(&PatternMap<()>) -> bool,
+        refusal: impl Fn(Source) -> Refusal,
+        target: &Target,
+    ) -> Result<(), Refusal> {
+        match (&self.pushed, &self.local.allow) {
+            (None, None) => Err(denied(format!(
+                "{target}: nothing may be dialled: the appliance has sent no proxy hosts, and there is no egress.allow"
+            ))),
+            (Some(pushed), _) if !has(pushed) => Err(refusal(Source::Pushed)),
+            (_, Some(allow)) if !has(allow) => Err(refusal(Source::Local)),
+            _ => Ok(()),
+        }
+    }
 }
+
+/// What to do where the appliance's list does not have a target.
+const ADD: &str = "add it in the appliance's Distributed Workers";
 
 fn denied(text: String) -> Refusal {
     Refusal::new(Code::Denied, text)
 }
 
-fn not_allowed(target: &Target) -> Refusal {
-    denied(format!("{target} is not in egress.allow"))
+fn not_listed(target: &Target, source: Source) -> Refusal {
+    denied(match source {
+        Source::Pushed => format!("{target} is no proxy host of this worker: {ADD}"),
+        Source::Local => format!("{target} is not in egress.allow"),
+    })
 }
 
 /// The IPv4 address that an IPv6 one stands for: mapped, compatible, 6to4 or NAT64. An address is judged both as this
@@ -129,9 +187,12 @@ fn embedded(addr: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    fn parse(texts: &[&str]) -> Vec<Pattern> {
+        texts.iter().map(|t| t.parse().unwrap()).collect()
+    }
+
     fn policy(allow: &[&str], deny: &[&str]) -> Policy {
-        let parse = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<Pattern>>();
-        Policy::new(&parse(allow), &parse(deny))
+        Policy::new(Some(&parse(allow)), &parse(deny))
     }
 
     fn judge(policy: &Policy, host: &str, addr: &str, port: u16) -> Result<(), String> {
@@ -217,10 +278,71 @@ mod tests {
     fn nothing_allowed_means_nothing() {
         assert!(judge(&policy(&[], &[]), "192.0.2.1", "192.0.2.1", 443).is_err());
         assert!(judge(&policy(&[], &[]), "vcenter.corp.example", "192.0.2.1", 443).is_err());
+        assert!(judge(&Policy::new(None, &[]), "vcenter.corp.example", "192.0.2.1", 443).is_err());
+    }
+
+    #[test]
+    fn both_the_appliance_and_the_workers_own_file_must_allow() {
+        const PUSHED: &str = "is no proxy host of this worker: add it in the appliance's Distributed Workers";
+        let own = policy(&["*.corp.example", "10.20.0.0/16"], &["secret.corp.example"]);
+        let both =
+            own.pushed(Some(&parse(&["vcenter.corp.example:443", "10.0.0.0/8", "secret.corp.example"])));
+        let only_pushed = Policy::new(None, &parse(&["10.20.9.0/24"]))
+            .pushed(Some(&parse(&["vcenter.corp.example:443", "10.0.0.0/8"])));
+        for (policy, host, addr, port, says) in [
+            (&both, "vcenter.corp.example", "192.0.2.1", 443, None),
+            (
+                &both,
+                "vcenter.corp.example",
+                "192.0.2.1",
+                22,
+                Some("neither is a proxy host of this worker: add it"),
+            ),
+            (&both, "esxi.corp.example", "10.20.0.7", 443, None),
+            (&both, "esxi.corp.example", "192.0.2.1", 443, Some("neither is a proxy host of this worker")),
+            (&both, "vcenter.lab.example", "10.20.0.7", 443, None),
+            (&both, "vcenter.lab.example", "10.21.0.7", 443, Some("neither is in egress.allow")),
+            (&both, "10.20.0.7", "10.20.0.7", 443, None),
+            (&both, "10.21.0.7", "10.21.0.7", 443, Some("10.21.0.7:443 is not in egress.allow")),
+            (&both, "192.0.2.7", "192.0.2.7", 443, Some(PUSHED)),
+            (&both, "secret.corp.example", "10.20.0.7", 443, Some("egress.deny")),
+            (&only_pushed, "vcenter.corp.example", "192.0.2.1", 443, None),
+            (&only_pushed, "10.21.0.7", "10.21.0.7", 443, None),
+            (&only_pushed, "192.0.2.7", "192.0.2.7", 443, Some(PUSHED)),
+            (&only_pushed, "10.20.9.7", "10.20.9.7", 443, Some("egress.deny")),
+            (&own, "esxi.corp.example", "192.0.2.1", 443, None),
+        ] {
+            let text = judge(policy, host, addr, port).err();
+            match (says, &text) {
+                (None, None) => {}
+                (Some(says), Some(text)) if text.contains(says) => {}
+                _ => panic!("{host} at {addr}:{port}: {text:?} instead of {says:?}"),
+            }
+        }
+        // What is pushed is replaced as a whole, and may be nothing.
+        let none = only_pushed.pushed(Some(&[]));
+        assert!(judge(&none, "10.21.0.7", "10.21.0.7", 443).unwrap_err().contains(PUSHED));
+        let text = judge(&none.pushed(None), "10.21.0.7", "10.21.0.7", 443).unwrap_err();
+        assert!(text.contains("sent no proxy hosts, and there is no egress.allow"), "{text}");
+    }
+
+    #[test]
+    fn an_appliance_does_not_open_its_workers_host() {
+        let special = parse(&["127.0.0.1:8080", "169.254.169.254", "::1", "*.corp.example", "0.0.0.0/0"]);
+        let open = Policy::new(None, &[]).pushed(Some(&special));
+        for addr in ["127.0.0.1", "169.254.169.254", "::1", "100.100.100.200"] {
+            for host in [addr, "evil.corp.example"] {
+                let text = judge(&open, host, addr, 8080).unwrap_err();
+                assert!(text.contains("name it in egress.allow if it is meant"), "{host} at {addr}: {text}");
+            }
+        }
+        let named = policy(&["127.0.0.1:8080", "127.0.0.2"], &[]).pushed(Some(&special));
+        assert!(judge(&named, "127.0.0.1", "127.0.0.1", 8080).is_ok());
+        assert!(judge(&named, "127.0.0.1", "127.0.0.1", 8081).is_err(), "the worker names another port");
     }
 
     #[test]
     fn all_special_ranges_are_networks() {
-        assert_eq!(policy(&[], &[]).special.len(), SPECIAL.len());
+        assert_eq!(policy(&[], &[]).local.special.len(), SPECIAL.len());
     }
 }

@@ -62,15 +62,38 @@ fn write_appliance(out: &mut String, appliance: &ApplianceStatus) -> fmt::Result
 
 fn write_worker(out: &mut String, worker: &WorkerStatus) -> fmt::Result {
     let state = if worker.connected { "connected" } else { "not connected" };
-    writeln!(out, "worker: appliance {}  {state}", worker.appliance)?;
+    let role = worker.role.as_ref().map(|role| format!("  {role}")).unwrap_or_default();
+    let epoch = worker.role_epoch.map(|epoch| format!("  epoch {epoch}")).unwrap_or_default();
+    writeln!(out, "worker: appliance {}  {state}{role}{epoch}", worker.appliance)?;
     if let Some(problem) = &worker.problem {
         writeln!(out, "\tproblem {problem}")?;
     }
     worker.lanes.iter().try_for_each(|lane| write_lane(out, lane, "\t"))?;
-    writeln!(out, "\tallow {}", worker.allow.join(" "))?;
-    match worker.deny.is_empty() {
-        true => Ok(()),
-        false => writeln!(out, "\tdeny {}", worker.deny.join(" ")),
+    let policy = &worker.policy;
+    let from = match policy.from.is_empty() {
+        true => "nobody: nothing may be dialled".to_owned(),
+        false => policy.from.join(" and "),
+    };
+    let epoch = policy.epoch.map(|epoch| format!("  epoch {epoch}")).unwrap_or_default();
+    writeln!(out, "\tpolicy of {from}{epoch}")?;
+    for (what, list) in [
+        ("proxy_hosts", policy.proxy_hosts.as_deref().unwrap_or_default()),
+        ("allow", &worker.allow),
+        ("deny", &worker.deny),
+    ] {
+        if !list.is_empty() {
+            writeln!(out, "\t{what} ({}) {}", list.len(), some(list))?;
+        }
+    }
+    Ok(())
+}
+
+/// A list that may be very long.
+fn some(list: &[String]) -> String {
+    const MOST: usize = 50;
+    match list.len().checked_sub(MOST) {
+        None | Some(0) => list.join(" "),
+        Some(more) => format!("{} and {more} more; -j has all", list[..MOST].join(" ")),
     }
 }
 
@@ -205,6 +228,36 @@ mod tests {
     fn a_status_reads_as_bpftool_prints() {
         let status: Status = serde_json::from_str(include_str!("print/example.json")).expect("the example");
         assert_eq!(plain(&status), include_str!("print/example.txt"));
+    }
+
+    #[test]
+    fn a_workers_status_says_who_decides_what_it_dials() {
+        let worker = r#"{"appliance": "appliance.example:443", "connected": true, "lanes": [], "role": "standby", "role_epoch": 7,
+            "policy": {"from": ["appliance", "egress.allow"], "epoch": 4, "proxy_hosts": ["a.example", "b.example:443"]},
+            "allow": ["*.example"], "deny": []}"#;
+        let mut worker: WorkerStatus = serde_json::from_str(worker).expect("the example");
+        let printed = |worker: &WorkerStatus| {
+            let mut out = String::new();
+            write_worker(&mut out, worker).expect("text");
+            out
+        };
+        assert_eq!(
+            printed(&worker),
+            "worker: appliance appliance.example:443  connected  standby  epoch 7\n\
+             \tpolicy of appliance and egress.allow  epoch 4\n\
+             \tproxy_hosts (2) a.example b.example:443\n\
+             \tallow (1) *.example\n"
+        );
+        worker.policy.proxy_hosts = Some((0..1000).map(|n| format!("host-{n}")).collect());
+        assert!(printed(&worker).contains("proxy_hosts (1000) host-0 host-1 "));
+        assert!(printed(&worker).contains(" host-49 and 950 more; -j has all\n"));
+        // As a daemon of version 0.1.0 that nobody told anything says it.
+        let older = r#"{"appliance": "a:443", "connected": true, "lanes": [], "allow": [], "deny": []}"#;
+        let older: WorkerStatus = serde_json::from_str(older).expect("an older one");
+        assert_eq!(
+            printed(&older),
+            "worker: appliance a:443  connected\n\tpolicy of nobody: nothing may be dialled\n"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::FlowReport;
 use crate::tunnel::lane::Lane;
+use crate::tunnel::policy::Pushed;
 use crate::tunnel::session::Session;
 
 /// All that a daemon says of itself.
@@ -173,10 +174,44 @@ pub struct WorkerStatus {
     pub problem: Option<String>,
     /// The lanes that are up.
     pub lanes: Vec<LaneStatus>,
-    /// What it may dial.
+    /// Its role in its group, `primary` or `standby`; absent where the appliance does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Counts the changes of role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role_epoch: Option<u64>,
+    /// Who says what it may dial.
+    #[serde(default)]
+    pub policy: PolicyStatus,
+    /// What its own `egress.allow` says.
     pub allow: Vec<String>,
-    /// What it may not, although allowed.
+    /// What it may not dial, although allowed.
     pub deny: Vec<String>,
+}
+
+/// Who says what a worker may dial.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// `appliance`, `egress.allow`: all that stand here must allow a target. Empty: nothing may be dialled.
+    pub from: Vec<String>,
+    /// Counts the changes that the appliance makes; absent where it sends nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// What the appliance says; absent where it sends nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_hosts: Option<Vec<String>>,
+}
+
+impl PolicyStatus {
+    /// What the appliance pushed, and whether `egress.allow` counts too.
+    pub fn of(pushed: Option<&Pushed>, allow: bool) -> PolicyStatus {
+        let from = [("appliance", pushed.is_some()), ("egress.allow", allow)];
+        PolicyStatus {
+            from: from.into_iter().filter(|(_, counts)| *counts).map(|(who, _)| who.to_owned()).collect(),
+            epoch: pushed.map(|pushed| pushed.epoch),
+            proxy_hosts: pushed.map(|pushed| pushed.patterns.iter().map(ToString::to_string).collect()),
+        }
+    }
 }
 
 /// The steering role.

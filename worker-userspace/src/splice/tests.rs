@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::refusal::Code;
 use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
-use crate::tunnel::message::{Hello, Open, OpenOk};
+use crate::tunnel::message::{Capabilities, Hello, Open, OpenOk};
 use crate::tunnel::websocket::Side;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -21,6 +21,7 @@ fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incomi
         software: "test".into(),
         initial_credit: 1 << 18,
         max_streams: 10,
+        capabilities: Capabilities::OURS,
     };
     let upgraded = Upgraded::new(io, side, BytesMut::new());
     let (lane, incoming, driver) = Lane::new(upgraded, peer, Settings::default());

@@ -45,9 +45,12 @@ impl<T> PatternMap<T> {
                 self.nets[at].1.entry(*net).or_default()
             }
         };
-        bucket.push((pattern, value));
         // Listed ports before all ports.
-        bucket.sort_by_key(|(pattern, _)| pattern.ports.is_empty());
+        let at = match pattern.ports.is_empty() {
+            true => bucket.len(),
+            false => bucket.partition_point(|(other, _)| !other.ports.is_empty()),
+        };
+        bucket.insert(at, (pattern, value));
     }
 
     /// True where some pattern is an address or a network.

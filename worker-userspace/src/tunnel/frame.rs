@@ -43,19 +43,25 @@ pub enum Type {
     Pong = 11,
     /// No new streams on this lane.
     GoAway = 12,
+    /// Whether the worker is its group's primary; only to who announced that it knows it.
+    Role = 13,
+    /// A part of what the worker is to carry; only to who announced that it knows it.
+    Policy = 14,
 }
 
 impl Type {
     fn from_wire(n: u8) -> Option<Type> {
         use Type::*;
-        [Hello, Welcome, Open, OpenOk, OpenErr, Data, Fin, Reset, Credit, Ping, Pong, GoAway]
-            .into_iter()
-            .find(|t| *t as u8 == n)
+        const ALL: [Type; 14] = [
+            Hello, Welcome, Open, OpenOk, OpenErr, Data, Fin, Reset, Credit, Ping, Pong, GoAway, Role, Policy,
+        ];
+        ALL.into_iter().find(|t| *t as u8 == n)
     }
 
     /// True where the frame speaks of the lane and its stream id must be 0.
     fn is_of_lane(self) -> bool {
-        matches!(self, Type::Hello | Type::Welcome | Type::Ping | Type::Pong | Type::GoAway)
+        use Type::*;
+        matches!(self, Hello | Welcome | Ping | Pong | GoAway | Role | Policy)
     }
 }
 

@@ -20,12 +20,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::credit::{self, Budget};
 use super::frame::{self, FrameError};
-use super::message::{GoAway, Hello, MessageError, Open};
+use super::message::{Capabilities, GoAway, Hello, MessageError, Open, RoleIs};
+use super::policy::{PolicyFault, Push, Pushed};
 use super::stream::{self, DataFault, Stream};
 use super::websocket::{self, Side, WebsocketError};
 use crate::refusal::{Code, Refusal};
@@ -101,6 +102,15 @@ pub struct Incoming {
     pub stream: Stream,
 }
 
+/// What the appliance has told on a lane; what stands in `OPEN` comes behind it.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// Whether this worker is primary.
+    pub role: Option<RoleIs>,
+    /// What it may dial.
+    pub policy: Option<Arc<Pushed>>,
+}
+
 /// Why a lane ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LaneEnd {
@@ -125,6 +135,9 @@ pub enum LaneEnd {
     /// The peer sent a malformed message.
     #[error("protocol error: {0}")]
     Message(#[from] MessageError),
+    /// The peer pushed a policy that can't be taken.
+    #[error("protocol error: {0}")]
+    Policy(#[from] PolicyFault),
     /// The peer sent bytes that it may not.
     #[error("protocol error: stream {stream}: {fault}")]
     Data {
@@ -146,7 +159,7 @@ impl LaneEnd {
     /// True where the peer broke the protocol.
     pub fn is_fault(&self) -> bool {
         use LaneEnd::*;
-        matches!(self, Websocket(_) | Frame(_) | Message(_) | Data { .. } | Order(_))
+        matches!(self, Websocket(_) | Frame(_) | Message(_) | Policy(_) | Data { .. } | Order(_))
     }
 }
 
@@ -174,6 +187,9 @@ struct Queues {
     ping: Option<u64>,
     pong: Option<u64>,
     go_away: Option<GoAway>,
+    /// Roles and policies that are to be sent go before all that is opened later.
+    role: Latest<RoleIs>,
+    policy: Latest<Arc<Push>>,
     /// The peer told us to go away.
     sent_away: bool,
     /// We tell the peer to go away; when we cut.
@@ -190,6 +206,27 @@ struct Queues {
     waker: Option<Waker>,
 }
 
+/// What is told anew with each change: of several that wait only the newest is sent.
+struct Latest<T> {
+    newest: Option<u64>,
+    waits: Option<T>,
+}
+
+impl<T> Default for Latest<T> {
+    fn default() -> Self {
+        Latest { newest: None, waits: None }
+    }
+}
+
+impl<T> Latest<T> {
+    /// Who is late changes nothing.
+    fn tell(&mut self, epoch: u64, what: T) {
+        if self.newest.is_none_or(|newest| newest < epoch) {
+            (self.newest, self.waits) = (Some(epoch), Some(what));
+        }
+    }
+}
+
 /// What the lane's task, its streams and its handle share.
 pub(super) struct Shared {
     settings: Settings,
@@ -199,6 +236,7 @@ pub(super) struct Shared {
     counters: Counters,
     /// Wakes who waits for the lane to close.
     changed: Notify,
+    told: watch::Sender<Told>,
 }
 
 impl Shared {
@@ -299,9 +337,13 @@ impl Queues {
         self.sent_away || self.leaving.is_some() || self.close.is_some() || self.ended.is_some()
     }
 
-    /// Chooses under one lock: a stream is announced before it is ready to send, so that what is urgent must
+    /// What is sent next; nothing where a role or a policy goes first. Chooses under one lock: a stream is announced before it is ready to send, so that what is urgent must
     /// not be looked at earlier than what is ready.
     fn next_turn(&mut self) -> Option<Turn> {
+        // What is opened by now may be behind it.
+        if self.role.waits.is_some() || self.policy.waits.is_some() {
+            return None;
+        }
         if let Some(stream) = self.urgent.pop_front() {
             return Some(Turn::Urgent(stream));
         }
@@ -337,6 +379,7 @@ impl Lane {
             queued: AtomicUsize::new(0),
             counters: Counters::default(),
             changed: Notify::new(),
+            told: watch::Sender::default(),
         });
         let lane = Lane { shared: shared.clone() };
         (lane, receiver, driver::Driver::new(upgraded, shared, sender).run())
@@ -383,6 +426,26 @@ impl Lane {
             self.go_away(LAST_STREAMS, "its stream numbers are used up");
         }
         Ok(stream)
+    }
+
+    /// Tells a worker its role, where it knows roles. Never waits; goes before all that is opened later. Of two
+    /// calls the one with the higher epoch counts, and it alone is sent where the lane has sent neither.
+    pub fn tell_role(&self, told: RoleIs) {
+        if self.shared.peer.capabilities.has(Capabilities::ROLE) {
+            self.shared.push(|queues| queues.role.tell(told.epoch, told));
+        }
+    }
+
+    /// Tells a worker what it may dial, where it knows policies; as [`tell_role`](Self::tell_role).
+    pub fn tell_policy(&self, policy: &Arc<Push>) {
+        if self.shared.peer.capabilities.has(Capabilities::POLICY) {
+            self.shared.push(|queues| queues.policy.tell(policy.epoch(), policy.clone()));
+        }
+    }
+
+    /// What the peer has told. An `OPEN` is given to the lane's receiver only after what came before it stands here.
+    pub fn told(&self) -> watch::Receiver<Told> {
+        self.shared.told.subscribe()
     }
 
     /// Asks the peer to open no more, lets streams end, and closes when the last did or at the deadline.

@@ -14,7 +14,7 @@ use crate::target::{Host, Target};
 /// The protocol's version. Peers speak the lower of their two.
 pub const VERSION: u16 = 1;
 /// Longest text that a message carries, in bytes; longer ones are cut when written.
-const MAX_TEXT: usize = 512;
+pub(super) const MAX_TEXT: usize = 512;
 
 /// Sixteen random bytes that name a node or a session.
 pub type Id = [u8; 16];
@@ -65,6 +65,56 @@ pub struct Hello {
     pub initial_credit: u32,
     /// Streams that the other end may have open on this lane at once.
     pub max_streams: u32,
+    /// What this end knows beyond version 1; nothing where the peer does not say.
+    pub capabilities: Capabilities,
+}
+
+/// What an end knows beyond what all ends of its version do. A frame that not all know is sent only to who
+/// announced it, so that two versions can talk. Bits without a meaning yet are kept and ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(u32);
+
+impl Capabilities {
+    /// `ROLE` frames.
+    pub const ROLE: Capabilities = Capabilities(1);
+    /// `POLICY` frames. An appliance that announces it sends the policy before its first `OPEN`.
+    pub const POLICY: Capabilities = Capabilities(1 << 1);
+    /// All that this version knows.
+    pub const OURS: Capabilities = Capabilities(Self::ROLE.0 | Self::POLICY.0);
+
+    /// True where all of `asked` is known.
+    pub fn has(self, asked: Capabilities) -> bool {
+        self.0 & asked.0 == asked.0
+    }
+}
+
+/// Whether a worker carries its group's new streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    /// It carries them.
+    Primary = 1,
+    /// It would, if the primary were lost.
+    Standby = 2,
+}
+
+impl Role {
+    /// The word for it in logs and in `status`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::Standby => "standby",
+        }
+    }
+}
+
+/// Tells a worker its role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoleIs {
+    /// Counts the changes: what comes with a lower one is outdated.
+    pub epoch: u64,
+    /// The role.
+    pub role: Role,
 }
 
 /// Asks for a connection to a target.
@@ -98,16 +148,16 @@ pub struct GoAway {
     pub reason: String,
 }
 
-struct Writer<'a>(&'a mut BytesMut);
+pub(super) struct Writer<'a>(pub(super) &'a mut BytesMut);
 
 impl Writer<'_> {
-    fn bytes(&mut self, tag: u8, value: &[u8]) {
+    pub(super) fn bytes(&mut self, tag: u8, value: &[u8]) {
         self.0.put_u8(tag);
         self.0.put_u16(value.len() as u16);
         self.0.put_slice(value);
     }
 
-    fn text(&mut self, tag: u8, value: &str) {
+    pub(super) fn text(&mut self, tag: u8, value: &str) {
         let mut end = value.len().min(MAX_TEXT);
         while !value.is_char_boundary(end) {
             end -= 1;
@@ -125,14 +175,14 @@ impl Writer<'_> {
     }
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     message: &'static str,
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
     /// Checks that the payload is whole fields.
-    fn new(message: &'static str, payload: &'a [u8]) -> Result<Self, MessageError> {
+    pub(super) fn new(message: &'static str, payload: &'a [u8]) -> Result<Self, MessageError> {
         let mut rest = payload;
         while !rest.is_empty() {
             rest = split_field(rest).ok_or(MessageError::Torn { message })?.2;
@@ -157,15 +207,25 @@ impl<'a> Reader<'a> {
         parse(value).ok_or(MessageError::Malformed { message, tag })
     }
 
-    fn array<const N: usize>(&self, tag: u8) -> Result<[u8; N], MessageError> {
+    pub(super) fn array<const N: usize>(&self, tag: u8) -> Result<[u8; N], MessageError> {
         self.get(tag, |value| value.try_into().ok())
     }
 
     fn text(&self, tag: u8) -> Result<String, MessageError> {
-        self.get(tag, |value| {
-            let text = std::str::from_utf8(value).ok()?;
-            // It reaches logs and terminals: no control characters.
-            (text.len() <= MAX_TEXT && !text.chars().any(char::is_control)).then(|| text.to_owned())
+        self.get(tag, |value| plain(value).map(str::to_owned))
+    }
+
+    /// All texts with this tag, in their order.
+    pub(super) fn texts(&self, tag: u8) -> impl Iterator<Item = Result<&'a str, MessageError>> {
+        let (message, mut rest) = (self.message, self.rest);
+        std::iter::from_fn(move || {
+            loop {
+                let (found, value, after) = split_field(rest)?;
+                rest = after;
+                if found == tag {
+                    return Some(plain(value).ok_or(MessageError::Malformed { message, tag }));
+                }
+            }
         })
     }
 
@@ -176,6 +236,12 @@ impl<'a> Reader<'a> {
             _ => None,
         })
     }
+}
+
+/// A text that is fit for logs and terminals: no control characters, and not too long.
+fn plain(value: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(value).ok()?;
+    (text.len() <= MAX_TEXT && !text.chars().any(char::is_control)).then_some(text)
 }
 
 fn split_field(rest: &[u8]) -> Option<(u8, &[u8], &[u8])> {
@@ -196,6 +262,7 @@ impl Hello {
         w.text(6, &self.software);
         w.bytes(7, &self.initial_credit.to_be_bytes());
         w.bytes(8, &self.max_streams.to_be_bytes());
+        w.bytes(9, &self.capabilities.0.to_be_bytes());
     }
 
     /// Reads the payload of `HELLO` or `WELCOME`.
@@ -210,6 +277,10 @@ impl Hello {
             software: r.text(6)?,
             initial_credit: u32::from_be_bytes(r.array(7)?),
             max_streams: u32::from_be_bytes(r.array(8)?),
+            capabilities: match r.find(9) {
+                Some(_) => Capabilities(u32::from_be_bytes(r.array(9)?)),
+                None => Capabilities::default(),
+            },
         })
     }
 }
@@ -308,6 +379,27 @@ impl GoAway {
     }
 }
 
+impl RoleIs {
+    /// Appends the fields to `out`.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut w = Writer(out);
+        w.bytes(1, &self.epoch.to_be_bytes());
+        w.bytes(2, &[self.role as u8]);
+    }
+
+    /// Reads the payload of `ROLE`.
+    pub fn read(payload: &[u8]) -> Result<Self, MessageError> {
+        let message = "ROLE";
+        let r = Reader::new(message, payload)?;
+        let role = match r.array(2)? {
+            [1] => Role::Primary,
+            [2] => Role::Standby,
+            _ => return Err(MessageError::Malformed { message, tag: 2 }),
+        };
+        Ok(RoleIs { epoch: u64::from_be_bytes(r.array(1)?), role })
+    }
+}
+
 fn millis(duration: Duration) -> u32 {
     duration.as_millis().min(u128::from(u32::MAX)) as u32
 }
@@ -346,10 +438,36 @@ mod tests {
             software: "0.1.0".into(),
             initial_credit: 5,
             max_streams: 6,
+            capabilities: Capabilities(u32::MAX - 1),
         };
         assert_eq!(Hello::read(&written(|out| hello.write(out))).unwrap(), hello);
+        for role in [Role::Primary, Role::Standby] {
+            let told = RoleIs { epoch: u64::MAX, role };
+            assert_eq!(RoleIs::read(&written(|out| told.write(out))).unwrap(), told);
+        }
         let refusal = Refusal { code: Code::Refused, errno: libc::ECONNREFUSED, text: "é".into() };
         assert_eq!(read_refusal(&written(|out| write_refusal(&refusal, out))).unwrap(), refusal);
+    }
+
+    #[test]
+    fn a_peer_that_announces_nothing_knows_nothing() {
+        let hello = Hello {
+            version: 1,
+            node: [1; 16],
+            session: [2; 16],
+            lane: 0,
+            name: String::new(),
+            software: String::new(),
+            initial_credit: 5,
+            max_streams: 6,
+            capabilities: Capabilities::default(),
+        };
+        let bytes = written(|out| hello.write(out));
+        // As version 0.1.0 wrote it: without the last field.
+        assert_eq!(Hello::read(&bytes[..bytes.len() - 7]).unwrap(), hello);
+        assert!(!hello.capabilities.has(Capabilities::ROLE));
+        assert!(Capabilities::OURS.has(Capabilities::POLICY));
+        assert!(!Capabilities::ROLE.has(Capabilities::OURS));
     }
 
     #[test]
@@ -366,6 +484,12 @@ mod tests {
         assert_eq!(Open::read(&[1, 0]), Err(MessageError::Torn { message }));
         let bad_name = written(|out| Writer(out).text(1, "no name!"));
         assert_eq!(Open::read(&bad_name), Err(MessageError::Malformed { message, tag: 1 }));
+        let odd_role = written(|out| {
+            let mut w = Writer(out);
+            w.bytes(1, &[0; 8]);
+            w.bytes(2, &[3]);
+        });
+        assert_eq!(RoleIs::read(&odd_role), Err(MessageError::Malformed { message: "ROLE", tag: 2 }));
         let odd_address = written(|out| Writer(out).bytes(2, &[1, 2, 3]));
         assert_eq!(Open::read(&odd_address), Err(MessageError::Malformed { message, tag: 2 }));
     }
@@ -391,7 +515,7 @@ mod tests {
         #[test]
         fn nothing_that_arrives_panics(bytes in vec(any::<u8>(), 0..200)) {
             let _ = (Hello::read(&bytes), Open::read(&bytes), OpenOk::read(&bytes));
-            let _ = (read_refusal(&bytes), GoAway::read(&bytes));
+            let _ = (read_refusal(&bytes), GoAway::read(&bytes), RoleIs::read(&bytes));
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::appliance::roster::{Group as Configured, KnownNode, ValidKey};
 use crate::tunnel::lane::{LaneEnd, Settings, Upgraded};
+use crate::tunnel::message::Capabilities;
 use crate::tunnel::websocket::Side;
 
 const SETTLE: Duration = Duration::from_secs(60);
@@ -34,6 +35,7 @@ fn peer(node: u8, session: u8, number: u8) -> Peer {
         software: "test".into(),
         initial_credit: 1 << 18,
         max_streams: 10,
+        capabilities: Capabilities::OURS,
     };
     // Nobody answers at the other end.
     let settings = Settings { dead: Duration::from_secs(86_400), ..Settings::default() };

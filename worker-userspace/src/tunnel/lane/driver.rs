@@ -23,7 +23,8 @@ use super::{Incoming, LaneEnd, Shared, TURN, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit;
 use crate::tunnel::frame::{self, Header, Piece, Type};
-use crate::tunnel::message::{self, GoAway, Open, OpenOk};
+use crate::tunnel::message::{self, GoAway, Open, OpenOk, RoleIs};
+use crate::tunnel::policy::{Assembly, Push};
 use crate::tunnel::stream::{self, SMALL, Stream, put_message};
 use crate::tunnel::websocket::{self, Event, Opcode, Side};
 
@@ -45,6 +46,10 @@ pub(super) struct Driver<S> {
     out: VecDeque<BytesMut>,
     /// Where headers and small payloads are put together.
     scratch: BytesMut,
+    /// The policy on its way out, and how many of its parts are.
+    policy: Option<(Arc<Push>, usize)>,
+    /// The policy on its way in.
+    assembly: Assembly,
     unflushed: bool,
     started: Instant,
     heard: Instant,
@@ -62,6 +67,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             incoming,
             out: VecDeque::new(),
             scratch: BytesMut::new(),
+            policy: None,
+            assembly: Assembly::default(),
             unflushed: false,
             started: now,
             heard: now,
@@ -194,6 +201,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 tracing::info!(peer = %self.shared.peer.name, reason = %away.reason, "the peer is leaving this lane");
                 self.shared.queues().sent_away = true;
                 self.shared.changed.notify_waiters();
+                return Ok(());
+            }
+            // Workers are told, they do not tell.
+            Type::Role | Type::Policy if self.up.side == Side::Server => {
+                return Err(LaneEnd::Order(format!("{:?} from a worker", header.kind)));
+            }
+            Type::Role => {
+                let told = RoleIs::read(&payload)?;
+                self.shared.told.send_if_modified(|all| {
+                    let newer = all.role.is_none_or(|known| known.epoch < told.epoch);
+                    all.role = if newer { Some(told) } else { all.role };
+                    newer
+                });
+                return Ok(());
+            }
+            Type::Policy => {
+                if let Some(policy) = self.assembly.add(&payload)? {
+                    self.shared.told.send_if_modified(|all| {
+                        let newer = all.policy.as_ref().is_none_or(|known| known.epoch < policy.epoch);
+                        if newer {
+                            all.policy = Some(policy);
+                        }
+                        newer
+                    });
+                }
                 return Ok(());
             }
             Type::Hello | Type::Welcome => {
@@ -330,6 +362,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             || !queues.ready.is_empty()
             || queues.pong.is_some()
             || queues.go_away.is_some()
+            || queues.role.waits.is_some()
+            || queues.policy.waits.is_some()
         {
             return Rest::More;
         }
@@ -392,6 +426,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 queues.away_stamp = Some(stamp);
                 frame::put_u64(&mut self.scratch, 0, Type::Ping, stamp);
             }
+            if let Some(role) = queues.role.waits.take() {
+                put_message(&mut self.scratch, 0, Type::Role, |out| role.write(out));
+            }
+        }
+        // What is opened later is judged by it, so all else waits for its last part.
+        if self.gather_policy() {
+            return self.seal();
         }
         let mut freed = 0;
         while size + self.scratch.len() < BATCH {
@@ -435,6 +476,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             self.shared.wake_waiting();
         }
         self.seal()
+    }
+
+    /// Puts parts of a policy into the message. `true`: it is full, and more parts are to come.
+    fn gather_policy(&mut self) -> bool {
+        loop {
+            let (policy, sent) = match self.policy.take() {
+                Some(under_way) => under_way,
+                None => match self.shared.queues().policy.waits.take() {
+                    Some(policy) => (policy, 0),
+                    None => return false,
+                },
+            };
+            let mut parts = (sent..).map_while(|at| policy.part(at));
+            let mut sent = sent;
+            while self.scratch.len() < BATCH {
+                let Some(part) = parts.next() else { break };
+                self.scratch.extend_from_slice(part);
+                sent += 1;
+            }
+            if policy.part(sent).is_some() {
+                self.policy = Some((policy, sent));
+                return true;
+            }
+        }
     }
 
     /// Makes what was put together one websocket message.

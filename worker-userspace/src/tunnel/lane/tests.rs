@@ -1,5 +1,7 @@
 //! Two lanes over an in-memory pipe, and one lane against a peer that misbehaves.
 
+mod told;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -31,6 +33,7 @@ fn hello(max_streams: u32) -> Hello {
         software: "test".into(),
         initial_credit: INITIAL,
         max_streams,
+        capabilities: Capabilities::OURS,
     }
 }
 
@@ -352,7 +355,7 @@ async fn a_peer_that_breaks_the_protocol_loses_its_lane_with_a_reason() {
         frame_bytes(1, Type::Open, &fields)
     };
     let data = |n: usize| frame_bytes(1, Type::Data, &vec![7; n]);
-    let cases: [(&str, Vec<BytesMut>); 9] = [
+    let cases: [(&str, Vec<BytesMut>); 11] = [
         ("unknown type 77", vec![BytesMut::from(&[0, 0, 0, 1, 77, 0, 0, 0][..])]),
         ("never opened", vec![data(5)]),
         ("beyond the stream's credit", vec![open.clone(), data(200_000), data(100_000)]),
@@ -361,6 +364,8 @@ async fn a_peer_that_breaks_the_protocol_loses_its_lane_with_a_reason() {
         ("OPEN with a torn field", vec![frame_bytes(1, Type::Open, b"x")]),
         ("behind the FIN", vec![open.clone(), frame_bytes(1, Type::Fin, b""), data(1)]),
         ("Hello on a lane that is up", vec![frame_bytes(0, Type::Hello, b"")]),
+        ("Role from a worker", vec![frame_bytes(0, Type::Role, b"")]),
+        ("Policy from a worker", vec![frame_bytes(0, Type::Policy, b"")]),
         ("within a frame", vec![BytesMut::from(&[0, 0, 0][..])]),
     ];
     for (says, frames) in cases {
@@ -441,6 +446,14 @@ impl Peer {
     async fn say(&mut self, frame: BytesMut) {
         let mut wire = BytesMut::new();
         websocket::put_header(&mut wire, Opcode::Binary, frame.len(), Some([0; 4]));
+        wire.extend_from_slice(&frame);
+        self.io.write_all(&wire).await.unwrap();
+    }
+
+    /// As the appliance's end.
+    async fn tell(&mut self, frame: BytesMut) {
+        let mut wire = BytesMut::new();
+        websocket::put_header(&mut wire, Opcode::Binary, frame.len(), None);
         wire.extend_from_slice(&frame);
         self.io.write_all(&wire).await.unwrap();
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tunnel::lane::{Lane, Settings, Upgraded};
-use crate::tunnel::message::Hello;
+use crate::tunnel::message::{Capabilities, Hello};
 use crate::tunnel::websocket::Side;
 
 fn stream() -> Stream {
@@ -16,6 +16,7 @@ fn stream() -> Stream {
         software: "test".into(),
         initial_credit: 1 << 20,
         max_streams: 10,
+        capabilities: Capabilities::OURS,
     };
     let upgraded = Upgraded::new(io, Side::Client, BytesMut::new());
     let (lane, ..) = Lane::new(upgraded, peer, Settings::default());
