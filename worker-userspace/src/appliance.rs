@@ -5,13 +5,19 @@
 //! | [`endpoint`] | TCP, TLS, HTTP, the upgrade; who may have a websocket |
 //! | [`strangers`] | how many may knock at once |
 //! | [`records`] | what the store keeps: workers, nodes, clouds |
+//! | [`store`] | where they are kept: SQLite |
+//! | [`admin`] | every change of them: judged, saved, published |
+//! | [`audit`] | events: who did what, what happened to whom |
 //! | [`roster`] | what the live registry works by, made of the records |
 //! | [`registry`] | groups and their nodes; which group carries a target |
 //! | [`peer`] | a worker's lane: the streams that the worker opens |
 
+pub mod admin;
+pub mod audit;
 pub mod endpoint;
 mod peer;
 pub mod records;
 pub mod registry;
 pub mod roster;
+pub mod store;
 mod strangers;

@@ -39,6 +39,11 @@ pub use fault::{Fault, Faults};
 pub use files::{FileCause, FileError, Identity, read_roots};
 pub use key::{Key, KeyError, KeyHash};
 
+// What the registry judges by the same rules.
+pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
+pub(crate) use url::{ApiUrl, api_url};
+pub(crate) use values::{group_name, pattern};
+
 use reader::{Place, Reader};
 
 /// A valid configuration, and what its administrator should know all the same.

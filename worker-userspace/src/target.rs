@@ -1,7 +1,9 @@
 //! What a connection is for ([`Target`]) and what an administrator writes to mean it ([`Pattern`]).
 
+mod claims;
 mod map;
 
+pub use claims::Claims;
 pub use map::PatternMap;
 
 use std::borrow::Borrow;
@@ -184,6 +186,19 @@ impl Pattern {
     /// True where `port` is among the pattern's ports.
     pub fn covers_port(&self, port: u16) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|r| r.range().contains(&port))
+    }
+
+    /// True where the two mean some target with equal right, so that only one owner may have both: the same hosts,
+    /// and either all ports in both, or one that both list.
+    pub fn rivals(&self, other: &Pattern) -> bool {
+        let meets = |a: &PortRange| other.ports.iter().any(|b| a.0 <= b.1 && b.0 <= a.1);
+        self.host == other.host
+            && match (self.ports.is_empty(), other.ports.is_empty()) {
+                (true, true) => true,
+                (false, false) => self.ports.iter().any(meets),
+                // Listed ports come before all ports.
+                _ => false,
+            }
     }
 
     /// Orders patterns that match one target: the greatest is the most specific. Exact names before

@@ -12,6 +12,12 @@ use crate::config::KeyHash;
 use crate::target::Pattern;
 use crate::tunnel::message::Id;
 
+/// The time, as exact as the store keeps it.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}
+
 /// A distributed worker: the processes at one site that share a key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Worker {
@@ -37,6 +43,10 @@ pub struct Worker {
     pub created: Timestamp,
     /// When its key was changed last.
     pub rotated: Option<Timestamp>,
+    /// When it was changed last.
+    pub changed: Timestamp,
+    /// Who changed it last.
+    pub changed_by: String,
     /// Counts its changes; who saves says which state the save is based on.
     pub revision: i64,
 }
@@ -49,6 +59,16 @@ pub enum Origin {
     File,
     /// The API, the command line and the page.
     Registry,
+}
+
+impl Origin {
+    /// The word for it in the API and the store.
+    pub fn word(self) -> &'static str {
+        match self {
+            Origin::File => "file",
+            Origin::Registry => "registry",
+        }
+    }
 }
 
 /// A worker process that has connected once.
@@ -72,6 +92,23 @@ pub struct Node {
     pub last_seen: Timestamp,
 }
 
+/// A node's id as the store and the API write it: 32 hexadecimal digits.
+pub fn node_id(id: &Id) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads what [`node_id`] writes.
+pub fn parse_node_id(text: &str) -> Option<Id> {
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut id = Id::default();
+    for (at, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(id)
+}
+
 /// A managed endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cloud {
@@ -87,6 +124,10 @@ pub struct Cloud {
     pub worker: Option<i64>,
     /// When it was added.
     pub created: Timestamp,
+    /// When it was changed last.
+    pub changed: Timestamp,
+    /// Who changed it last.
+    pub changed_by: String,
     /// Counts its changes.
     pub revision: i64,
 }

@@ -13,7 +13,7 @@ use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{APPLIANCE, GROUP};
 use super::values::{self, LIST_HOSTS};
 use super::{Appliance, Group, KeyHash, TlsFiles};
-use crate::target::{HostPattern, Pattern, PortRange};
+use crate::target::{Claims, Pattern};
 
 const FAILBACK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
@@ -76,7 +76,8 @@ fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place,
     let tables = table.get("groups").map(|v| r.sections(&v, &GROUP)).unwrap_or_default();
     let mut names: HashMap<String, Place> = HashMap::new();
     let mut keys: HashMap<String, Place> = HashMap::new();
-    let mut owners = Owners::default();
+    // Each by the group's number and how a fault names it.
+    let mut owners: Claims<(usize, String)> = Claims::default();
     let mut groups = Vec::new();
     let mut carried = Vec::new();
     for (i, table) in tables.into_iter().enumerate() {
@@ -100,7 +101,11 @@ fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place,
         let hosts = r.required(&table, "proxy_hosts", "missing", LIST_HOSTS);
         let hosts = hosts.map(|v| r.filled(&v, values::pattern, LIST_HOSTS)).unwrap_or_default();
         for (place, pattern) in &hosts {
-            owners.claim(r, i, &label, place, pattern);
+            let owner = (i, format!("{label}{}", r.line(place)));
+            if let Some((_, (_, other))) = owners.claim(pattern.clone(), owner, |a, b| a.0 == b.0) {
+                let problem = format!("{label} and {other} both carry it");
+                r.fault(place, wrong(problem, "leave it to one of them, or give each its own ports"));
+            }
         }
         let may_open = table.get("may_open").and_then(|v| r.flag(&v)).unwrap_or(false);
         carried.extend(hosts.iter().cloned());
@@ -120,32 +125,4 @@ fn once(r: &mut Reader<'_>, seen: &mut HashMap<String, Place>, item: String, pla
         }
         None => drop(seen.insert(item, place.clone())),
     }
-}
-
-/// Which group carries which hosts, so that a stream never has two owners of equal right.
-#[derive(Default)]
-struct Owners(HashMap<HostPattern, Vec<Claim>>);
-
-struct Claim {
-    group: usize,
-    label: String,
-    ports: Vec<PortRange>,
-}
-
-impl Owners {
-    fn claim(&mut self, r: &mut Reader<'_>, group: usize, label: &str, place: &Place, pattern: &Pattern) {
-        let claims = self.0.entry(pattern.host.clone()).or_default();
-        if let Some(other) = claims.iter().find(|c| c.group != group && share_port(&c.ports, &pattern.ports))
-        {
-            let problem = format!("{label} and {} both carry it", other.label);
-            r.fault(place, wrong(problem, "leave it to one of them, or give each its own ports"));
-        }
-        let label = format!("{label}{}", r.line(place));
-        claims.push(Claim { group, label, ports: pattern.ports.clone() });
-    }
-}
-
-/// True where two lists of ports have one in common; an empty list means all.
-fn share_port(a: &[PortRange], b: &[PortRange]) -> bool {
-    a.is_empty() || b.is_empty() || a.iter().any(|a| b.iter().any(|b| a.0 <= b.1 && b.0 <= a.1))
 }

@@ -17,8 +17,8 @@ const MOST_FAULTS: usize = 100;
 const LONGEST_QUOTE: usize = 80;
 /// The longest half of a message, in characters: our own words are shorter.
 const LONGEST_MESSAGE: usize = 400;
-/// What a worker key begins with, wherever somebody may have pasted it.
-const SECRET: &str = "dwk_";
+/// What a worker key and an admin token begin with, wherever somebody may have pasted one.
+const SECRETS: [&str; 2] = ["dwk_", "dwa_"];
 /// What follows it. So many letters, digits, `-` and `_` without a dot are hardly anything else.
 const SECRET_BODY: usize = 43;
 
@@ -98,15 +98,15 @@ impl std::error::Error for Faults {}
 
 /// What is wrong with one value, before anybody knows its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wrong {
+pub(crate) struct Wrong {
     /// What is wrong.
-    pub(super) problem: String,
+    pub(crate) problem: String,
     /// What to do about it.
-    pub(super) remedy: String,
+    pub(crate) remedy: String,
 }
 
 /// A [`Wrong`] from two texts.
-pub(super) fn wrong(problem: impl Into<String>, remedy: impl Into<String>) -> Wrong {
+pub(crate) fn wrong(problem: impl Into<String>, remedy: impl Into<String>) -> Wrong {
     Wrong { problem: problem.into(), remedy: remedy.into() }
 }
 
@@ -141,11 +141,11 @@ pub(super) fn show(value: &DeValue<'_>) -> String {
 
 /// A text from a file, quoted, on one line, cut where it is long. Whole `***` where it may hold a worker key or a
 /// PEM block, and without the user and password in front of a host.
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     // Paths may have long parts: a container's cgroup is named by 64 digits.
     let is_path = text.contains('/') && !text.contains("://");
     let long = !is_path && text.split(|c| !is_key(c)).any(|word| word.len() >= SECRET_BODY);
-    if text.contains(SECRET) || text.contains("-----BEGIN") || long {
+    if SECRETS.iter().any(|begin| text.contains(begin)) || text.contains("-----BEGIN") || long {
         return "***".into();
     }
     let text = match text.rsplit_once('@') {
@@ -188,6 +188,29 @@ pub(super) fn mask_shown(text: &str) -> String {
     mask_words(text, usize::MAX)
 }
 
+/// A text of others that is kept or shown on: without worker keys, admin tokens, users and passwords in URLs, and
+/// control characters, cut where it is longer than `longest` characters.
+pub(crate) fn mask_secrets(text: &str, longest: usize) -> String {
+    let mut masked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("://") {
+        let end = behind.find(|c: char| c.is_whitespace() || "/?#\"'`<>".contains(c)).unwrap_or(behind.len());
+        let user = behind[..end].rfind('@');
+        masked.extend([before, "://", if user.is_some() { "***" } else { "" }]);
+        rest = &behind[user.unwrap_or(0)..];
+    }
+    masked.push_str(rest);
+    cut(&mask_words(&masked, usize::MAX), longest)
+}
+
+/// True where a text holds what looks like a whole worker key or admin token.
+pub(crate) fn holds_secret(text: &str) -> bool {
+    text.split(|c| !is_key(c)).any(|word| {
+        let body = |begin: &&str| word.split_once(*begin).map_or(0, |(_, body)| body.len());
+        SECRETS.iter().any(|begin| body(begin) >= SECRET_BODY)
+    })
+}
+
 /// Masks each word that is `longest` or has the secret's beginning, and each control character.
 fn mask_words(text: &str, longest: usize) -> String {
     let mut masked = String::with_capacity(text.len());
@@ -196,7 +219,8 @@ fn mask_words(text: &str, longest: usize) -> String {
         let (between, word) = rest.split_at(start);
         let (word, behind) = word.split_at(word.find(|c| !is_key(c)).unwrap_or(word.len()));
         masked.push_str(between);
-        let begun = word.split_once(SECRET).is_some_and(|(_, body)| !body.is_empty());
+        let begins = |begin: &&str| word.split_once(*begin).is_some_and(|(_, body)| !body.is_empty());
+        let begun = SECRETS.iter().any(begins);
         masked.push_str(if begun || word.len() >= longest { "***" } else { word });
         rest = behind;
     }
@@ -240,6 +264,28 @@ mod tests {
         assert_eq!(mask("a dwk_x-y_Z, `dwk_` and xdwk_1"), "a ***, `dwk_` and ***");
         assert_eq!(mask(&format!("`{}`.", "k".repeat(43))), "`***`.");
         assert_eq!(mask("a\nb"), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn what_is_kept_of_other_peoples_texts_holds_no_secret() {
+        let key = format!("dwk_{}", "k".repeat(43));
+        let token = format!("dwa_{}", "-".repeat(43));
+        for (text, kept) in [
+            (key.as_str(), "***"),
+            (&format!("({key}),{token}!"), "(***),***!"),
+            (
+                "https://root:p@ss@vc.example:443/sdk, http://a@b",
+                "https://***@vc.example:443/sdk, http://***@b",
+            ),
+            ("https://vc.example/a@b", "https://vc.example/a@b"),
+            (&format!("x://{key}@h"), "x://***@h"),
+            ("://@://@", "://***@://***@"),
+            ("<b>'; DROP TABLE workers; --\n\u{0}", "<b>'; DROP TABLE workers; --\u{fffd}\u{fffd}"),
+        ] {
+            assert_eq!(mask_secrets(text, 100), kept, "{text:?}");
+        }
+        assert_eq!(mask_secrets("abcdef", 3), "abc…");
+        assert!(holds_secret(&format!("see {key}.")) && holds_secret(&token) && !holds_secret("dwk_ dwa_x"));
     }
 
     proptest! {

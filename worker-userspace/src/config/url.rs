@@ -1,4 +1,5 @@
-//! The appliance's URL: scheme, host and port, and nothing else, because nothing else has a meaning.
+//! URLs. The appliance's has scheme, host and port, and nothing else, because nothing else has a meaning; a cloud's
+//! may have a path.
 
 use std::net::Ipv6Addr;
 
@@ -7,6 +8,9 @@ use super::fault::{Wrong, wrong};
 use crate::target::Host;
 
 const FORM: &str = "write \"https://HOST\" or \"https://HOST:PORT\"";
+const API_FORM: &str = "write it as in \"https://vcenter.corp.example/sdk\" or \"https://10.20.0.1:9440\"";
+/// The longest URL of a cloud's API, in bytes.
+const LONGEST: usize = 2000;
 
 /// Reads `https://host[:port][/]`; `http://` only where `insecure_plaintext` says so, and only then.
 pub(super) fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl, Wrong> {
@@ -42,24 +46,65 @@ pub(super) fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl
     if !matches!(path, "" | "/") {
         return Err(wrong("something stands behind the host", format!("remove it; {FORM}")));
     }
-    let (host, port) = split_port(authority)?;
+    let (host, port) = host_and_port(authority, plaintext, FORM)?;
+    Ok(ApplianceUrl { host, port, plaintext })
+}
+
+/// Where a cloud's API is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApiUrl {
+    /// Name or address.
+    pub(crate) host: Host,
+    /// TCP port: the URL's, or its scheme's.
+    pub(crate) port: u16,
+}
+
+/// Reads `http[s]://host[:port][/path]`.
+pub(crate) fn api_url(text: &str) -> Result<ApiUrl, Wrong> {
+    if text.len() > LONGEST {
+        return Err(wrong(format!("longer than {LONGEST} bytes"), API_FORM));
+    }
+    if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err(wrong("white space or a control character stands in it", API_FORM));
+    }
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("not a URL", API_FORM))?;
+    let plaintext = match scheme.to_ascii_lowercase().as_str() {
+        "https" => false,
+        "http" => true,
+        _ => return Err(wrong("the scheme is neither \"https\" nor \"http\"", API_FORM)),
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len()));
+    if authority.contains('@') {
+        let remedy = "remove it: the cloud's software knows its credentials, and the worker needs none";
+        return Err(wrong("it has a user in front of the host", remedy));
+    }
+    if path.contains(['?', '#', '\\']) {
+        let remedy = format!("leave away what begins with `?`, `#` or `\\`; {API_FORM}");
+        return Err(wrong("something other than a path stands behind the host", remedy));
+    }
+    let (host, port) = host_and_port(authority, plaintext, API_FORM)?;
+    Ok(ApiUrl { host, port })
+}
+
+fn host_and_port(authority: &str, plaintext: bool, form: &str) -> Result<(Host, u16), Wrong> {
+    let (host, port) = split_port(authority, form)?;
     let port = match port {
         None if plaintext => 80,
         None => 443,
         Some(port) => match port.parse::<u16>() {
             Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
-            _ => return Err(wrong("the port is not one of 1 to 65535", FORM)),
+            _ => return Err(wrong("the port is not one of 1 to 65535", form)),
         },
     };
-    Ok(ApplianceUrl { host, port, plaintext })
+    Ok((host, port))
 }
 
 /// Splits `host[:port]`; an IPv6 address stands in brackets, as in every URL.
-fn split_port(authority: &str) -> Result<(Host, Option<&str>), Wrong> {
+fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Option<&'a str>), Wrong> {
     let (host, after) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, after)) => {
             let address: Ipv6Addr =
-                address.parse().map_err(|_| wrong("no IPv6 address stands between the brackets", FORM))?;
+                address.parse().map_err(|_| wrong("no IPv6 address stands between the brackets", form))?;
             (Host::addr(address.into()), after)
         }
         None if authority.matches(':').count() > 1 => {
@@ -76,7 +121,7 @@ fn split_port(authority: &str) -> Result<(Host, Option<&str>), Wrong> {
     match after.strip_prefix(':') {
         Some(port) => Ok((host, Some(port))),
         None if after.is_empty() => Ok((host, None)),
-        None => Err(wrong("something stands behind the bracket", FORM)),
+        None => Err(wrong("something stands behind the bracket", form)),
     }
 }
 

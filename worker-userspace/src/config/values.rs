@@ -78,7 +78,7 @@ where
 }
 
 /// A proxy host, or what egress may dial.
-pub(super) fn pattern(text: &str) -> Result<Pattern, Wrong> {
+pub(crate) fn pattern(text: &str) -> Result<Pattern, Wrong> {
     // The parser's message would repeat a part of a password, and a worker key has the form of a name.
     if text.contains("dwk_") {
         return Err(wrong("a worker key where a host belongs", "remove it here"));
@@ -121,7 +121,7 @@ pub(super) fn cgroup(text: &str) -> Result<PathBuf, Wrong> {
 }
 
 /// A group's name: short enough and plain enough for paths, URLs and metrics.
-pub(super) fn group_name(text: &str) -> Result<String, Wrong> {
+pub(crate) fn group_name(text: &str) -> Result<String, Wrong> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     match (1..=63).contains(&text.len()) && text.bytes().all(plain) {
         true => Ok(text.to_owned()),

@@ -1,0 +1,349 @@
+//! The one place for every change of the registry: used by the API, the page, the command line and the start.
+//!
+//! What must hold: a change is judged as a whole, then saved, then in force, then answered; one at a time, whoever
+//! asks, and to its end, even where nobody waits for the answer any more; what was answered with an error did not
+//! happen; a saved change has its event.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `admin.rs` | questions, and the way of every change |
+//! | `admin/state.rs` | all records in memory; what two workers may not both have; the roster |
+//! | `admin/input.rs` | what people write into a form |
+//! | `admin/error.rs` | why a change is refused, what is odd about it |
+//! | `admin/workers.rs`, `clouds.rs`, `nodes.rs`, `files.rs` | the changes |
+//! | `admin/spelling.rs` | a name here and an address there |
+
+mod clouds;
+mod error;
+mod files;
+mod input;
+mod nodes;
+mod spelling;
+mod state;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+pub use clouds::{CloudFilter, EditCloud, NewCloud};
+pub use error::{AdminError, Holder, Problem, Taken, Warning};
+pub use input::HostList;
+pub use nodes::NodeSeen;
+pub use spelling::{Resolve, SystemResolver};
+pub use workers::{EditWorker, NewWorker, WorkerFilter};
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::sync::broadcast;
+use utoipa::ToSchema;
+
+use super::audit::{Actor, Audit, Event, EventKind, EventQuery, NewEvent, clean, stamp};
+use super::records::now;
+use super::roster::Roster;
+use super::store::{Change, Store, StoreError};
+use crate::config::KeyHash;
+use crate::drain::Drain;
+use state::State;
+
+/// Makes a roster the one that counts. It is called after each save, in the order of the saves, and must not wait.
+pub trait Publish: Send + Sync + 'static {
+    /// This is the roster now.
+    fn publish(&self, roster: Roster);
+}
+
+impl<F: Fn(Roster) + Send + Sync + 'static> Publish for F {
+    fn publish(&self, roster: Roster) {
+        self(roster);
+    }
+}
+
+/// Judges a roster before it is saved. It must not wait.
+pub trait Check: Send + Sync + 'static {
+    /// Whether `roster` can be put into force.
+    ///
+    /// # Errors
+    /// Why not: each line names the thing, the value and the remedy.
+    fn check(&self, roster: &Roster) -> Result<(), Vec<String>>;
+}
+
+/// Which worker or cloud: by its number or by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Ref {
+    /// By number.
+    Id(i64),
+    /// By name.
+    Name(String),
+}
+
+impl fmt::Display for Ref {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ref::Id(id) => write!(f, "{id}"),
+            Ref::Name(name) => f.write_str(&crate::config::quote(name)),
+        }
+    }
+}
+
+impl From<i64> for Ref {
+    fn from(id: i64) -> Ref {
+        Ref::Id(id)
+    }
+}
+
+impl From<&str> for Ref {
+    fn from(name: &str) -> Ref {
+        Ref::Name(name.to_owned())
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// How many come before it.
+    pub offset: usize,
+    /// At most so many.
+    pub limit: usize,
+}
+
+impl Page {
+    /// The whole list.
+    pub const ALL: Page = Page { offset: 0, limit: usize::MAX };
+}
+
+/// A part of a list.
+#[derive(Debug, Clone)]
+pub struct Listed<T> {
+    /// The items of the page.
+    pub items: Vec<Arc<T>>,
+    /// How many there are on all pages.
+    pub total: usize,
+}
+
+impl<T> Listed<T> {
+    fn of(items: Vec<Arc<T>>, page: Page) -> Listed<T> {
+        let total = items.len();
+        Listed { items: items.into_iter().skip(page.offset).take(page.limit).collect(), total }
+    }
+}
+
+/// The registry's administration. Clones are the same.
+#[derive(Clone)]
+pub struct Admin {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    audit: Audit,
+    publish: Box<dyn Publish>,
+    resolve: Box<dyn Resolve>,
+    checks: Mutex<Vec<Box<dyn Check>>>,
+    state: RwLock<Arc<State>>,
+    /// One change at a time.
+    writing: tokio::sync::Mutex<()>,
+    /// A save failed, so nobody knows whether it happened.
+    doubtful: AtomicBool,
+    seen: nodes::SeenQueue,
+}
+
+/// A change that was judged by itself, before it is judged with all the others.
+struct Plan {
+    changes: Vec<Change>,
+    events: Vec<NewEvent>,
+    /// False where routing is not concerned: nothing is judged or published. True publishes in any case.
+    routing: bool,
+}
+
+/// A change that is in force.
+struct Done {
+    state: Arc<State>,
+    /// The ids of the changed records.
+    ids: Vec<i64>,
+}
+
+impl Admin {
+    /// Loads the records. Nothing is published before [`Admin::sync_file_groups`], which belongs to every start.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        audit: Audit,
+        publish: impl Publish,
+        resolve: impl Resolve,
+        drain: &Drain,
+    ) -> Result<Admin, StoreError> {
+        let state = State::from(store.load().await?);
+        let inner = Arc::new(Inner {
+            store,
+            audit,
+            publish: Box::new(publish),
+            resolve: Box::new(resolve),
+            checks: Mutex::default(),
+            state: RwLock::new(Arc::new(state)),
+            writing: tokio::sync::Mutex::new(()),
+            doubtful: AtomicBool::new(false),
+            seen: nodes::SeenQueue::default(),
+        });
+        let admin = Admin { inner };
+        drain.spawn("registry", admin.clone().keep_seen(drain.clone()));
+        Ok(admin)
+    }
+
+    /// From now on `check` judges each roster before it is saved.
+    pub fn add_check(&self, check: impl Check) {
+        self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(check));
+    }
+
+    /// The roster of this moment.
+    pub fn roster(&self) -> Roster {
+        self.state().roster(Timestamp::now())
+    }
+
+    /// A page of events, newest first.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub async fn events(&self, query: &EventQuery) -> Result<Vec<Event>, AdminError> {
+        Ok(self.inner.store.events(query).await?)
+    }
+
+    /// New events as they are kept.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.inner.audit.subscribe()
+    }
+
+    /// SHA-256 of the admin token, where one was made.
+    pub fn admin_token(&self) -> Option<KeyHash> {
+        self.state().admin_token
+    }
+
+    /// Replaces the admin token.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn set_admin_token(&self, hash: KeyHash, actor: &Actor) -> Result<(), AdminError> {
+        let event = actor.did(EventKind::TokenChanged, "admin", "the admin token was made anew");
+        let plan = move |_: &State| {
+            Ok(Plan { changes: vec![Change::AdminToken(hash)], events: vec![event], routing: false })
+        };
+        self.commit(plan).await.map(drop)
+    }
+
+    fn state(&self) -> Arc<State> {
+        self.inner.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes a change, to its end even where the caller goes away.
+    async fn commit<F>(&self, plan: F) -> Result<Done, AdminError>
+    where
+        F: FnOnce(&State) -> Result<Plan, AdminError> + Send + 'static,
+    {
+        let admin = self.clone();
+        match tokio::spawn(async move { admin.commit_here(plan).await }).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(AdminError::Stopping),
+        }
+    }
+
+    async fn commit_here(
+        &self,
+        plan: impl FnOnce(&State) -> Result<Plan, AdminError>,
+    ) -> Result<Done, AdminError> {
+        let inner = &self.inner;
+        let _one = inner.writing.lock().await;
+        if inner.doubtful.load(Ordering::Relaxed) {
+            self.reload().await?;
+        }
+        let before = self.state();
+        let Plan { changes, events, routing } = plan(&before)?;
+        if changes.is_empty() && events.is_empty() {
+            if routing {
+                self.put(before.clone(), routing);
+            }
+            return Ok(Done { state: before, ids: Vec::new() });
+        }
+        if routing {
+            let mut trial = State::clone(&before);
+            let focus = trial.apply(&changes, &State::trial_ids(&changes));
+            trial.judge(&focus)?;
+            self.check(&trial)?;
+        }
+        let events = events.into_iter().map(|event| clean(stamp(event))).collect();
+        let saved = match inner.store.save(&changes, events).await {
+            Ok(saved) => saved,
+            Err(error) => {
+                // It may have happened all the same, so the store is asked before anything else is judged.
+                inner.doubtful.store(true, Ordering::Relaxed);
+                if let Err(again) = self.reload().await {
+                    tracing::error!("the registry can't be read: {again}");
+                }
+                return Err(error.into());
+            }
+        };
+        let mut state = State::clone(&before);
+        state.apply(&changes, &saved.ids);
+        let state = Arc::new(state);
+        self.put(state.clone(), routing);
+        inner.audit.publish(saved.events);
+        Ok(Done { state, ids: saved.ids })
+    }
+
+    fn check(&self, trial: &State) -> Result<(), AdminError> {
+        let checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if checks.is_empty() {
+            return Ok(());
+        }
+        let roster = trial.roster(Timestamp::now());
+        let said = checks.iter().filter_map(|check| check.check(&roster).err()).flatten();
+        let said: Vec<String> = said.collect();
+        if said.is_empty() { Ok(()) } else { Err(AdminError::Refused(said)) }
+    }
+
+    /// What the store has is what counts.
+    async fn reload(&self) -> Result<(), StoreError> {
+        let state = State::from(self.inner.store.load().await?);
+        self.inner.doubtful.store(false, Ordering::Relaxed);
+        self.put(Arc::new(state), true);
+        Ok(())
+    }
+
+    fn put(&self, state: Arc<State>, routing: bool) {
+        *self.inner.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
+        if routing {
+            self.inner.publish.publish(state.roster(now()));
+        }
+    }
+
+    /// Records a save that was refused.
+    fn told<T>(&self, actor: &Actor, subject: &str, result: Result<T, AdminError>) -> Result<T, AdminError> {
+        result.inspect_err(|error| {
+            self.inner.audit.record(actor.did(EventKind::SaveRefused, subject, error.to_string()));
+        })
+    }
+}
+
+/// Refuses a change that is based on another revision than the current one.
+fn based_on(
+    revision: Option<i64>,
+    (current, by, at): (i64, &str, Timestamp),
+    what: impl Fn() -> String,
+) -> Result<(), AdminError> {
+    match revision {
+        Some(expected) if expected != current => {
+            Err(AdminError::Conflict { what: what(), expected, revision: current, by: by.to_owned(), at })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("store", &self.inner.store).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,97 @@
+//! The administration on a real store, with a publisher and a resolver of the tests' own.
+
+mod rules;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::appliance::audit::Limits;
+use crate::appliance::store::sqlite::Sqlite;
+use crate::target::Name;
+
+/// A resolver that knows some names, and that is silent about `silent.example`.
+#[derive(Clone, Default)]
+struct Names(Arc<Mutex<HashMap<String, Vec<IpAddr>>>>);
+
+impl Resolve for Names {
+    fn addresses(&self, name: &Name) -> Pin<Box<dyn Future<Output = Vec<IpAddr>> + Send>> {
+        let found = self.0.lock().unwrap().get(name.as_str()).cloned();
+        let silent = name.as_str() == "silent.example";
+        Box::pin(async move { if silent { std::future::pending().await } else { found.unwrap_or_default() } })
+    }
+}
+
+/// A registry in a directory of its own.
+struct House {
+    admin: Admin,
+    audit: Audit,
+    store: Arc<Sqlite>,
+    /// What was published, in order.
+    published: Arc<Mutex<Vec<Roster>>>,
+    names: Names,
+    drain: Drain,
+    directory: TempDir,
+}
+
+const LIMITS: Limits = Limits { age: Duration::from_secs(90 * 24 * 3600), count: 1_000_000 };
+
+impl House {
+    async fn new() -> House {
+        House::open(tempfile::tempdir().expect("a directory")).await
+    }
+
+    async fn open(directory: TempDir) -> House {
+        let store = Arc::new(Sqlite::open(directory.path()).await.expect("a store"));
+        let drain = Drain::new(Duration::from_secs(10));
+        let audit = Audit::start(store.clone(), LIMITS, &drain);
+        let published: Arc<Mutex<Vec<Roster>>> = Arc::default();
+        let names = Names::default();
+        let seen = published.clone();
+        let publish = move |roster| seen.lock().unwrap().push(roster);
+        let admin = Admin::start(store.clone(), audit.clone(), publish, names.clone(), &drain).await;
+        let admin = admin.expect("an administration");
+        House { admin, audit, store, published, names, drain, directory }
+    }
+
+    /// Stops in order and opens the same directory again.
+    async fn reopen(self) -> House {
+        assert_eq!(self.drain.finish().await, 0);
+        self.store.close().await;
+        House::open(self.directory).await
+    }
+
+    /// What is in force.
+    fn roster(&self) -> Roster {
+        let roster = self.published.lock().unwrap().last().cloned().expect("nothing was published");
+        assert_eq!(roster, self.admin.roster());
+        roster
+    }
+
+    async fn add(&self, name: &str, hosts: &str) -> Result<Arc<super::super::records::Worker>, AdminError> {
+        self.admin.add_worker(worker(name, hosts), &me()).await.map(|(worker, _, _)| worker)
+    }
+
+    async fn events(&self) -> Vec<String> {
+        self.audit.flush().await;
+        let events = self.admin.events(&EventQuery::default()).await.expect("events");
+        events.iter().rev().map(|e| format!("{} {}: {}", e.kind, e.subject, e.text)).collect()
+    }
+}
+
+fn me() -> Actor {
+    Actor::at("admin", "192.0.2.7".parse().expect("an address"))
+}
+
+fn worker(name: &str, hosts: &str) -> NewWorker {
+    NewWorker { name: name.into(), proxy_hosts: hosts.into(), enabled: true, ..NewWorker::default() }
+}
+
+fn cloud(name: &str, url: &str, worker: Option<&str>) -> NewCloud {
+    NewCloud { name: name.into(), kind: "vmware".into(), api_url: url.into(), worker: worker.map(Ref::from) }
+}

@@ -1,0 +1,219 @@
+//! What is kept of what happened: an event, its kind, and how events are asked for.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Something that happened, as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Event {
+    /// Rises with each event; 0 before it is kept.
+    pub id: i64,
+    /// When it happened.
+    #[schema(value_type = String, format = DateTime)]
+    pub time: Timestamp,
+    /// What kind of thing.
+    pub kind: EventKind,
+    /// Who did it.
+    pub actor: String,
+    /// What it was done to: a worker's or a cloud's name, `worker/node`, a target.
+    pub subject: String,
+    /// What exactly, for people.
+    pub text: String,
+    /// From which address.
+    #[schema(value_type = Option<String>)]
+    pub source: Option<IpAddr>,
+}
+
+/// Something that has just happened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    /// What kind of thing.
+    pub kind: EventKind,
+    /// Who did it.
+    pub actor: String,
+    /// What it was done to.
+    pub subject: String,
+    /// What exactly, for people.
+    pub text: String,
+    /// From which address.
+    pub source: Option<IpAddr>,
+}
+
+/// Who asks for a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// As events show it: `admin`, `root on this host`.
+    pub name: String,
+    /// Where the request came from.
+    pub source: Option<IpAddr>,
+}
+
+impl Actor {
+    /// An actor without an address.
+    pub fn local(name: impl Into<String>) -> Actor {
+        Actor { name: name.into(), source: None }
+    }
+
+    /// An actor at an address.
+    pub fn at(name: impl Into<String>, source: IpAddr) -> Actor {
+        Actor { name: name.into(), source: Some(source) }
+    }
+
+    /// What this actor has just done.
+    pub fn did(&self, kind: EventKind, subject: impl Into<String>, text: impl Into<String>) -> NewEvent {
+        let (subject, text) = (subject.into(), text.into());
+        NewEvent { kind, actor: self.name.clone(), subject, text, source: self.source }
+    }
+}
+
+/// The kinds, each with its word. A macro, so that no kind can lack one.
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $kind:ident = $word:literal,)+) => {
+        /// What kind of thing happened.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        pub enum EventKind {
+            $($(#[doc = $doc])+ #[serde(rename = $word)] $kind,)+
+        }
+
+        impl EventKind {
+            /// All of them.
+            pub const ALL: &[EventKind] = &[$(EventKind::$kind),+];
+
+            /// The word for it in the API, in filters and in the store.
+            pub fn word(self) -> &'static str {
+                match self { $(EventKind::$kind => $word),+ }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A worker was added.
+    WorkerAdded = "worker-added",
+    /// A worker was changed.
+    WorkerChanged = "worker-changed",
+    /// A worker was enabled.
+    WorkerEnabled = "worker-enabled",
+    /// A worker was disabled.
+    WorkerDisabled = "worker-disabled",
+    /// A worker was removed.
+    WorkerRemoved = "worker-removed",
+    /// A new worker's key was shown.
+    KeyShown = "key-shown",
+    /// A worker got another key, which was shown.
+    KeyRotated = "key-rotated",
+    /// Somebody came with a key that does not work.
+    KeyRefused = "key-refused",
+    /// A cloud was added.
+    CloudAdded = "cloud-added",
+    /// A cloud was changed.
+    CloudChanged = "cloud-changed",
+    /// A cloud was removed.
+    CloudRemoved = "cloud-removed",
+    /// A node connected for the first time.
+    NodeAdded = "node-added",
+    /// A node got another priority.
+    NodeChanged = "node-changed",
+    /// A node was forgotten.
+    NodeForgotten = "node-forgotten",
+    /// A node connected.
+    NodeConnected = "node-connected",
+    /// A node's last lane was lost or closed.
+    NodeDisconnected = "node-disconnected",
+    /// A node became primary or standby.
+    RoleChanged = "role-changed",
+    /// A stream was opened.
+    StreamOpened = "stream-opened",
+    /// A stream was refused.
+    StreamRefused = "stream-refused",
+    /// A stream was closed by hand.
+    StreamClosed = "stream-closed",
+    /// Somebody signed in.
+    LoginOk = "login-ok",
+    /// Somebody came with a token or password that does not work.
+    LoginFailed = "login-failed",
+    /// Somebody tried too often.
+    LoginLimited = "login-limited",
+    /// Somebody signed out.
+    Logout = "logout",
+    /// The admin token was made or changed.
+    TokenChanged = "token-changed",
+    /// A request was refused for a reason that smells of an attack.
+    RequestRefused = "request-refused",
+    /// A save was refused.
+    SaveRefused = "save-refused",
+    /// The appliance started.
+    Started = "started",
+    /// The appliance stopped in order.
+    Stopped = "stopped",
+    /// Events came faster than they could be kept.
+    EventsLost = "events-lost",
+    /// Another version of dworker knows what it was.
+    Other = "other",
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A word that is no kind of event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no kind of event: the kinds are {}", words())]
+pub struct UnknownEventKind;
+
+fn words() -> String {
+    EventKind::ALL.iter().map(|kind| kind.word()).collect::<Vec<_>>().join(", ")
+}
+
+impl FromStr for EventKind {
+    type Err = UnknownEventKind;
+
+    fn from_str(text: &str) -> Result<EventKind, UnknownEventKind> {
+        EventKind::ALL.iter().copied().find(|kind| kind.word() == text).ok_or(UnknownEventKind)
+    }
+}
+
+/// Which events are asked for. They come newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventQuery {
+    /// One of these kinds; empty means all.
+    pub kinds: Vec<EventKind>,
+    /// Of this subject, or of what lies below it (`site-a` and `site-a/node`).
+    pub subject: Option<String>,
+    /// Not before.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+    /// With this in their actor, subject, text or source; letters A to Z in either case.
+    pub text: Option<String>,
+    /// The page behind the one that ended with this id.
+    pub before: Option<i64>,
+    /// At most so many, up to [`EventQuery::MOST`].
+    pub limit: u32,
+}
+
+impl EventQuery {
+    /// The largest page.
+    pub const MOST: u32 = 1000;
+}
+
+impl Default for EventQuery {
+    fn default() -> EventQuery {
+        EventQuery {
+            kinds: Vec::new(),
+            subject: None,
+            since: None,
+            until: None,
+            text: None,
+            before: None,
+            limit: 100,
+        }
+    }
+}
