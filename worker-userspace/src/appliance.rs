@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`endpoint`] | TCP, TLS, HTTP, the upgrade; who may have a websocket |
 //! | [`strangers`] | how many may knock at once |
+//! | [`login`] | the admin token, sessions of browsers |
 //! | [`records`] | what the store keeps: workers, nodes, clouds |
 //! | [`store`] | where they are kept: SQLite |
 //! | [`admin`] | every change of them: judged, saved, published |
@@ -15,6 +16,7 @@
 pub mod admin;
 pub mod audit;
 pub mod endpoint;
+pub mod login;
 mod peer;
 pub mod records;
 pub mod registry;

@@ -37,6 +37,7 @@ mod values;
 
 pub use fault::{Fault, Faults};
 pub use files::{FileCause, FileError, Identity, read_roots};
+pub(crate) use key::secret;
 pub use key::{Key, KeyError, KeyHash};
 
 // What the registry judges by the same rules.

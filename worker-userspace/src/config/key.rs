@@ -27,29 +27,37 @@ impl Key {
     /// # Errors
     /// The kernel gave no randomness.
     pub fn generate() -> Result<Key, OsError> {
-        let mut bytes = [0; 32];
-        OsRng.try_fill_bytes(&mut bytes)?;
-        let mut text = String::with_capacity(PREFIX.len() + BODY);
-        text.push_str(PREFIX);
-        for chunk in bytes.chunks(3) {
-            let group =
-                chunk.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-            for i in 0..=chunk.len() {
-                text.push(char::from(ALPHABET[(group >> (18 - 6 * i)) as usize & 63]));
-            }
-        }
-        Ok(Key(text.into()))
+        Ok(Key(secret(PREFIX)?.into()))
     }
 
     /// The SHA-256 of the whole text, prefix included: what `sha256sum` prints for it.
     pub fn hash(&self) -> KeyHash {
-        KeyHash(Sha256::digest(self.0.as_bytes()).into())
+        KeyHash::of(&self.0)
     }
 
     /// The secret itself, for the `Authorization` header and for showing a new key once.
     pub fn reveal(&self) -> &str {
         &self.0
     }
+}
+
+/// 32 bytes of the operating system's randomness in base64url, behind `prefix`.
+///
+/// # Errors
+/// The kernel gave no randomness.
+pub(crate) fn secret(prefix: &str) -> Result<String, OsError> {
+    let mut bytes = [0; 32];
+    OsRng.try_fill_bytes(&mut bytes)?;
+    let mut text = String::with_capacity(prefix.len() + BODY);
+    text.push_str(prefix);
+    for chunk in bytes.chunks(3) {
+        let group =
+            chunk.iter().fold(0, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for i in 0..=chunk.len() {
+            text.push(char::from(ALPHABET[(group >> (18 - 6 * i)) as usize & 63]));
+        }
+    }
+    Ok(text)
 }
 
 impl FromStr for Key {
@@ -87,12 +95,19 @@ impl fmt::Display for Key {
     }
 }
 
-/// The SHA-256 of a [`Key`], written as 64 hexadecimal digits.
+/// The SHA-256 of a [`Key`] or of another secret, written as 64 hexadecimal digits.
 ///
 /// It has no `Hash` and no order on purpose: a table keyed by it would compare in variable time. Walk the
 /// groups instead; there are few.
 #[derive(Clone, Copy)]
 pub struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    /// The hash of any secret.
+    pub fn of(secret: &str) -> KeyHash {
+        KeyHash(Sha256::digest(secret.as_bytes()).into())
+    }
+}
 
 impl PartialEq for KeyHash {
     /// Looks at all 32 bytes whatever they are, so that the time taken does not tell how many are right.

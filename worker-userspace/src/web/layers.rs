@@ -12,7 +12,7 @@ use http::header::{
     CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::timeout;
 
 use super::problem::{Kind, MEDIA_TYPE, Problem};
@@ -40,13 +40,8 @@ fn is_api(path: &str) -> bool {
     matches!(path, "/api" | "/healthz" | "/readyz") || path.starts_with("/api/")
 }
 
-/// In time, and not too large.
+/// In time.
 async fn bounded(request: Request, next: Next) -> Response {
-    let length =
-        request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > LARGEST_BODY as u64) {
-        return too_large().into_response();
-    }
     let late = |_| {
         let detail = format!("head and body must arrive, and be answered, within {DEADLINE:?}");
         Problem::new(Kind::Timeout, detail).into_response()
@@ -54,7 +49,15 @@ async fn bounded(request: Request, next: Next) -> Response {
     timeout(DEADLINE, next.run(request)).await.unwrap_or_else(late)
 }
 
-fn too_large() -> Problem {
+/// True where a request says that its body is larger than any may be. The body need not be read then; where it
+/// does not say, reading it fails.
+pub fn is_too_large(headers: &HeaderMap) -> bool {
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    length.is_some_and(|length| length > LARGEST_BODY as u64)
+}
+
+/// The answer to a body that is larger than any may be.
+pub fn too_large() -> Problem {
     Problem::new(Kind::TooLarge, format!("a body has at most {LARGEST_BODY} bytes"))
 }
 
@@ -80,7 +83,7 @@ async fn told(request: Request, next: Next) -> Response {
     };
     let (body, media_type) = match is_api(&path) {
         true => {
-            let problem = Problem { instance: Some(path), ..problem };
+            let problem = Problem { instance: Some(path.into()), ..problem };
             (serde_json::to_vec(&problem).unwrap_or_default(), MEDIA_TYPE)
         }
         false => {
@@ -158,7 +161,7 @@ mod tests {
         }
     }
 
-    async fn ask(method: &str, path: &str, body: Body) -> (StatusCode, http::HeaderMap, String) {
+    async fn ask(method: &str, path: &str, body: Body) -> (StatusCode, HeaderMap, String) {
         let router = Router::new()
             .route("/api/v1/length", post(async |Json(text): Json<String>| text.len().to_string()))
             .route("/api/v1/panic", get(async || (StatusCode::IM_A_TEAPOT, "short and stout")))
@@ -188,7 +191,7 @@ mod tests {
             assert_eq!(headers[CONTENT_TYPE], MEDIA_TYPE, "{path}");
             let problem: Problem = serde_json::from_str(&body).expect(&body);
             assert_eq!((problem.status, problem.instance.as_deref()), (status, Some(path)));
-            assert_eq!(problem.kind, format!("urn:dworker:problem:{kind}"), "{path}");
+            assert_eq!(&*problem.kind, format!("urn:dworker:problem:{kind}"), "{path}");
             assert!(!problem.detail.is_empty());
             assert_eq!(headers.contains_key(ALLOW), status == 405);
         }

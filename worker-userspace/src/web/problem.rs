@@ -105,22 +105,25 @@ impl Kind {
 pub struct Problem {
     /// What kind of problem: `urn:dworker:problem:` and a word, which never changes its meaning.
     #[serde(rename = "type")]
-    pub kind: String,
+    #[schema(value_type = String)]
+    pub kind: Box<str>,
     /// The kind, for people.
-    pub title: String,
+    #[schema(value_type = String)]
+    pub title: Box<str>,
     /// The HTTP status.
     pub status: u16,
     /// What is wrong with this very request, and what to do.
     pub detail: String,
     /// The path of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub instance: Option<Box<str>>,
     /// What is wrong with which field; empty where no field is to blame.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     pub errors: Vec<FieldError>,
     #[serde(skip)]
-    pub(super) retry_after: Option<Duration>,
+    pub(super) retry_after: Option<u32>,
 }
 
 /// What is wrong with one field.
@@ -137,8 +140,8 @@ impl Problem {
     pub fn new(kind: Kind, detail: impl Into<String>) -> Problem {
         let (status, word, title) = kind.told();
         Problem {
-            kind: format!("{PREFIX}{word}"),
-            title: title.to_owned(),
+            kind: format!("{PREFIX}{word}").into(),
+            title: title.into(),
             status: status.as_u16(),
             detail: detail.into(),
             instance: None,
@@ -166,7 +169,7 @@ impl Problem {
 
     /// Says when to try again.
     pub fn retry_after(mut self, wait: Duration) -> Problem {
-        self.retry_after = Some(wait);
+        self.retry_after = Some(wait.as_secs().clamp(1, u32::MAX.into()) as u32);
         self
     }
 
@@ -209,7 +212,7 @@ impl IntoResponse for Problem {
             put(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"dworker\""));
         }
         if let Some(wait) = self.retry_after {
-            put(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+            put(RETRY_AFTER, HeaderValue::from(wait));
         }
         // For who knows more of the request: see `layers`.
         response.extensions_mut().insert(self);
