@@ -12,6 +12,7 @@ mod cost;
 mod dns;
 mod lifetime;
 mod tcp;
+mod update;
 mod world;
 
 use std::panic::catch_unwind;
@@ -65,6 +66,11 @@ const TESTS: &[(&str, fn())] = tests! {
         three_capabilities_are_enough_and_a_missing_one_is_named
         cgroups_are_found_by_absolute_and_relative_paths
         tables_that_are_full_say_so_and_rules_can_be_removed;
+    update:
+        what_is_added_is_steered_and_what_is_removed_goes_direct
+        a_name_that_is_removed_is_asked_of_its_resolver_again
+        rules_are_replaced_under_live_traffic
+        ten_thousand_rules_are_replaced_in_a_moment;
     cost:
         a_connection_costs_what_was_promised;
 };

@@ -27,7 +27,7 @@ const CHILD: &str = "child";
 /// An interface that is no loopback.
 pub(crate) const DEVICE: &str = "dw0";
 /// How long something may take that should be there already.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Moves this process into a network namespace of its own. Call it before there are threads.
 pub(crate) fn enter() {
