@@ -110,6 +110,7 @@ impl Attempts<'_> {
         let request = Request { target: flow.target.clone(), deadline, trace: flow.trace };
         let opened = open_or_wait(router, &request).await?;
         flow.carried_by(opened.carrier);
+        flow.goes_by(&opened.stream);
         Ok(opened.stream)
     }
 

@@ -112,6 +112,7 @@ impl Daemon {
         };
         let drain = Drain::new(config.drain);
         let ledger = Ledger::default();
+        drain.spawn("rates", ledger.clone().keep_rates(drain.clone()));
         let settings = Settings::default();
         let hello = Hello {
             version: VERSION,

@@ -40,13 +40,15 @@ pub enum Code {
     Protocol = 14,
     /// Anything else; the text says what.
     Other = 15,
+    /// An administrator closed the connection by hand.
+    Closed = 16,
 }
 
 impl Code {
     /// The wire's number as a code; numbers from newer versions become [`Code::Other`].
     pub fn from_wire(n: u16) -> Code {
         use Code::*;
-        const ALL: [Code; 14] = [
+        const ALL: [Code; 15] = [
             Refused,
             Timeout,
             HostUnreachable,
@@ -61,6 +63,7 @@ impl Code {
             TunnelLost,
             Shutdown,
             Protocol,
+            Closed,
         ];
         ALL.into_iter().find(|c| *c as u16 == n).unwrap_or(Other)
     }
@@ -86,7 +89,7 @@ impl Code {
             Code::Timeout => libc::ETIMEDOUT,
             Code::NetUnreachable => libc::ENETUNREACH,
             Code::Denied => libc::EACCES,
-            Code::Reset => libc::ECONNRESET,
+            Code::Reset | Code::Closed => libc::ECONNRESET,
             Code::HostUnreachable
             | Code::NameNotFound
             | Code::ResolveFailed
@@ -118,6 +121,7 @@ impl Code {
             Code::Shutdown => "shutdown",
             Code::Protocol => "protocol",
             Code::Other => "error",
+            Code::Closed => "closed-by-admin",
         }
     }
 }
@@ -173,7 +177,7 @@ mod tests {
 
     #[test]
     fn codes_survive_the_wire_and_unknown_ones_become_other() {
-        for n in 1..=15 {
+        for n in 1..=16 {
             assert_eq!(Code::from_wire(n) as u16, n);
         }
         assert_eq!(Code::from_wire(0), Code::Other);

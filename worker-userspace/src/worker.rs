@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
-use crate::inspect::ledger::{Entry, Ledger};
+use crate::inspect::ledger::{Entry, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::splice::{Reads, splice};
@@ -211,7 +211,8 @@ impl Uplink {
     /// Dials what the appliance asks for, and copies.
     async fn egress(self: Arc<Self>, incoming: Incoming) {
         let Incoming { open, stream } = incoming;
-        let flow = self.ledger.open(Entry::Egress, open.trace, open.target.clone(), None, None);
+        let flow = self.ledger.open(Entry::Egress, open.trace, open.target.clone(), Origin::default());
+        flow.goes_by(&stream);
         let started = Instant::now();
         let dialled = tokio::select! {
             dialled = self.dialler.dial(&open.target, open.deadline) => dialled,

@@ -12,7 +12,7 @@ use dworker::config::Key;
 use dworker::drain::Drain;
 use dworker::egress::dial::Dialler;
 use dworker::egress::policy::Policy;
-use dworker::inspect::ledger::{Entry, Ledger};
+use dworker::inspect::ledger::{Entry, Ledger, Origin};
 use dworker::refusal::{Code, Refusal};
 use dworker::route::Router;
 use dworker::splice::reset_on_close;
@@ -104,6 +104,10 @@ impl Appliance {
     }
 
     fn uplink(&self, key: &Key, allow: &[&str]) -> (Arc<Uplink>, Drain) {
+        self.uplink_noting(key, allow, &Ledger::default())
+    }
+
+    fn uplink_noting(&self, key: &Key, allow: &[&str], ledger: &Ledger) -> (Arc<Uplink>, Drain) {
         let drain = Drain::new(Duration::from_millis(200));
         let uplink = Uplink::new(Parts {
             dial: self.dial("localhost", self.ca.clone(), key),
@@ -111,7 +115,7 @@ impl Appliance {
             lanes: 2,
             settings: Settings::default(),
             dialler: Dialler::new(Policy::new(Some(&patterns(allow)), &[]), Duration::from_secs(5)),
-            ledger: Ledger::default(),
+            ledger: ledger.clone(),
             drain: drain.clone(),
         });
         uplink.start();
@@ -148,7 +152,7 @@ async fn through(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut accepted, _) = listener.accept().await.unwrap();
-    let flow = ledger.open(Entry::Captured, 1, target, None, None);
+    let flow = ledger.open(Entry::Captured, 1, target, Origin::default());
     let carried = tokio::spawn(async move {
         reset_on_close(&accepted);
         let carry = Carry { router: &*router, flow: &flow, deadline: Duration::from_secs(5) };
@@ -439,6 +443,49 @@ async fn a_connection_whose_worker_goes_while_it_dials_is_made_by_the_next() {
     ask(socket, 100_000).await;
     answering.await.unwrap();
     carried.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_closed_by_hand_is_reset_at_both_ends_wherever_that_was() {
+    let keys: [Key; 2] = std::array::from_fn(|_| Key::generate().unwrap());
+    let groups =
+        vec![group("a", &keys[0], &["127.0.0.1"], false), group("b", &keys[1], &["*.b.example"], true)];
+    let appliance = Appliance::start(groups).await;
+    let (opener, egress) = (Ledger::default(), Ledger::default());
+    let _a = appliance.uplink_noting(&keys[0], &["127.0.0.0/8"], &egress);
+    let (b, _drain_b) = appliance.uplink(&keys[1], &["*.b.example"]);
+    appliance.until_up(0).await;
+    let mut changes = b.changes();
+    while !b.session().is_up() {
+        changes.changed().await.unwrap();
+    }
+    let ledgers = [&opener, &appliance.ledger, &egress];
+    for by in 0..ledgers.len() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (mut socket, carried) = through(b.clone(), &opener, target(listener.local_addr().unwrap())).await;
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        socket.write_all(b"held open").await.unwrap();
+        accepted.read_exact(&mut [0; 9]).await.unwrap();
+        let newest = ledgers[by].report().remove(0);
+        assert!(ledgers[by].close(newest.id, "admin from 192.0.2.7"));
+        let soon = Duration::from_secs(10);
+        for end in [&mut socket, &mut accepted] {
+            let read = tokio::time::timeout(soon, end.read(&mut [0])).await.expect("the end is not told");
+            assert_eq!(read.expect_err("a clean end").kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        assert_eq!(carried.await.unwrap().unwrap_err().code, Code::Closed);
+        for ledger in ledgers {
+            while ledger.open_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+            let flow = ledger.report().remove(0);
+            assert_eq!(flow.state, "closed-by-admin");
+            assert_eq!(flow.reason.as_deref(), Some("closed by admin from 192.0.2.7"));
+        }
+        assert!(!ledgers[by].close(newest.id, "admin"), "it has ended");
+    }
+    let relayed = appliance.ledger.report().remove(0);
+    assert_eq!((relayed.from.as_deref(), relayed.entry), (Some("b"), Entry::Relayed));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::registry::Registry;
 use crate::drain::Drain;
-use crate::inspect::ledger::{Entry, Ledger};
+use crate::inspect::ledger::{Entry, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Request, open_or_wait};
 use crate::splice::relay;
@@ -31,7 +31,9 @@ async fn carry_on(incoming: Incoming, group: i64, registry: Arc<Registry>, ledge
     // As it is now: what it may do may have changed since its worker connected.
     let from = registry.group(group);
     let name = from.as_ref().map_or("", |group| &group.config.name);
-    let flow = ledger.open(Entry::Relayed, open.trace, open.target.clone(), None, None);
+    let origin = Origin { from: from.as_ref().map(|group| group.config.name.clone()), ..Origin::default() };
+    let flow = ledger.open(Entry::Relayed, open.trace, open.target.clone(), origin);
+    flow.goes_by(&stream);
     let request = Request { target: open.target, deadline: open.deadline, trace: open.trace };
     let opened = match from.as_ref().is_some_and(|group| group.config.may_open) {
         true => tokio::select! {

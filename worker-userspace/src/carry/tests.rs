@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::inspect::ledger::{Entry, FlowReport, Ledger};
+use crate::inspect::ledger::{Entry, FlowReport, Ledger, Origin};
 use crate::route::Opened;
 use crate::splice::reset_on_close;
 use crate::target::Target;
@@ -109,7 +109,7 @@ impl Connection {
         let (mut socket, _) = listener.accept().await.unwrap();
         let (ledger, router) = (Ledger::default(), router.clone());
         let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
-        let flow = ledger.open(Entry::Captured, 1, target, None, None);
+        let flow = ledger.open(Entry::Captured, 1, target, Origin::default());
         let carried = tokio::spawn(async move {
             reset_on_close(&socket);
             let outcome = Carry { router: &*router, flow: &flow, deadline }.socket(&mut socket).await;
@@ -293,6 +293,29 @@ async fn a_loss_that_a_relay_tells_of_and_a_dial_that_was_cut_are_losses_too() {
 }
 
 #[tokio::test]
+async fn a_connection_closed_by_hand_before_its_answer_is_not_tried_again() {
+    let (connection, _first, stream, mut second) = asked_of_the_first(b"").await;
+    assert!(connection.ledger.close(1, "admin"));
+    assert_eq!(timeout(SOON, stream.failed()).await.expect("the worker is not told").code, Code::Closed);
+    let (refusal, report) = connection.cut().await;
+    assert_eq!((refusal.code, report.state.as_str()), (Code::Closed, "closed-by-admin"));
+    assert!(second.incoming.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_connection_closed_by_hand_while_it_waits_for_a_worker_is_not_made() {
+    let router = Lanes::new();
+    let connection = Connection::new(&router, SOON).await;
+    assert!(connection.ledger.close(1, "admin"));
+    let mut worker = router.connect("worker", 1 << 18);
+    assert_eq!(connection.cut().await.0.code, Code::Closed);
+    // The worker hears of nothing, or of the end as well.
+    if let Ok(incoming) = worker.incoming.try_recv() {
+        assert_eq!(timeout(SOON, incoming.stream.failed()).await.unwrap().code, Code::Closed);
+    }
+}
+
+#[tokio::test]
 async fn what_the_target_said_is_never_asked_again() {
     for code in [Code::Refused, Code::Timeout, Code::Denied, Code::NameNotFound, Code::NoWorker, Code::Limit]
     {
@@ -329,7 +352,7 @@ async fn carriers_that_fail_at_once_do_not_spin_and_end_with_the_deadline() {
     });
     let ledger = Ledger::default();
     let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
-    let flow = ledger.open(Entry::Captured, 1, target, None, None);
+    let flow = ledger.open(Entry::Captured, 1, target, Origin::default());
     let started = Instant::now();
     let refusal = Carry { router: &*router, flow: &flow, deadline: SOON }.dial().await.unwrap_err();
     assert_eq!(refusal.code, Code::TunnelLost);
@@ -345,7 +368,7 @@ async fn a_carrier_that_never_answers_is_a_timeout_at_both_ends() {
     let mut worker = router.connect("worker", 1 << 18);
     let ledger = Ledger::default();
     let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
-    let flow = ledger.open(Entry::Captured, 1, target, None, None);
+    let flow = ledger.open(Entry::Captured, 1, target, Origin::default());
     let started = Instant::now();
     let (answer, stream) =
         tokio::join!(Carry { router: &*router, flow: &flow, deadline: SOON }.dial(), worker.incoming.recv());

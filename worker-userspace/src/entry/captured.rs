@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::carry::Carry;
 use crate::drain::Drain;
-use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Process};
+use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin, Process};
 use crate::refusal::{Code, Refusal};
 use crate::route::Router;
 use crate::splice::reset_on_close;
@@ -78,8 +78,14 @@ impl Forwarder {
             return tracing::warn!(%original, process = %record.process, "reset: no name has this synthetic address");
         };
         let target = Target { host, port: original.port() };
+        let origin = Origin {
+            original: Some(original),
+            process: Some(process),
+            source: Some(source),
+            ..Origin::default()
+        };
         let trace = rand::random();
-        let flow = self.ledger.open(Entry::Captured, trace, target, Some(original), Some(process));
+        let flow = self.ledger.open(Entry::Captured, trace, target, origin);
         self.drain.spawn("captured connection", self.clone().carry(socket, flow));
     }
 
@@ -88,8 +94,9 @@ impl Forwarder {
         let outcome = carry.socket(&mut socket).await;
         if let Err(refusal) = &outcome {
             self.remember(&flow, refusal);
-            let process = flow.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
-            let original = flow.original.map(|address| address.to_string()).unwrap_or_default();
+            let process =
+                flow.origin.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
+            let original = flow.origin.original.map(|address| address.to_string()).unwrap_or_default();
             tracing::warn!(target = %flow.target, %original, %process, trace = format_args!("{:016x}", flow.trace), "{refusal}");
         }
         flow.end(outcome);
@@ -109,7 +116,7 @@ impl Forwarder {
                 | Code::ResolveFailed
                 | Code::Denied
         );
-        if let (true, false, Some(original)) = (about_target, flow.is_dialled(), flow.original) {
+        if let (true, false, Some(original)) = (about_target, flow.is_dialled(), flow.origin.original) {
             self.steering.set_down(original, refusal.connect_errno());
         }
     }

@@ -174,6 +174,12 @@ fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
     if let Some(original) = flow.original {
         details.push(format!("original {original}"));
     }
+    if let Some(source) = flow.source {
+        details.push(format!("source {source}"));
+    }
+    for (word, who) in [("user", &flow.user), ("from", &flow.from)] {
+        details.extend(who.iter().map(|who| format!("{word} {who}")));
+    }
     if let Some(carrier) = &flow.carrier {
         details.push(format!("carrier {carrier}"));
     }
@@ -189,9 +195,11 @@ fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
     }
     writeln!(
         out,
-        "\tup {}  down {}  age {}  trace {}",
+        "\tup {}{}  down {}{}  age {}  trace {}",
         bytes(flow.bytes_up),
+        rate(flow.rate_up),
         bytes(flow.bytes_down),
+        rate(flow.rate_down),
         age(Duration::from_millis(flow.age_ms)),
         flow.trace
     )?;
@@ -199,6 +207,10 @@ fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
         Some(reason) => writeln!(out, "\treason {reason}"),
         None => Ok(()),
     }
+}
+
+fn rate(n: u64) -> String {
+    if n == 0 { String::new() } else { format!(" ({}/s)", bytes(n)) }
 }
 
 fn bytes(n: u64) -> String {

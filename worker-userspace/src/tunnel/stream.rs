@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
@@ -273,6 +273,40 @@ impl Shared {
         state.wake_all();
     }
 
+    fn urgent(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::replace(&mut state.in_urgent, true) {
+            self.lane.push_urgent(self.clone());
+        }
+    }
+
+    fn ready(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::replace(&mut state.in_ready, true) {
+            self.lane.push_ready(self.clone());
+        }
+    }
+
+    fn end(self: &Arc<Self>, kind: Type, refusal: Refusal) {
+        let mut state = self.state();
+        if state.failure.is_some() || state.is_done() {
+            return;
+        }
+        if state.open.is_some() {
+            // A peer that never heard of the stream need not hear of its end.
+            self.send_no_more(&mut state);
+        } else {
+            state.last_words = Some((kind, refusal.clone()));
+            // Behind what is queued: all of that is within the peer's credit, so it waits for nobody.
+            if state.pending.is_empty() {
+                self.urgent(&mut state);
+            }
+        }
+        state.failure = Some(refusal);
+        state.queue.clear();
+        state.wake_all();
+        drop(state);
+        self.lane.forget(self.id);
+    }
+
     fn send_no_more(&self, state: &mut State) {
         state.pending.clear();
         self.lane.unqueue(std::mem::take(&mut state.pending_bytes));
@@ -339,16 +373,9 @@ impl Stream {
         &self.shared
     }
 
-    fn urgent(&self, state: &mut State) {
-        if !std::mem::replace(&mut state.in_urgent, true) {
-            self.shared.lane.push_urgent(self.shared.clone());
-        }
-    }
-
-    fn ready(&self, state: &mut State) {
-        if !std::mem::replace(&mut state.in_ready, true) {
-            self.shared.lane.push_ready(self.shared.clone());
-        }
+    /// What resets the stream from elsewhere.
+    pub fn cutter(&self) -> Cutter {
+        Cutter(Arc::downgrade(&self.shared))
     }
 
     /// Waits for the peer's answer to our `OPEN`.
@@ -374,41 +401,19 @@ impl Stream {
         if state.failure.is_none() {
             state.open_ok = Some(ok);
             state.unanswered = false;
-            self.urgent(&mut state);
+            self.shared.urgent(&mut state);
         }
     }
 
     /// Answers the peer's `OPEN`: the target was not dialled.
     pub fn refuse(self, refusal: Refusal) {
-        self.end(Type::OpenErr, refusal);
+        self.shared.end(Type::OpenErr, refusal);
     }
 
     /// Gives the stream up in both directions; the peer is told why, behind the bytes that are queued.
     /// Nothing happens to a stream that already ended.
     pub fn reset(&self, refusal: Refusal) {
-        self.end(Type::Reset, refusal);
-    }
-
-    fn end(&self, kind: Type, refusal: Refusal) {
-        let mut state = self.shared.state();
-        if state.failure.is_some() || state.is_done() {
-            return;
-        }
-        if state.open.is_some() {
-            // A peer that never heard of the stream need not hear of its end.
-            self.shared.send_no_more(&mut state);
-        } else {
-            state.last_words = Some((kind, refusal.clone()));
-            // Behind what is queued: all of that is within the peer's credit, so it waits for nobody.
-            if state.pending.is_empty() {
-                self.urgent(&mut state);
-            }
-        }
-        state.failure = Some(refusal);
-        state.queue.clear();
-        state.wake_all();
-        drop(state);
-        self.shared.lane.forget(self.shared.id);
+        self.shared.end(Type::Reset, refusal);
     }
 
     /// Waits until bytes may be sent, and says how many.
@@ -455,7 +460,7 @@ impl Stream {
         state.pending_bytes += bytes.len();
         self.shared.lane.queue(bytes.len());
         append(&mut state.pending, bytes);
-        self.ready(&mut state);
+        self.shared.ready(&mut state);
     }
 
     /// Ends this direction behind what is queued.
@@ -463,7 +468,7 @@ impl Stream {
         let mut state = self.shared.state();
         if state.fin == Fin::Open && state.failure.is_none() {
             state.fin = Fin::Queued;
-            self.ready(&mut state);
+            self.shared.ready(&mut state);
         }
     }
 
@@ -507,7 +512,7 @@ impl Stream {
             let lane = &self.shared.lane;
             let limit = state.window.grant(Instant::now(), lane.round_trip(), &lane.settings().budget);
             state.credit_due = Some(limit);
-            self.urgent(&mut state);
+            self.shared.urgent(&mut state);
         }
     }
 
@@ -535,10 +540,30 @@ impl Drop for Stream {
         };
         if unanswered {
             // The task that was to dial was cut, so another end may be asked to.
-            self.end(Type::OpenErr, Refusal::new(Code::Shutdown, "given up before the target was dialled"));
+            self.shared
+                .end(Type::OpenErr, Refusal::new(Code::Shutdown, "given up before the target was dialled"));
         } else if !done {
             self.reset(Refusal::new(Code::Reset, "the stream's other side is gone"));
         }
+    }
+}
+
+/// Resets a stream whose handle another task holds; that one finds it failed. Does not keep it alive.
+#[derive(Clone)]
+pub struct Cutter(Weak<Shared>);
+
+impl Cutter {
+    /// As [`Stream::reset`], where the stream is still there.
+    pub fn reset(&self, refusal: Refusal) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.end(Type::Reset, refusal);
+        }
+    }
+}
+
+impl fmt::Debug for Cutter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cutter")
     }
 }
 

@@ -1,0 +1,222 @@
+//! One connection, from the moment it came in to its end.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::refusal::Refusal;
+use crate::target::Target;
+use crate::tunnel::stream::{Cutter, Stream};
+
+/// Bytes of one connection that moved on.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// From the connection's opener to its target.
+    pub up: AtomicU64,
+    /// From the target to the opener.
+    pub down: AtomicU64,
+}
+
+impl Meter {
+    fn read(&self) -> [u64; 2] {
+        [self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed)]
+    }
+}
+
+/// The process that a captured connection belongs to, as the kernel saw it in `connect()`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Process {
+    /// Thread group id in the initial pid namespace.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Command, at most 15 bytes.
+    pub comm: String,
+    /// Id of its cgroup (the directory's inode number).
+    pub cgroup_id: u64,
+}
+
+/// How a connection came into this daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Entry {
+    /// By steering.
+    Captured,
+    /// From a client that asked for it by HTTP `CONNECT`.
+    Connect,
+    /// From a client that asked for it by SOCKS5.
+    Socks,
+    /// From a worker's websocket, to be carried on by another worker.
+    Relayed,
+    /// From the appliance's websocket, to be dialled here.
+    Egress,
+}
+
+/// Who opened a connection, as far as this daemon knows.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// What the application asked `connect()` for.
+    pub original: Option<SocketAddr>,
+    /// The process that asked.
+    pub process: Option<Process>,
+    /// The address that it came from.
+    pub source: Option<SocketAddr>,
+    /// The user that proved to be one, where an entry asks for that.
+    pub user: Option<String>,
+    /// The group of the worker that it came from.
+    pub from: Option<String>,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Flow {
+    /// Number of the connection in this daemon's life, from 1.
+    pub id: u64,
+    /// Joins the log lines of both ends.
+    pub trace: u64,
+    /// How it came in.
+    pub entry: Entry,
+    /// What it is for.
+    pub target: Target,
+    /// Who opened it.
+    pub origin: Origin,
+    /// Bytes so far.
+    pub meter: Meter,
+    pub(super) since: SystemTime,
+    started: Instant,
+    carrier: Mutex<Option<String>>,
+    retries: AtomicU32,
+    dialled: OnceLock<(SocketAddr, Duration)>,
+    hands: Mutex<Hands>,
+    rates: Rates,
+    ended: OnceLock<(Duration, Option<Refusal>)>,
+}
+
+/// How a connection is closed by hand.
+#[derive(Debug, Default)]
+struct Hands {
+    cutter: Option<Cutter>,
+    closed: Option<Refusal>,
+}
+
+/// Bytes per second, and the meter when they were taken.
+#[derive(Debug, Default)]
+struct Rates {
+    seen: Meter,
+    now: Meter,
+}
+
+impl Flow {
+    pub(super) fn new(id: u64, entry: Entry, trace: u64, target: Target, origin: Origin) -> Flow {
+        Flow {
+            id,
+            trace,
+            entry,
+            target,
+            origin,
+            meter: Meter::default(),
+            since: SystemTime::now(),
+            started: Instant::now(),
+            carrier: Mutex::default(),
+            retries: AtomicU32::new(0),
+            dialled: OnceLock::new(),
+            hands: Mutex::default(),
+            rates: Rates::default(),
+            ended: OnceLock::new(),
+        }
+    }
+
+    /// Notes who carries it now: `group/node`.
+    pub fn carried_by(&self, carrier: String) {
+        *self.carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(carrier);
+    }
+
+    /// Who carries it, or carried it at last.
+    pub fn carrier(&self) -> Option<String> {
+        self.carrier.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that a carrier was lost before the target was dialled, and that another one is asked.
+    pub fn retried(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Carriers that were lost before the target was dialled.
+    pub fn retries(&self) -> u32 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// Notes the address that was dialled and how long that took.
+    pub fn dialled(&self, address: SocketAddr, took: Duration) {
+        let _ = self.dialled.set((address, took));
+    }
+
+    /// True once the far end has dialled.
+    pub fn is_dialled(&self) -> bool {
+        self.dialled.get().is_some()
+    }
+
+    /// The address that was dialled, and how long that took.
+    pub fn dial(&self) -> Option<(SocketAddr, Duration)> {
+        self.dialled.get().copied()
+    }
+
+    /// How long it has lasted, or lasted.
+    pub fn age(&self) -> Duration {
+        self.ended.get().map_or_else(|| self.started.elapsed(), |(age, _)| *age)
+    }
+
+    /// How it ended; `None` while it is open.
+    pub fn outcome(&self) -> Option<Result<(), &Refusal>> {
+        self.ended.get().map(|(_, refusal)| refusal.as_ref().map_or(Ok(()), Err))
+    }
+
+    pub(super) fn end(&self, outcome: Result<(), Refusal>) {
+        let _ = self.ended.set((self.started.elapsed(), outcome.err()));
+        self.hands().cutter = None;
+    }
+
+    fn hands(&self) -> MutexGuard<'_, Hands> {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the stream that it is carried in: closing the connection by hand resets it, and whoever copies from
+    /// or to it ends the other side alike.
+    pub fn goes_by(&self, stream: &Stream) {
+        let cutter = stream.cutter();
+        let mut hands = self.hands();
+        if let Some(refusal) = &hands.closed {
+            cutter.reset(refusal.clone());
+        }
+        hands.cutter = Some(cutter);
+    }
+
+    /// Closes it by hand. The first reason stands.
+    pub(super) fn close(&self, refusal: Refusal) {
+        let mut hands = self.hands();
+        let refusal = hands.closed.get_or_insert(refusal).clone();
+        if let Some(cutter) = &hands.cutter {
+            cutter.reset(refusal);
+        }
+    }
+
+    /// Takes the rates of the time since this was last called, `elapsed` ago.
+    pub(super) fn measure(&self, elapsed: Duration) {
+        let [before, now] = [self.rates.seen.read(), self.meter.read()];
+        let seconds = elapsed.as_secs_f64();
+        let rate = |at: usize| ((now[at] - before[at]) as f64 / seconds).round() as u64;
+        for (meter, [up, down]) in [(&self.rates.seen, now), (&self.rates.now, [rate(0), rate(1)])] {
+            meter.up.store(up, Ordering::Relaxed);
+            meter.down.store(down, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes per second of late, up and down; none once it has ended.
+    pub fn rates(&self) -> [u64; 2] {
+        if self.ended.get().is_some() { [0; 2] } else { self.rates.now.read() }
+    }
+}

@@ -1,0 +1,161 @@
+//! Connections as `status` and the API show them, and which of them are asked for.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::flow::{Entry, Flow, Process};
+
+/// A connection as `status` and the API show it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(as = Connection)]
+pub struct FlowReport {
+    /// Number of the connection in this daemon's life.
+    pub id: u64,
+    /// Joins the log lines of both ends, hexadecimal.
+    pub trace: String,
+    /// How it came in.
+    pub entry: Entry,
+    /// `opening`, `open`, `closed`, or why it was not made or was cut (`refused`, `timeout`, `denied`, `reset`, ...).
+    pub state: String,
+    /// One line on why, where it was not made or was cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Name or address, and port.
+    pub target: String,
+    /// What the application asked `connect()` for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub original: Option<SocketAddr>,
+    /// Who asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// The address that it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub source: Option<SocketAddr>,
+    /// The user that proved to be one, where an entry asks for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The group of the worker that it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Who carries it: `group/node`; the last one, where one was lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<String>,
+    /// Carriers that were lost before the target was dialled.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// The address that was dialled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub dialled: Option<SocketAddr>,
+    /// How long resolution and dial took, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dial_us: Option<u64>,
+    /// Bytes from the opener to the target.
+    pub bytes_up: u64,
+    /// Bytes from the target to the opener.
+    pub bytes_down: u64,
+    /// Bytes per second from the opener to the target, over the last second; 0 once it has ended.
+    #[serde(default)]
+    pub rate_up: u64,
+    /// Bytes per second from the target to the opener, over the last second; 0 once it has ended.
+    #[serde(default)]
+    pub rate_down: u64,
+    /// When it came in, seconds since 1970.
+    pub since: u64,
+    /// How long it has lasted, or lasted, in milliseconds.
+    pub age_ms: u64,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl From<&Flow> for FlowReport {
+    fn from(flow: &Flow) -> FlowReport {
+        let (state, reason) = match flow.outcome() {
+            None if flow.is_dialled() => ("open", None),
+            None => ("opening", None),
+            Some(Ok(())) => ("closed", None),
+            Some(Err(refusal)) => (refusal.code.word(), Some(refusal.text.clone())),
+        };
+        let [rate_up, rate_down] = flow.rates();
+        FlowReport {
+            id: flow.id,
+            trace: format!("{:016x}", flow.trace),
+            entry: flow.entry,
+            state: state.to_owned(),
+            reason,
+            target: flow.target.to_string(),
+            original: flow.origin.original,
+            process: flow.origin.process.clone(),
+            source: flow.origin.source,
+            user: flow.origin.user.clone(),
+            from: flow.origin.from.clone(),
+            carrier: flow.carrier(),
+            retries: flow.retries(),
+            dialled: flow.dial().map(|(address, _)| address),
+            dial_us: flow.dial().map(|(_, took)| took.as_micros() as u64),
+            bytes_up: flow.meter.up.load(Ordering::Relaxed),
+            bytes_down: flow.meter.down.load(Ordering::Relaxed),
+            rate_up,
+            rate_down,
+            since: flow.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            age_ms: flow.age().as_millis() as u64,
+        }
+    }
+}
+
+/// Whether a connection is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It is, or is being made.
+    Open,
+    /// It has ended, or was not made.
+    Ended,
+}
+
+/// Which connections are asked for. What is `None` does not matter.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(default)]
+#[into_params(parameter_in = Query)]
+pub struct Filter {
+    /// Still open, or ended.
+    pub phase: Option<Phase>,
+    /// A part of the target, in any case.
+    pub target: Option<String>,
+    /// Who carries it: a whole `group/node`, or a group.
+    pub carrier: Option<String>,
+    /// How it came in.
+    pub entry: Option<Entry>,
+    /// The process that asked.
+    pub pid: Option<u32>,
+    /// Only those older than this number: the last one of the page before.
+    pub after: Option<u64>,
+    /// Most connections of a page.
+    pub limit: Option<usize>,
+}
+
+impl Filter {
+    /// True where the connection is one of those that are asked for; pages aside.
+    pub fn takes(&self, flow: &Flow) -> bool {
+        let ended = flow.outcome().is_some();
+        let carrier = |wanted: &String| {
+            flow.carrier().is_some_and(|carrier| {
+                carrier == *wanted || carrier.split_once('/').is_some_and(|(group, _)| group == wanted)
+            })
+        };
+        let target = |part: &String| flow.target.to_string().contains(&part.to_ascii_lowercase());
+        self.phase.is_none_or(|phase| ended == (phase == Phase::Ended))
+            && self.entry.is_none_or(|entry| flow.entry == entry)
+            && self.pid.is_none_or(|pid| flow.origin.process.as_ref().is_some_and(|p| p.pid == pid))
+            && self.carrier.as_ref().is_none_or(carrier)
+            && self.target.as_ref().is_none_or(target)
+    }
+}

@@ -1,0 +1,138 @@
+//! The book, its pages, its observer and its rates.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+fn target(text: &str) -> Target {
+    Target { host: text.parse().unwrap(), port: 443 }
+}
+
+fn open(ledger: &Ledger) -> FlowGuard {
+    let origin = Origin { original: "240.64.0.1:443".parse().ok(), ..Origin::default() };
+    ledger.open(Entry::Captured, 7, target("vcenter.corp.example"), origin)
+}
+
+fn ids(flows: &[FlowReport]) -> Vec<u64> {
+    flows.iter().map(|flow| flow.id).collect()
+}
+
+#[test]
+fn connections_are_told_from_opening_to_end() {
+    let ledger = Ledger::default();
+    let (first, second) = (open(&ledger), open(&ledger));
+    assert_eq!(ledger.report()[0].state, "opening");
+    first.dialled("192.0.2.1:443".parse().unwrap(), Duration::from_millis(2));
+    first.meter.up.fetch_add(10, Ordering::Relaxed);
+    assert_eq!(ledger.report()[1].state, "open");
+    first.end(Ok(()));
+    second.end(Err(Refusal::new(Code::Refused, "dialling 192.0.2.1:443")));
+    let report = ledger.report();
+    assert_eq!((report[1].state.as_str(), report[1].bytes_up), ("closed", 10));
+    assert_eq!(
+        (report[0].state.as_str(), report[0].reason.as_deref()),
+        ("refused", Some("dialling 192.0.2.1:443"))
+    );
+    drop(open(&ledger));
+    assert_eq!(ledger.report()[0].state, "shutdown");
+    assert_eq!((ledger.open_count(), ledger.total()), (0, 3));
+}
+
+#[test]
+fn only_so_many_ended_connections_are_remembered() {
+    let ledger = Ledger::default();
+    for _ in 0..REMEMBERED + 10 {
+        open(&ledger).end(Ok(()));
+    }
+    let report = ledger.report();
+    assert_eq!(report.len(), REMEMBERED);
+    assert_eq!(report[0].id, REMEMBERED as u64 + 10);
+    assert!(ledger.get(10).is_none() && ledger.get(11).is_some());
+}
+
+#[test]
+fn a_list_has_what_was_asked_for_newest_first() {
+    let ledger = Ledger::default();
+    let process = |pid| Process { pid, uid: 0, comm: "python3".into(), cgroup_id: 1 };
+    let make = |entry, host, pid, carrier: &str| {
+        let origin = Origin { process: Some(process(pid)), ..Origin::default() };
+        let flow = ledger.open(entry, 1, target(host), origin);
+        flow.carried_by(carrier.into());
+        flow
+    };
+    let first = make(Entry::Captured, "vcenter.corp.example", 10, "site-a/one");
+    let _second = make(Entry::Socks, "esxi.corp.example", 11, "site-a/two");
+    let _third = make(Entry::Captured, "192.0.2.1", 10, "site-b/one");
+    first.end(Ok(()));
+    let list = |filter: Filter| ids(&ledger.list(&filter));
+    let all = Filter::default;
+    assert_eq!(list(all()), [3, 2, 1]);
+    assert_eq!(list(Filter { phase: Some(Phase::Open), ..all() }), [3, 2]);
+    assert_eq!(list(Filter { phase: Some(Phase::Ended), ..all() }), [1]);
+    assert_eq!(list(Filter { target: Some("Corp.Example".into()), ..all() }), [2, 1]);
+    assert_eq!(list(Filter { target: Some("192.0.2.1:443".into()), ..all() }), [3]);
+    assert_eq!(list(Filter { carrier: Some("site-a".into()), ..all() }), [2, 1]);
+    assert_eq!(list(Filter { carrier: Some("site-b/one".into()), ..all() }), [3]);
+    assert_eq!(list(Filter { carrier: Some("site".into()), ..all() }), [0; 0]);
+    assert_eq!(list(Filter { entry: Some(Entry::Socks), ..all() }), [2]);
+    assert_eq!(list(Filter { pid: Some(10), phase: Some(Phase::Open), ..all() }), [3]);
+    // Pages meet without a gap, whether what they hold is open or not.
+    assert_eq!(list(Filter { limit: Some(2), ..all() }), [3, 2]);
+    assert_eq!(list(Filter { limit: Some(2), after: Some(2), ..all() }), [1]);
+    assert_eq!(list(Filter { after: Some(1), ..all() }), [0; 0]);
+    assert_eq!(ledger.get(2).map(|flow| flow.target), Some("esxi.corp.example:443".into()));
+    assert!(ledger.get(4).is_none());
+}
+
+#[test]
+fn a_page_is_never_larger_than_it_may_be() {
+    let ledger = Ledger::default();
+    let _open: Vec<_> = (0..LISTED + 5).map(|_| open(&ledger)).collect();
+    let filter = Filter { limit: Some(usize::MAX), ..Filter::default() };
+    assert_eq!(ledger.list(&filter).len(), LISTED);
+    let rest = Filter { after: Some(6), ..filter };
+    assert_eq!(ids(&ledger.list(&rest)), [5, 4, 3, 2, 1]);
+}
+
+#[test]
+fn an_observer_hears_of_each_opening_and_each_end_and_may_look_back() {
+    let ledger = Ledger::default();
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (notes, book) = (heard.clone(), Arc::downgrade(&ledger.0));
+    assert!(ledger.observe(move |event| {
+        let (flow, what) = match *event {
+            FlowEvent::Opened(flow) => (flow, "opened"),
+            FlowEvent::Ended(flow) => (flow, "ended"),
+        };
+        // Were the book locked, this would never return.
+        let state = Ledger(book.upgrade().unwrap()).get(flow.id).unwrap().state;
+        notes.lock().unwrap().push(format!("{} {what}: {state}", flow.id));
+    }));
+    assert!(!ledger.observe(|_| {}), "the first one stays");
+    let (first, second) = (open(&ledger), open(&ledger));
+    second.end(Err(Refusal::new(Code::Denied, "no")));
+    drop(first);
+    let told = ["1 opened: opening", "2 opened: opening", "2 ended: denied", "1 ended: shutdown"];
+    assert_eq!(*heard.lock().unwrap(), told);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rates_are_those_of_the_last_second_and_end_with_the_connection() {
+    let ledger = Ledger::default();
+    let drain = Drain::new(Duration::from_secs(1));
+    drain.spawn("rates", ledger.clone().keep_rates(drain.clone()));
+    let (busy, _idle) = (open(&ledger), open(&ledger));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let rates = |id| ledger.get(id).map(|flow| (flow.rate_up, flow.rate_down)).unwrap();
+    assert_eq!(rates(1), (0, 0));
+    busy.meter.up.fetch_add(5000, Ordering::Relaxed);
+    busy.meter.down.fetch_add(70_000, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((rates(1), rates(2)), ((5000, 70_000), (0, 0)));
+    busy.meter.down.fetch_add(100, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rates(1), (0, 100));
+    busy.end(Ok(()));
+    assert_eq!(rates(1), (0, 0));
+    assert_eq!(drain.finish().await, 0, "the ticker goes on");
+}
