@@ -485,4 +485,4 @@ impl Resolvers for KernelResolvers {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

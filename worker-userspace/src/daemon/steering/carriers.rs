@@ -177,3 +177,6 @@ async fn update(steering: &Arc<Steering>, carriers: Vec<Carrier>) -> Result<(), 
         Err(panicked) => Err(panicked.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,18 +11,18 @@ use crate::steer::kernel::Counter;
 use crate::steer::names::Standing;
 
 /// Steering on a kernel of its own.
-struct House {
+pub(crate) struct House {
     kernel: Arc<FakeKernel>,
-    steering: Arc<Steering>,
+    pub(crate) steering: Arc<Steering>,
     forwarder: Vec<TcpListener>,
     /// The name server's end of the ports.
     _dns: Server,
-    directory: TempDir,
+    pub(crate) directory: TempDir,
 }
 
 impl House {
     /// Steering for these carriers on a host with this `/etc/hosts`. Needs a runtime.
-    fn new(carriers: Vec<Carrier>, hosts: &str) -> House {
+    pub(crate) fn new(carriers: Vec<Carrier>, hosts: &str) -> House {
         House::at(tempfile::tempdir().unwrap(), carriers, hosts)
     }
 
@@ -49,7 +49,7 @@ impl House {
     }
 
     /// What connect() to an address does, and for whom the forwarder takes it.
-    fn connect(&self, to: &str) -> Result<Option<String>, i32> {
+    pub(crate) fn connect(&self, to: &str) -> Result<Option<String>, i32> {
         static PORT: AtomicU16 = AtomicU16::new(1024);
         let source = SocketAddr::from(([127, 0, 0, 1], PORT.fetch_add(1, Ordering::Relaxed)));
         match self.kernel.connect(source, to.parse().unwrap()) {
