@@ -11,6 +11,7 @@
 //! | [`audit`] | events: who did what, what happened to whom |
 //! | [`roster`] | what the live registry works by, made of the records |
 //! | [`registry`] | groups and their nodes; which group carries a target |
+//! | [`steerable`] | whether the kernel can hold a roster |
 //! | [`peer`] | a worker's lane: the streams that the worker opens |
 
 pub mod admin;
@@ -21,5 +22,6 @@ mod peer;
 pub mod records;
 pub mod registry;
 pub mod roster;
+pub mod steerable;
 pub mod store;
 mod strangers;
