@@ -182,6 +182,10 @@ pub struct Appliance {
     /// How long a node that was lost must be up before it is primary again (`failback`), at most one hour; doubled
     /// with each loss. Default 60 s.
     pub failback: Duration,
+    /// How long events are kept (`events_age`), 1 to 3650 days. Default 90 days.
+    pub events_age: Duration,
+    /// How many events are kept (`events_max`), 1,000 to 10,000,000. Default 1,000,000.
+    pub events_max: u64,
 }
 
 /// The files of a TLS identity.

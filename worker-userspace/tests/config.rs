@@ -264,6 +264,8 @@ fn an_appliance_means_what_it_says() {
                 },
             ],
             failback: Duration::from_secs(90),
+            events_age: Duration::from_secs(30 * 24 * 3600),
+            events_max: 50_000,
         }),
         steer: Some(Steer {
             cgroups: vec!["/sys/fs/cgroup/system.slice/app.service".into(), "user.slice".into()],
@@ -360,6 +362,8 @@ fn a_lab_means_what_it_says_and_is_warned() {
                 may_open: false,
             }],
             failback: Duration::from_secs(60),
+            events_age: Duration::from_secs(90 * 24 * 3600),
+            events_max: 1_000_000,
         }),
         steer: Some(Steer {
             cgroups: vec!["lab".into()],

@@ -16,6 +16,9 @@ use super::{Appliance, Group, KeyHash, TlsFiles};
 use crate::target::{Claims, Pattern};
 
 const FAILBACK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const EVENTS_AGE: RangeInclusive<Duration> = DAY..=Duration::from_secs(3650 * 24 * 3600);
+const EVENTS_MAX: RangeInclusive<u64> = 1_000..=10_000_000;
 
 /// Reads `[appliance]`; the second value is what its groups carry.
 pub(super) fn read<'d>(
@@ -29,9 +32,11 @@ pub(super) fn read<'d>(
     let listen = listen.map(|v| r.one_or_more(&v, values::listener, LISTEN)).unwrap_or_default();
     let tls = tls(r, &table, named);
     let failback = table.get("failback").and_then(|v| r.duration(&v, FAILBACK));
+    let events_age = table.get("events_age").and_then(|v| r.duration(&v, EVENTS_AGE)).unwrap_or(90 * DAY);
+    let events_max = table.get("events_max").and_then(|v| r.number(&v, EVENTS_MAX)).unwrap_or(1_000_000);
     let (groups, carried) = groups(r, &table);
     let failback = failback.unwrap_or(Duration::from_secs(60));
-    let appliance = Appliance { listen: bare(listen), tls, groups, failback };
+    let appliance = Appliance { listen: bare(listen), tls, groups, failback, events_age, events_max };
     (Some(appliance), carried)
 }
 

@@ -1,4 +1,4 @@
-//! Durations as an administrator writes them: one whole number and one unit, `500ms`, `10s`, `2m`, `1h`.
+//! Durations as an administrator writes them: one whole number and one unit, `500ms`, `10s`, `2m`, `1h`, `90d`.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::fault::{Wrong, wrong};
 
 /// Units and their length in milliseconds, the longest first.
-const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Reads a duration that must lie in `range`.
 pub(super) fn parse(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, Wrong> {
@@ -55,11 +55,17 @@ mod tests {
         {
             assert_eq!(parse(text, &HOUR), Ok(Duration::from_millis(millis)), "{text}");
         }
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(parse("90d", &(day..=100 * day)), Ok(90 * day));
+        assert_eq!(
+            parse("1h", &(day..=100 * day)).map_err(|w| w.problem),
+            Err("not between 1d and 100d".into())
+        );
     }
 
     #[test]
     fn what_is_no_duration_says_so() {
-        for text in ["", "10", "s", "-1s", "1.5s", "1 s", "1d", "1m30s", " 1s", "1S", "１s"] {
+        for text in ["", "10", "s", "-1s", "1.5s", "1 s", "1w", "1m30s", " 1s", "1S", "１s"] {
             assert_eq!(parse(text, &HOUR).map_err(|w| w.problem), Err("not a duration".into()), "{text:?}");
         }
         for text in ["61m", "2h", "3600001ms", "99999999999999999999s", "18446744073709551615h"] {

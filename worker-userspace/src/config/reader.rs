@@ -6,6 +6,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::Display;
 use std::hash::Hash;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
@@ -352,12 +353,15 @@ impl<'d> Reader<'d> {
     }
 
     /// A whole number in a range.
-    pub(super) fn number(&mut self, value: &Value<'d>, range: RangeInclusive<u8>) -> Option<u8> {
+    pub(super) fn number<N>(&mut self, value: &Value<'d>, range: RangeInclusive<N>) -> Option<N>
+    where
+        N: TryFrom<i128> + PartialOrd + Display,
+    {
         let (low, high) = (range.start(), range.end());
         let remedy = format!("write a number from {low} to {high}, without quotes");
         let number = self.typed(value, value.value.as_integer(), "a whole number", &remedy)?;
         let number = i128::from_str_radix(number.as_str(), number.radix()).ok();
-        let number = number.and_then(|n| u8::try_from(n).ok()).filter(|n| range.contains(n));
+        let number = number.and_then(|n| N::try_from(n).ok()).filter(|n| range.contains(n));
         if number.is_none() {
             self.fault(&value.place, wrong(format!("not between {low} and {high}"), remedy));
         }

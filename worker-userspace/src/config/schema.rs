@@ -47,7 +47,16 @@ pub(super) const EGRESS: Section =
 pub(super) const APPLIANCE: Section = Section {
     header: "[appliance]",
     path: "appliance",
-    keys: &["listen", "certificate", "key", "insecure_plaintext", "failback", "groups"],
+    keys: &[
+        "listen",
+        "certificate",
+        "key",
+        "insecure_plaintext",
+        "failback",
+        "events_age",
+        "events_max",
+        "groups",
+    ],
 };
 
 /// One group of workers.
