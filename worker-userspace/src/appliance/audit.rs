@@ -38,6 +38,12 @@ pub struct Limits {
     pub count: u64,
 }
 
+impl From<&crate::config::Appliance> for Limits {
+    fn from(config: &crate::config::Appliance) -> Limits {
+        Limits { age: config.events_age, count: config.events_max }
+    }
+}
+
 /// Records events. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Audit {

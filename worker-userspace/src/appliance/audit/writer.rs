@@ -54,7 +54,11 @@ impl Writer {
                     self.gather(&mut batch, &drain).await;
                     self.keep(&mut batch).await;
                 }
-                _ = prune.tick() => self.prune(&drain).await,
+                _ = prune.tick() => {
+                    // What was lost may have been the last for a long time.
+                    self.keep(&mut batch).await;
+                    self.prune(&drain).await;
+                }
                 () = drain.stopping(), if !self.messages.is_closed() => self.messages.close(),
             }
         }

@@ -4,6 +4,8 @@
 //! (WAL, `synchronous = FULL`); only the owner may read the file; SQL is fixed text, and values are bound.
 
 mod read;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::fs::{self, File, OpenOptions, Permissions};
