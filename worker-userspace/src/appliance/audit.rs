@@ -4,6 +4,8 @@
 //! counted, and the count is kept; no event holds a secret; the number of events is bounded.
 
 mod event;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use event::{Actor, Event, EventKind, EventQuery, NewEvent, UnknownEventKind};

@@ -124,7 +124,7 @@ impl Admin {
                 worker: new.worker.as_ref().map(|which| state.carrier(which)).transpose()?,
                 created: at,
                 changed: at,
-                changed_by: actor.name.clone(),
+                changed_by: actor.signature(),
                 revision: 1,
             };
             state.free_cloud_name(&cloud.name, None)?;
@@ -307,7 +307,7 @@ pub(super) fn change(state: &State, old: &Cloud, mut new: Cloud, actor: &Actor) 
         return Plan { changes: Vec::new(), events: Vec::new(), routing: false };
     }
     new.changed = now();
-    new.changed_by.clone_from(&actor.name);
+    new.changed_by = actor.signature();
     new.revision = old.revision + 1;
     Plan {
         events: vec![actor.did(EventKind::CloudChanged, &new.name, texts.join("; "))],

@@ -1,6 +1,12 @@
 //! The administration on a real store, with a publisher and a resolver of the tests' own.
 
+mod files;
+mod input;
+mod keys;
+mod nodes;
+mod races;
 mod rules;
+mod spelling;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,8 +18,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::appliance::audit::Limits;
+use crate::appliance::records::{Cloud, Worker};
 use crate::appliance::store::sqlite::Sqlite;
-use crate::target::Name;
+use crate::target::{Name, Pattern};
 
 /// A resolver that knows some names, and that is silent about `silent.example`.
 #[derive(Clone, Default)]
@@ -73,8 +80,24 @@ impl House {
         roster
     }
 
-    async fn add(&self, name: &str, hosts: &str) -> Result<Arc<super::super::records::Worker>, AdminError> {
+    async fn add(&self, name: &str, hosts: &str) -> Result<Arc<Worker>, AdminError> {
         self.admin.add_worker(worker(name, hosts), &me()).await.map(|(worker, _, _)| worker)
+    }
+
+    async fn add_cloud(
+        &self,
+        name: &str,
+        url: &str,
+        worker: Option<&str>,
+    ) -> Result<(Arc<Cloud>, Vec<Warning>), AdminError> {
+        self.admin.add_cloud(cloud(name, url, worker), &me()).await
+    }
+
+    /// What each group of the roster carries.
+    fn carried(&self) -> Vec<(String, Vec<String>)> {
+        let shown = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect();
+        let groups = self.roster().groups.into_iter();
+        groups.map(|group| (group.name, shown(&group.proxy_hosts))).collect()
     }
 
     async fn events(&self) -> Vec<String> {

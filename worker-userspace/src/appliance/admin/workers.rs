@@ -155,7 +155,7 @@ impl Admin {
                 created: at,
                 rotated: None,
                 changed: at,
-                changed_by: actor.name.clone(),
+                changed_by: actor.signature(),
                 revision: 1,
             };
             Ok(Plan {
@@ -286,7 +286,7 @@ impl Admin {
                 previous_key,
                 rotated: Some(at),
                 changed: at,
-                changed_by: actor.name.clone(),
+                changed_by: actor.signature(),
                 revision: old.revision + 1,
                 ..Worker::clone(&old)
             };
@@ -404,7 +404,7 @@ pub(super) fn change(old: &Worker, mut new: Worker, actor: &Actor) -> Plan {
         return Plan { changes: Vec::new(), events, routing: false };
     }
     new.changed = now();
-    new.changed_by.clone_from(&actor.name);
+    new.changed_by = actor.signature();
     new.revision = old.revision + 1;
     Plan { changes: vec![Change::Worker(Arc::new(new))], events, routing: true }
 }

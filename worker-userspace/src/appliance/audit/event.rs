@@ -8,6 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::LONGEST_NAME;
+use crate::config::mask_secrets;
+
 /// Something that happened, as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Event {
@@ -62,6 +65,11 @@ impl Actor {
     /// An actor at an address.
     pub fn at(name: impl Into<String>, source: IpAddr) -> Actor {
         Actor { name: name.into(), source: Some(source) }
+    }
+
+    /// The name as records keep it.
+    pub(in crate::appliance) fn signature(&self) -> String {
+        mask_secrets(&self.name, LONGEST_NAME)
     }
 
     /// What this actor has just done.

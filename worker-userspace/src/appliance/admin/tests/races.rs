@@ -1,0 +1,179 @@
+//! Two at once, callers that go away, and a store that fails.
+
+use std::sync::atomic::AtomicU32;
+
+use super::*;
+use crate::appliance::store::{Change, Pending, Saved, Snapshot};
+
+#[tokio::test]
+async fn a_change_that_is_based_on_an_older_state_says_who_was_faster() {
+    let house = House::new().await;
+    let a = house.add("site-a", "a.example").await.expect("a worker");
+    let describe = |text: &str| EditWorker { description: Some(text.into()), ..EditWorker::default() };
+    let other = Actor::local("somebody else");
+    let (first, _) =
+        house.admin.edit_worker(a.id, describe("one"), Some(1), &other).await.expect("the first");
+    let error = house.admin.edit_worker(a.id, describe("two"), Some(1), &me()).await.expect_err("the second");
+    let at = format!("{:.0}", first.changed);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "worker site-a has changed since you loaded it: somebody else changed it at {at}; load it again, and make \
+             your change to that"
+        )
+    );
+    assert!(matches!(error, AdminError::Conflict { expected: 1, revision: 2, .. }));
+    // Without a revision the last wins, and what it does not name stays.
+    let enabled = EditWorker { enabled: Some(false), ..EditWorker::default() };
+    let (last, _) = house.admin.edit_worker(a.id, enabled, None, &me()).await.expect("the last");
+    assert_eq!((last.description.as_str(), last.enabled, last.revision), ("one", false, 3));
+    let (cloud, _) = house.add_cloud("C", "https://c.example", None).await.expect("a cloud");
+    house.admin.assign(cloud.id, Some("site-a".into()), &other).await.expect("the first");
+    let rename = EditCloud { name: Some("D".into()), ..EditCloud::default() };
+    let error = house.admin.edit_cloud(cloud.id, rename, Some(1), &me()).await.expect_err("the second");
+    assert!(
+        error.to_string().starts_with("cloud \"C\" has changed since you loaded it: somebody else"),
+        "{error}"
+    );
+    let events = house.events().await;
+    assert_eq!(events.iter().filter(|event| event.starts_with("save-refused ")).count(), 2, "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_at_once_nothing_is_lost() {
+    let house = House::new().await;
+    let a = house.add("site-a", "").await.expect("a worker").id;
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..40 {
+        let admin = house.admin.clone();
+        tasks.spawn(async move {
+            let actor = Actor::local(format!("actor {i}"));
+            // One of these pairs wins, and both name the same host.
+            let _ = admin
+                .add_worker(worker(&format!("w{}", i / 2), &format!("h{}.example", i / 2)), &actor)
+                .await;
+            let edit = EditWorker { description: Some(format!("by {i}")), ..EditWorker::default() };
+            loop {
+                let revision = admin.worker(&a.into()).expect("it").revision;
+                match admin.edit_worker(a, edit.clone(), Some(revision), &actor).await {
+                    Ok(_) => return,
+                    Err(AdminError::Conflict { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(
+        house.admin.worker(&a.into()).expect("it").revision,
+        41,
+        "each edit was based on the one before"
+    );
+    assert_eq!(house.admin.workers(&WorkerFilter::default(), Page::ALL).total, 21);
+    assert_eq!(house.roster(), house.admin.roster());
+    let all = house.store.load().await.expect("all");
+    assert_eq!(all.workers.len(), 21);
+    let revisions: Vec<i64> =
+        house.published.lock().unwrap().iter().map(|roster| roster.groups.len() as i64).collect();
+    assert!(revisions.is_sorted(), "rosters came out of order: {revisions:?}");
+}
+
+/// A store whose saves fail, before or after they have happened, or wait to be let through.
+#[derive(Debug)]
+struct Unsure {
+    store: Arc<Sqlite>,
+    /// Saves to come that fail before they happen.
+    before: AtomicU32,
+    /// Saves to come that happen and fail all the same.
+    after: AtomicU32,
+    gate: tokio::sync::Semaphore,
+}
+
+fn one_of(counter: &AtomicU32) -> bool {
+    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+impl Store for Unsure {
+    fn load(&self) -> Pending<'_, Snapshot> {
+        self.store.load()
+    }
+
+    fn save<'a>(&'a self, changes: &'a [Change], events: Vec<Event>) -> Pending<'a, Saved> {
+        Box::pin(async move {
+            self.gate.acquire().await.expect("open").forget();
+            let full = || StoreError::Full { path: "registry.db".into() };
+            if one_of(&self.before) {
+                return Err(full());
+            }
+            let saved = self.store.save(changes, events).await?;
+            if one_of(&self.after) { Err(full()) } else { Ok(saved) }
+        })
+    }
+
+    fn events<'a>(&'a self, query: &'a EventQuery) -> Pending<'a, Vec<Event>> {
+        self.store.events(query)
+    }
+
+    fn prune(&self, before: Timestamp, keep: u64, step: u32) -> Pending<'_, u64> {
+        self.store.prune(before, keep, step)
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.store.close()
+    }
+}
+
+/// A house whose store is unsure.
+async fn unsure(permits: usize) -> (House, Arc<Unsure>) {
+    let house = House::new().await;
+    let store = Arc::new(Unsure {
+        store: house.store.clone(),
+        before: AtomicU32::new(0),
+        after: AtomicU32::new(0),
+        gate: tokio::sync::Semaphore::new(permits),
+    });
+    let seen = house.published.clone();
+    let publish = move |roster| seen.lock().unwrap().push(roster);
+    let admin =
+        Admin::start(store.clone(), house.audit.clone(), publish, house.names.clone(), &house.drain).await;
+    let admin = admin.expect("an administration");
+    (House { admin, ..house }, store)
+}
+
+#[tokio::test]
+async fn what_was_answered_with_an_error_is_asked_of_the_store() {
+    let (house, store) = unsure(1000).await;
+    store.before.store(1, Ordering::SeqCst);
+    let error = house.add("site-a", "a.example").await.expect_err("a full disk").to_string();
+    assert_eq!(
+        error,
+        "the registry: registry.db: no space is left on its file system: make room; the change was not saved"
+    );
+    assert_eq!(house.carried(), []);
+    house.add("site-a", "a.example").await.expect("there is room again");
+    store.after.store(1, Ordering::SeqCst);
+    assert!(house.add("site-b", "b.example").await.is_err());
+    // It is there, so it counts: nothing else can take its name or its host.
+    assert_eq!(house.carried().len(), 2);
+    assert!(matches!(house.add("site-b", "").await, Err(AdminError::NameTaken { .. })));
+    assert!(matches!(house.add("site-c", "b.example").await, Err(AdminError::PatternTaken(_))));
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_a_whole_change() {
+    let (house, store) = unsure(0).await;
+    let mut published = house.admin.subscribe();
+    let mut call = Box::pin(house.add("site-a", "a.example"));
+    // Until it waits for the store.
+    tokio::select! {
+        biased;
+        _ = &mut call => panic!("the store did not wait"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(call);
+    store.gate.add_permits(1);
+    let event = tokio::time::timeout(Duration::from_secs(10), published.recv()).await;
+    let event = event.expect("the change was dropped").expect("an event");
+    assert_eq!((event.kind, event.subject.as_str()), (EventKind::WorkerAdded, "site-a"));
+    assert_eq!(house.carried(), [("site-a".into(), vec!["a.example".into()])]);
+}

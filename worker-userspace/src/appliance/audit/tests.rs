@@ -1,0 +1,199 @@
+//! Recording never waits, whatever the store does; what is lost is counted; nothing secret is kept.
+
+use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::appliance::store::sqlite::Sqlite;
+use crate::appliance::store::{Change, Pending, Saved, Snapshot, StoreError};
+
+const LIMITS: Limits = Limits { age: Duration::from_secs(3600), count: 1000 };
+
+/// A store in memory that can be made to wait or to fail.
+#[derive(Debug)]
+struct Slow {
+    kept: std::sync::Mutex<Vec<Event>>,
+    /// Each save takes one.
+    gate: Semaphore,
+    /// A save has begun.
+    begun: Semaphore,
+    broken: AtomicBool,
+    /// How many saves there were.
+    saves: AtomicU64,
+    /// What pruning was asked for.
+    pruned: std::sync::Mutex<Vec<(Timestamp, u64, u32)>>,
+}
+
+impl Slow {
+    fn new(saves: usize) -> Arc<Slow> {
+        Arc::new(Slow {
+            kept: std::sync::Mutex::default(),
+            gate: Semaphore::new(saves),
+            begun: Semaphore::new(0),
+            broken: AtomicBool::new(false),
+            saves: AtomicU64::new(0),
+            pruned: std::sync::Mutex::default(),
+        })
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.kept.lock().unwrap().iter().map(|event| event.text.clone()).collect()
+    }
+}
+
+impl Store for Slow {
+    fn load(&self) -> Pending<'_, Snapshot> {
+        Box::pin(async { Ok(Snapshot::default()) })
+    }
+
+    fn save<'a>(&'a self, _: &'a [Change], events: Vec<Event>) -> Pending<'a, Saved> {
+        Box::pin(async move {
+            self.begun.add_permits(1);
+            self.gate.acquire().await.expect("open").forget();
+            self.saves.fetch_add(1, Ordering::SeqCst);
+            if self.broken.load(Ordering::SeqCst) {
+                return Err(StoreError::Full { path: "registry.db".into() });
+            }
+            self.kept.lock().unwrap().extend(events.iter().cloned());
+            Ok(Saved { ids: Vec::new(), events })
+        })
+    }
+
+    fn events<'a>(&'a self, _: &'a EventQuery) -> Pending<'a, Vec<Event>> {
+        Box::pin(async { Ok(self.kept.lock().unwrap().clone()) })
+    }
+
+    fn prune(&self, before: Timestamp, keep: u64, step: u32) -> Pending<'_, u64> {
+        Box::pin(async move {
+            let mut pruned = self.pruned.lock().unwrap();
+            pruned.push((before, keep, step));
+            // Two whole steps and a part of one.
+            Ok(if pruned.len() < 3 { u64::from(step) } else { 1 })
+        })
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {})
+    }
+}
+
+fn event(text: impl Into<String>) -> NewEvent {
+    Actor::local("admin").did(EventKind::StreamOpened, "vc.example:443", text)
+}
+
+fn audit(store: Arc<dyn Store>) -> (Audit, Drain) {
+    let drain = Drain::new(Duration::from_secs(10));
+    (Audit::start(store, LIMITS, &drain), drain)
+}
+
+#[tokio::test(start_paused = true)]
+async fn recording_never_waits_and_what_is_lost_is_counted() {
+    let store = Slow::new(0);
+    let (audit, drain) = audit(store.clone());
+    audit.record(event("first"));
+    // The writer has taken it and waits for the store; the queue is empty.
+    store.begun.acquire().await.expect("open").forget();
+    for i in 0..QUEUE + 7 {
+        audit.record(event(format!("{i}")));
+    }
+    store.gate.add_permits(1000);
+    audit.flush().await;
+    let kept = store.kept.lock().unwrap().clone();
+    let (lost, events): (Vec<&Event>, Vec<&Event>) =
+        kept.iter().partition(|e| e.kind == EventKind::EventsLost);
+    assert_eq!(events.len(), QUEUE + 1);
+    assert_eq!(lost.iter().map(|e| e.text.as_str()).collect::<Vec<_>>(), ["7 events were not kept"]);
+    // All of it in few transactions.
+    assert_eq!(store.saves.load(Ordering::SeqCst), 1 + (QUEUE / 256) as u64 + u64::from(QUEUE % 256 > 0));
+    assert_eq!(drain.finish().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_costs_events_and_nothing_else() {
+    let store = Slow::new(1000);
+    let (audit, drain) = audit(store.clone());
+    store.broken.store(true, Ordering::SeqCst);
+    audit.record(event("one"));
+    audit.record(event("two"));
+    audit.flush().await;
+    assert_eq!(store.texts(), [""; 0]);
+    store.broken.store(false, Ordering::SeqCst);
+    // Said even where nothing happens for a long time.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(store.texts(), ["2 events were not kept"]);
+    audit.record(event("three"));
+    audit.flush().await;
+    assert_eq!(store.texts(), ["2 events were not kept", "three"]);
+    assert_eq!(drain.finish().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_keeps_what_was_recorded_before_it() {
+    let store = Slow::new(1000);
+    let (audit, drain) = audit(store.clone());
+    for i in 0..1000 {
+        audit.record(event(format!("{i}")));
+    }
+    assert_eq!(drain.finish().await, 0);
+    assert_eq!(store.texts(), (0..1000).map(|i| i.to_string()).collect::<Vec<_>>());
+    // Later ones have nobody to keep them; nobody waits for that.
+    audit.record(event("late"));
+    audit.flush().await;
+    assert_eq!(store.texts().len(), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_events_are_removed_in_small_steps() {
+    let store = Slow::new(1000);
+    let (_audit, drain) = audit(store.clone());
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let pruned = store.pruned.lock().unwrap().clone();
+    assert_eq!(pruned.len(), 3, "until a step removes less than it may");
+    let age = Timestamp::now().duration_since(pruned[0].0).as_secs();
+    assert!((3600..3700).contains(&age), "{age}");
+    assert!(pruned.iter().all(|(_, keep, step)| (*keep, *step) == (1000, 500)), "{pruned:?}");
+    assert_eq!(drain.finish().await, 0);
+}
+
+#[tokio::test]
+async fn live_views_hear_what_is_kept() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(Sqlite::open(directory.path()).await.expect("a store"));
+    let (audit, drain) = audit(store.clone());
+    let mut live = audit.subscribe();
+    let key = format!("dwk_{}", "k".repeat(43));
+    audit.record(NewEvent {
+        kind: EventKind::LoginFailed,
+        actor: format!("{key}@192.0.2.1"),
+        subject: format!("https://root:pw@vc.example/{key}"),
+        text: format!("tried {key}, dwa_{}\n<b>{}", "t".repeat(43), "x".repeat(3000)),
+        source: None,
+    });
+    let event =
+        tokio::time::timeout(Duration::from_secs(10), live.recv()).await.expect("in time").expect("an event");
+    assert_eq!(event.id, 1);
+    assert_eq!(event.actor, "***@192.0.2.1");
+    assert_eq!(event.subject, "https://***@vc.example/***");
+    assert!(
+        event.text.starts_with("tried ***, ***\u{fffd}<b>xxx") && event.text.ends_with("x…"),
+        "{}",
+        event.text
+    );
+    assert_eq!(event.text.chars().count(), LONGEST_TEXT + 1);
+    assert_eq!(store.events(&EventQuery::default()).await.expect("events"), [Event::clone(&event)]);
+    assert_eq!(drain.finish().await, 0);
+}
+
+#[test]
+fn each_kind_has_a_word_of_its_own() {
+    let mut words = std::collections::HashSet::new();
+    for kind in EventKind::ALL {
+        assert!(words.insert(kind.word()), "{kind}");
+        assert_eq!(kind.word().parse(), Ok(*kind));
+        assert_eq!(serde_json::to_value(kind).expect("JSON"), kind.word());
+    }
+    let error = "worker".parse::<EventKind>().expect_err("no kind").to_string();
+    assert!(error.starts_with("no kind of event: the kinds are worker-added, "), "{error}");
+}
