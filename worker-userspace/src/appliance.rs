@@ -12,12 +12,14 @@
 //! | [`roster`] | what the live registry works by, made of the records |
 //! | [`registry`] | groups and their nodes; which group carries a target |
 //! | [`steerable`] | whether the kernel can hold a roster |
+//! | [`page`] | the web page |
 //! | [`peer`] | a worker's lane: the streams that the worker opens |
 
 pub mod admin;
 pub mod audit;
 pub mod endpoint;
 pub mod login;
+pub mod page;
 mod peer;
 pub mod records;
 pub mod registry;

@@ -55,6 +55,8 @@ const PREFIX: &str = "dwa_";
 const CSRF_HEADER: &str = "x-csrf-token";
 /// The path whose requests are no use of a session: they come by themselves, for as long as a page is open.
 pub const STREAM: &str = "/api/v1/stream";
+/// What the paths of the page's streams begin with; they are no use either.
+pub const LIVE: &str = "/live/";
 
 /// A new admin token: `dwa_` and 32 random bytes in base64url.
 ///
@@ -333,7 +335,9 @@ impl Login {
             Some(token) => Caller::Token { source, epoch: self.judge(Some(token), source)? },
             None => {
                 let cookie = self.find_cookie(&parts.headers).ok_or(Denied::NoCredential)?;
-                let session = self.sessions().find(cookie, parts.uri.path() != STREAM);
+                let path = parts.uri.path();
+                let is_use = path != STREAM && !path.starts_with(LIVE);
+                let session = self.sessions().find(cookie, is_use);
                 let session = session.ok_or(Denied::SessionOver)?;
                 let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
                 if !is_safe {

@@ -286,6 +286,11 @@ impl Group {
         self.live.lock().history.iter().copied().collect()
     }
 
+    /// Bytes of the last second.
+    pub fn rate(&self) -> Rate {
+        self.live.lock().history.back().copied().unwrap_or_default()
+    }
+
     /// What `status` shows of it.
     pub fn status(&self) -> GroupStatus {
         let state = self.live.lock();

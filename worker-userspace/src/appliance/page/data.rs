@@ -1,0 +1,415 @@
+//! What the pages show, gathered from where it is kept: records, live nodes, connections, events.
+
+use std::collections::HashMap;
+use std::time::{Duration, UNIX_EPOCH};
+
+use jiff::Timestamp;
+
+use super::connections::Which;
+use super::plot::Throughput;
+use super::worker::{Detail, Node, Role};
+use super::workers::{Roles, State, Sums};
+use super::{Page, clouds, connections, events, worker_form, workers};
+use crate::appliance::admin::{AdminError, CloudFilter, Page as Part, Ref, WorkerFilter};
+use crate::appliance::audit::{EventKind, EventQuery};
+use crate::appliance::records::{self, Cloud, Origin};
+use crate::config::api_url;
+use crate::inspect::ledger::{Entry, FlowReport};
+use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
+use crate::target::Target;
+use crate::tunnel::message::Id;
+
+/// Rows of a full page of workers or clouds.
+const ROWS: usize = 50;
+/// Connections that are shown; more are counted.
+const CONNECTIONS: usize = 200;
+/// Rows of a full page of events.
+const EVENTS: usize = 100;
+/// Events on a worker's page.
+const RECENT: u32 = 8;
+
+/// The text of a node's id, as paths have it.
+pub(super) fn node_text(id: &Id) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The id that a path has.
+pub(super) fn node_id(text: &str) -> Option<Id> {
+    let mut id = Id::default();
+    if text.len() != 2 * id.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (at, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(id)
+}
+
+fn throughput(history: &[Rate]) -> Throughput {
+    Throughput {
+        up: history.iter().map(|rate| rate.sent as f64).collect(),
+        down: history.iter().map(|rate| rate.received as f64).collect(),
+    }
+}
+
+fn streams(node: &NodeStatus) -> usize {
+    node.lanes.iter().map(|lane| lane.streams).sum()
+}
+
+fn round_trip(node: &NodeStatus) -> Option<Duration> {
+    node.lanes.iter().filter_map(|lane| lane.rtt_us).min().map(Duration::from_micros)
+}
+
+fn role(node: &NodeStatus) -> Role {
+    match node.role.as_str() {
+        "primary" => Role::Primary,
+        "standby" => Role::Standby,
+        _ => Role::Leaving,
+    }
+}
+
+/// The proxy host that a cloud adds to its worker. A URL that was saved is valid.
+fn proxy_host(cloud: &Cloud) -> String {
+    api_url(&cloud.api_url)
+        .map_or_else(|_| String::new(), |url| Target { host: url.host, port: url.port }.to_string())
+}
+
+impl Page {
+    fn status(&self, worker: i64) -> Option<GroupStatus> {
+        self.registry.group(worker).map(|group| group.status())
+    }
+
+    /// How a worker is; `seen`: a node of it has connected before.
+    fn state(&self, worker: &records::Worker, seen: bool) -> State {
+        let up = || self.registry.group(worker.id).is_some_and(|group| group.is_up());
+        match worker.enabled {
+            false => State::Disabled,
+            true if up() => State::Up,
+            true if seen => State::Down,
+            true => State::Waiting,
+        }
+    }
+
+    fn sums(&self) -> Sums {
+        let workers = self.admin.workers(&WorkerFilter::default(), Part { offset: 0, limit: 0 }).total;
+        let mut sums = Sums { workers, ..Sums::default() };
+        for group in self.registry.groups() {
+            let sessions = group.sessions();
+            let rate = group.rate();
+            sums.up += usize::from(group.is_up());
+            sums.nodes += sessions.len();
+            let lanes = sessions.iter().flat_map(|session| session.lanes());
+            sums.streams += lanes.map(|lane| lane.streams()).sum::<usize>();
+            sums.rate.0 += rate.sent as f64;
+            sums.rate.1 += rate.received as f64;
+        }
+        sums
+    }
+
+    /// A page of workers.
+    pub(super) fn workers(&self, query: &str, page: usize) -> workers::List {
+        let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
+        let filter = WorkerFilter { text, ..WorkerFilter::default() };
+        let part = Part { offset: page.saturating_mul(ROWS), limit: ROWS };
+        let found = self.admin.workers(&filter, part);
+        let rows = found.items.iter().map(|worker| self.worker_row(worker)).collect();
+        workers::List {
+            sums: self.sums(),
+            query: query.to_owned(),
+            found: found.total,
+            page,
+            size: ROWS,
+            rows,
+        }
+    }
+
+    fn worker_row(&self, worker: &records::Worker) -> workers::Row {
+        let known = self.admin.nodes(worker.id);
+        let group = self.registry.group(worker.id);
+        let live = group.as_ref().map(|group| group.status());
+        let nodes = live.as_ref().map_or(&[][..], |live| &live.nodes);
+        let mut roles = Roles::default();
+        for node in nodes {
+            match role(node) {
+                Role::Primary => roles.primary += 1,
+                Role::Standby => roles.standby += 1,
+                Role::Leaving | Role::Offline => roles.leaving += 1,
+            }
+        }
+        let offline = |node: &&std::sync::Arc<records::Node>| {
+            let id = node_text(&node.id);
+            !nodes.iter().any(|live| live.id == id)
+        };
+        roles.offline = known.iter().filter(offline).count();
+        let own = || worker.proxy_hosts.iter().map(ToString::to_string).collect();
+        workers::Row {
+            id: worker.id,
+            name: worker.name.clone(),
+            description: worker.description.clone(),
+            state: self.state(worker, !known.is_empty()),
+            roles,
+            proxy_hosts: live.as_ref().map_or_else(own, |live| live.proxy_hosts.clone()),
+            streams: nodes.iter().map(streams).sum(),
+            throughput: group.map(|group| throughput(&group.history())).unwrap_or_default(),
+            round_trip: nodes.iter().find(|node| role(node) == Role::Primary).and_then(round_trip),
+        }
+    }
+
+    /// A worker's record.
+    pub(super) fn record(&self, id: i64) -> Result<std::sync::Arc<records::Worker>, AdminError> {
+        self.admin.worker(&Ref::Id(id))
+    }
+
+    /// The name and the number of a worker's open streams, for a question about it.
+    pub(super) fn worker_streams(&self, id: i64) -> usize {
+        self.status(id).map_or(0, |live| live.nodes.iter().map(streams).sum())
+    }
+
+    /// A worker's clouds.
+    pub(super) fn clouds_of(&self, worker: i64) -> Vec<(i64, String, String)> {
+        let filter = CloudFilter { worker: Some(worker), ..CloudFilter::default() };
+        let clouds = self.admin.clouds(&filter, Part::ALL);
+        clouds.items.iter().map(|cloud| (cloud.id, cloud.name.clone(), proxy_host(cloud))).collect()
+    }
+
+    /// One worker.
+    pub(super) async fn worker(&self, id: i64) -> Result<Detail, AdminError> {
+        let worker = self.record(id)?;
+        let known = self.admin.nodes(id);
+        let query = EventQuery { subject: Some(worker.name.clone()), limit: RECENT, ..EventQuery::default() };
+        let events = self.admin.events(&query).await?;
+        let group = self.registry.group(id);
+        let live = group.as_ref().map(|group| group.status());
+        let now = Timestamp::now();
+        Ok(Detail {
+            id,
+            name: worker.name.clone(),
+            description: worker.description.clone(),
+            state: self.state(&worker, !known.is_empty()),
+            enabled: worker.enabled,
+            from_file: worker.origin == Origin::File,
+            may_open: worker.may_open,
+            proxy_hosts: worker.proxy_hosts.iter().map(ToString::to_string).collect(),
+            clouds: self.clouds_of(id),
+            nodes: nodes(&known, live.as_ref(), now),
+            throughput: group.map(|group| throughput(&group.history())).unwrap_or_default(),
+            created: worker.created,
+            rotated: worker.rotated,
+            grace: worker.previous_key.map(|(_, until)| until).filter(|until| *until > now),
+            changed: (worker.changed, worker.changed_by.clone()),
+            events,
+            now,
+        })
+    }
+
+    /// The form of a worker as it is.
+    pub(super) fn worker_form(&self, id: i64) -> Result<worker_form::Form, AdminError> {
+        let worker = self.record(id)?;
+        let hosts: Vec<String> = worker.proxy_hosts.iter().map(ToString::to_string).collect();
+        Ok(worker_form::Form {
+            existing: Some((id, worker.name.clone())),
+            from_file: worker.origin == Origin::File,
+            name: worker.name.clone(),
+            description: worker.description.clone(),
+            proxy_hosts: hosts.join(", "),
+            enabled: worker.enabled,
+            may_open: worker.may_open,
+            revision: worker.revision,
+        })
+    }
+
+    /// A page of clouds.
+    pub(super) fn clouds(&self, query: &str, page: usize) -> clouds::List {
+        let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
+        let filter = CloudFilter { text, ..CloudFilter::default() };
+        let part = Part { offset: page.saturating_mul(ROWS), limit: ROWS };
+        let found = self.admin.clouds(&filter, part);
+        let all = self.admin.clouds(&CloudFilter::default(), Part { offset: 0, limit: 0 }).total;
+        let row = |cloud: &std::sync::Arc<Cloud>| clouds::Row {
+            id: cloud.id,
+            name: cloud.name.clone(),
+            kind: cloud.kind,
+            api_url: cloud.api_url.clone(),
+            proxy_host: proxy_host(cloud),
+            worker: cloud.worker.and_then(|id| self.carrier(id)),
+        };
+        let rows = found.items.iter().map(row).collect();
+        clouds::List { query: query.to_owned(), all, found: found.total, page, size: ROWS, rows }
+    }
+
+    fn carrier(&self, worker: i64) -> Option<clouds::Carrier> {
+        let worker = self.record(worker).ok()?;
+        let state = self.state(&worker, !self.admin.nodes(worker.id).is_empty());
+        Some(clouds::Carrier { id: worker.id, name: worker.name.clone(), state })
+    }
+
+    /// The form of a cloud as it is.
+    pub(super) fn cloud_form(&self, id: i64) -> Result<clouds::Form, AdminError> {
+        let cloud = self.admin.cloud(&Ref::Id(id))?;
+        Ok(clouds::Form {
+            existing: Some((id, cloud.name.clone())),
+            name: cloud.name.clone(),
+            kind: cloud.kind.word().to_owned(),
+            api_url: cloud.api_url.clone(),
+            worker: cloud.worker.map(|id| id.to_string()).unwrap_or_default(),
+            revision: cloud.revision,
+        })
+    }
+
+    /// The workers that a cloud may have: number and name.
+    pub(super) fn choices(&self) -> Vec<(i64, String)> {
+        let all = self.admin.workers(&WorkerFilter::default(), Part::ALL);
+        all.items.iter().map(|worker| (worker.id, worker.name.clone())).collect()
+    }
+
+    /// The connections.
+    pub(super) fn connections(&self, query: &str, which: Which) -> connections::List {
+        let known = self.choices().into_iter().map(|(id, name)| (name, id)).collect::<HashMap<_, _>>();
+        let needle = query.trim().to_lowercase();
+        let all = self.ledger.report();
+        let rate = all
+            .iter()
+            .fold((0.0, 0.0), |sum, flow| (sum.0 + flow.rate_up as f64, sum.1 + flow.rate_down as f64));
+        let meant = |row: &connections::Row| which.means(&row.state) && row.mentions(&needle);
+        let mut rows: Vec<_> = all.iter().map(|flow| connection(flow, &known)).filter(meant).collect();
+        let found = rows.len();
+        rows.truncate(CONNECTIONS);
+        connections::List {
+            query: query.to_owned(),
+            which,
+            open: self.ledger.open_count(),
+            total: self.ledger.total(),
+            rate,
+            found,
+            rows,
+        }
+    }
+
+    /// An open connection.
+    pub(super) fn connection(&self, id: u64) -> Option<connections::Row> {
+        let row = connection(&self.ledger.get(id)?, &HashMap::new());
+        Some(row).filter(connections::Row::is_open)
+    }
+
+    /// A page of events.
+    pub(super) async fn events(
+        &self,
+        query: &str,
+        kind: Option<EventKind>,
+        before: Option<i64>,
+    ) -> Result<events::List, AdminError> {
+        let asked = EventQuery {
+            kinds: kind.into_iter().collect(),
+            text: Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned),
+            before,
+            // One more tells that there are older ones.
+            limit: EVENTS as u32 + 1,
+            ..EventQuery::default()
+        };
+        let mut rows = self.admin.events(&asked).await?;
+        let more = rows.len() > EVENTS;
+        rows.truncate(EVENTS);
+        Ok(events::List { kind, query: query.to_owned(), before, rows, more })
+    }
+}
+
+/// The nodes that are connected, then those that were.
+fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, now: Timestamp) -> Vec<Node> {
+    let live = live.map_or(&[][..], |live| &live.nodes);
+    let record = |id: &str| known.iter().find(|node| node_text(&node.id) == id);
+    let connected = live.iter().map(|node| {
+        let record = record(&node.id);
+        let since = UNIX_EPOCH + Duration::from_secs(node.since);
+        let since = Timestamp::try_from(since).unwrap_or(now);
+        Node {
+            id: node.id.clone(),
+            host_name: node.name.clone(),
+            role: role(node),
+            round_trip: round_trip(node),
+            lanes: node.lanes.len(),
+            streams: streams(node),
+            version: node.software.clone(),
+            address: node.address.ip().to_canonical().to_string(),
+            first_seen: record.map_or(since, |record| record.first_seen),
+            last_seen: now,
+            priority: record.and_then(|record| record.priority),
+        }
+    });
+    let offline = known.iter().filter(|node| {
+        let id = node_text(&node.id);
+        !live.iter().any(|live| live.id == id)
+    });
+    let offline = offline.map(|node| Node {
+        id: node_text(&node.id),
+        host_name: node.host_name.clone(),
+        role: Role::Offline,
+        round_trip: None,
+        lanes: 0,
+        streams: 0,
+        version: node.software.clone(),
+        address: node.address.to_string(),
+        first_seen: node.first_seen,
+        last_seen: node.last_seen,
+        priority: node.priority,
+    });
+    connected.chain(offline).collect()
+}
+
+/// A connection's row; `known` has the workers' numbers by their names.
+fn connection(flow: &FlowReport, known: &HashMap<String, i64>) -> connections::Row {
+    let source = || flow.source.map(|source| source.to_string());
+    let who = match (&flow.process, &flow.user, &flow.from) {
+        (Some(process), _, _) => Some(format!("{} {}", process.comm, process.pid)),
+        (None, Some(user), _) => Some(user.clone()),
+        (None, None, Some(from)) => Some(format!("worker {from}")),
+        (None, None, None) => source(),
+    };
+    let (worker, node) =
+        match flow.carrier.as_deref().map(|carrier| carrier.split_once('/').unwrap_or((carrier, ""))) {
+            Some((worker, node)) => (
+                Some((worker.to_owned(), known.get(worker).copied())),
+                Some(node).filter(|node| !node.is_empty()).map(str::to_owned),
+            ),
+            None => (None, None),
+        };
+    let open = matches!(flow.state.as_str(), "open" | "opening");
+    connections::Row {
+        id: flow.id,
+        trace: flow.trace.clone(),
+        entry: entry(flow.entry).to_owned(),
+        target: flow.target.clone(),
+        process: who,
+        worker,
+        node,
+        state: flow.state.clone(),
+        reason: flow.reason.clone(),
+        bytes: (flow.bytes_up, flow.bytes_down),
+        rate: open.then_some((flow.rate_up as f64, flow.rate_down as f64)),
+        age: Duration::from_millis(flow.age_ms),
+    }
+}
+
+/// How a connection came in, for people.
+fn entry(entry: Entry) -> &'static str {
+    match entry {
+        Entry::Captured => "captured",
+        Entry::Connect => "HTTP proxy",
+        Entry::Socks => "SOCKS proxy",
+        Entry::Relayed => "from a worker",
+        Entry::Egress => "from the appliance",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_id_reads_back_and_nothing_else_is_one() {
+        let id: Id = std::array::from_fn(|at| at as u8 * 17);
+        assert_eq!(node_id(&node_text(&id)), Some(id));
+        for text in ["", "00", "zz", &"0".repeat(31), &"0".repeat(33), &"é".repeat(16), &"+1".repeat(16)] {
+            assert_eq!(node_id(text), None, "{text}");
+        }
+    }
+}
