@@ -31,7 +31,7 @@ async fn the_file_is_taken_over_at_each_start() {
         may_open: true,
         ..group("site-a", &["c.example"])
     };
-    house.admin.sync_file_groups(&[changed.clone()]).await.expect("another file");
+    house.admin.sync_file_groups(std::slice::from_ref(&changed)).await.expect("another file");
     assert_eq!(house.carried(), [("site-a".into(), vec!["c.example".into()])]);
     let now = house.admin.worker(&"site-a".into()).expect("it");
     assert_eq!((now.id, now.key, now.may_open, now.revision), (kept.id, changed.key, true, 2));
