@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{SysconfVar, sysconf};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,7 +32,7 @@ use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{ApplianceStatus, Flows, LaneStatus, PolicyStatus, Status, WorkerStatus};
 use crate::steer::steering::{SteerError, Steering};
 use crate::target::Pattern;
-use crate::tunnel::credit;
+use crate::tunnel::credit::{self, Budget};
 use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Capabilities, Hello, VERSION};
@@ -113,7 +114,7 @@ impl Daemon {
         let drain = Drain::new(config.drain);
         let ledger = Ledger::default();
         drain.spawn("rates", ledger.clone().keep_rates(drain.clone()));
-        let settings = Settings::default();
+        let settings = Settings { budget: Arc::new(Budget::new(budget())), ..Settings::default() };
         let hello = Hello {
             version: VERSION,
             node: node::id(&config.state_dir).map_err(state)?,
@@ -347,6 +348,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Bytes that all peers together may make this process hold.
+fn budget() -> usize {
+    const MOST: usize = 1024 * 1024 * 1024;
+    let [pages, size] = [SysconfVar::_PHYS_PAGES, SysconfVar::PAGE_SIZE]
+        .map(|what| sysconf(what).ok().flatten().and_then(|n| usize::try_from(n).ok()));
+    let memory = pages.zip(size).and_then(|(pages, size)| pages.checked_mul(size));
+    memory.map_or(MOST, |memory| MOST.min(memory / 4))
 }
 
 /// Each connection takes a descriptor; the default soft limit of 1024 is a relic.

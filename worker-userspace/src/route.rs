@@ -33,6 +33,7 @@ impl From<&Request> for Open {
         Open {
             target: request.target.clone(),
             deadline: request.deadline,
+            // The lane grants more where there is more.
             credit: credit::INITIAL,
             trace: request.trace,
         }

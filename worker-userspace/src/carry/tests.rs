@@ -14,6 +14,7 @@ use crate::inspect::ledger::{Entry, FlowReport, Ledger, Origin};
 use crate::route::Opened;
 use crate::splice::reset_on_close;
 use crate::target::Target;
+use crate::tunnel::credit;
 use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
 use crate::tunnel::message::{Capabilities, Hello, Open, OpenOk};
 use crate::tunnel::websocket::Side;
@@ -187,8 +188,8 @@ fn a_hello() -> Vec<u8> {
 /// Two workers of one group, and a connection that the first one was asked for.
 async fn asked_of_the_first(says: &[u8]) -> (Connection, Worker, Stream, Worker) {
     let router = Lanes::new();
-    let mut first = router.connect("first", 1 << 18);
-    let second = router.connect("second", 1 << 18);
+    let mut first = router.connect("first", credit::INITIAL);
+    let second = router.connect("second", credit::INITIAL);
     let mut connection = Connection::new(&router, SOON).await;
     let stream = first.asked().await;
     connection.say(says).await;
@@ -262,7 +263,7 @@ async fn what_may_have_reached_the_target_is_never_sent_twice() {
 #[tokio::test]
 async fn more_than_is_kept_goes_on_and_is_never_sent_twice() {
     // As long as a hello may say that it is, and longer than what is kept.
-    let says = [a_hello(), vec![7; 100_000]].concat();
+    let says = [a_hello(), vec![7; 20_000]].concat();
     let (connection, first, _stream, mut second) = asked_of_the_first(&says).await;
     first.die();
     assert_eq!(connection.cut().await.0.code, Code::TunnelLost);
@@ -307,7 +308,7 @@ async fn a_connection_closed_by_hand_while_it_waits_for_a_worker_is_not_made() {
     let router = Lanes::new();
     let connection = Connection::new(&router, SOON).await;
     assert!(connection.ledger.close(1, "admin"));
-    let mut worker = router.connect("worker", 1 << 18);
+    let mut worker = router.connect("worker", credit::INITIAL);
     assert_eq!(connection.cut().await.0.code, Code::Closed);
     // The worker hears of nothing, or of the end as well.
     if let Ok(incoming) = worker.incoming.try_recv() {
@@ -329,13 +330,13 @@ async fn what_the_target_said_is_never_asked_again() {
 #[tokio::test]
 async fn a_lost_group_is_waited_for() {
     let router = Lanes::new();
-    let mut first = router.connect("first", 1 << 18);
+    let mut first = router.connect("first", credit::INITIAL);
     let connection = Connection::new(&router, SOON).await;
     let _stream = first.asked().await;
     first.die();
     drop(first);
     let mut changes = router.changes();
-    let mut back = router.connect("back", 1 << 18);
+    let mut back = router.connect("back", credit::INITIAL);
     changes.changed().await.unwrap();
     let stream = back.asked().await;
     assert_eq!(connection.works(stream, b"").await.carrier.as_deref(), Some("site/back"));
@@ -344,7 +345,7 @@ async fn a_lost_group_is_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn carriers_that_fail_at_once_do_not_spin_and_end_with_the_deadline() {
     let router = Lanes::new();
-    let mut worker = router.connect("worker", 1 << 18);
+    let mut worker = router.connect("worker", credit::INITIAL);
     let refusing = tokio::spawn(async move {
         while let Some(Incoming { stream, .. }) = worker.incoming.recv().await {
             stream.refuse(Refusal::new(Code::TunnelLost, "the tunnel was lost: cut"));
@@ -365,7 +366,7 @@ async fn carriers_that_fail_at_once_do_not_spin_and_end_with_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_carrier_that_never_answers_is_a_timeout_at_both_ends() {
     let router = Lanes::new();
-    let mut worker = router.connect("worker", 1 << 18);
+    let mut worker = router.connect("worker", credit::INITIAL);
     let ledger = Ledger::default();
     let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
     let flow = ledger.open(Entry::Captured, 1, target, Origin::default());
@@ -380,9 +381,9 @@ async fn a_carrier_that_never_answers_is_a_timeout_at_both_ends() {
 #[tokio::test]
 async fn a_peer_that_takes_little_ahead_gets_no_more_than_that() {
     let router = Lanes::new();
-    let mut first = router.connect("first", 1 << 18);
+    let mut first = router.connect("first", credit::INITIAL);
     let mut second = router.connect("second", 16);
-    let mut third = router.connect("third", 1 << 18);
+    let mut third = router.connect("third", credit::INITIAL);
     let mut connection = Connection::new(&router, SOON).await;
     let hello = a_hello();
     let stream = first.asked().await;

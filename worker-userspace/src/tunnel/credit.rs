@@ -1,40 +1,56 @@
 //! Flow control: how much a peer may have on the way to us, per stream, by absolute offsets as in QUIC.
 //!
-//! A window starts at [`INITIAL`] and follows the stream: twice what it delivers in one round trip, so
-//! that a long path is filled and a slow reader keeps little. Growth is paid from one budget for the
-//! process; where it is used up, streams keep the window that they have.
+//! A stream starts with [`INITIAL`], is given more with the first answer, and then follows what it delivers: twice
+//! that of one round trip, so that a long path is filled and a slow reader keeps little.
+//!
+//! What must hold: all that peers may send is paid from one budget for the process, from a stream's first byte
+//! on. Half of the budget is kept for streams that are opened: however much those that are there have taken,
+//! thousands can be added, and when even that is used up, a stream is refused and nothing else suffers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Window of a new stream, in bytes.
-pub const INITIAL: u32 = 256 * 1024;
+/// What every stream has, in bytes: a peer may send this much on a stream that it opens, before any answer. What
+/// clients say before they are answered seldom is more.
+pub const INITIAL: u32 = 32 * 1024;
+/// Window of a stream that is in use, where the budget has it, in bytes.
+pub const USUAL: u32 = 256 * 1024;
 /// The largest window, in bytes.
 pub const LARGEST: u32 = 16 * 1024 * 1024;
 
 /// No window takes more than this part of what it leaves of the budget: a stream that is idle or stalled keeps
 /// what it took, because its peer may use it at any time, and those that come later must get something.
 const PART: usize = 32;
+/// The same for a stream that has not shown that it needs more.
+const QUIET_PART: usize = 2048;
 
-/// Bytes by which all windows of the process together may exceed their initial size.
+/// Bytes that the peers of this process may have on the way to it, all streams together.
 #[derive(Debug)]
 pub struct Budget {
     left: AtomicUsize,
+    /// What growth leaves to streams that are opened.
+    kept: usize,
 }
 
 impl Budget {
     /// A budget of `bytes`.
     pub fn new(bytes: usize) -> Budget {
-        Budget { left: AtomicUsize::new(bytes) }
+        Budget { left: AtomicUsize::new(bytes), kept: bytes / 2 }
     }
 
-    /// Takes up to `wanted` bytes and says how many it got.
-    fn take(&self, wanted: u32) -> u32 {
+    /// Takes all of `bytes`, or nothing.
+    fn take(&self, bytes: u32) -> bool {
+        let less = |left: usize| left.checked_sub(bytes as usize);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    /// Takes up to `wanted` bytes of what windows may grow by, and says how many it got.
+    fn grow(&self, wanted: u32) -> u32 {
         let mut got = 0;
         let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-            got = left.min(wanted as usize);
+            got = left.saturating_sub(self.kept).min(wanted as usize);
             (got > 0).then(|| left - got)
         });
         got as u32
@@ -47,6 +63,12 @@ impl Budget {
     /// Bytes not taken.
     pub fn left(&self) -> usize {
         self.left.load(Ordering::Relaxed)
+    }
+
+    /// The most that one window may have now, if it may have this part of what windows may grow by.
+    fn share(&self, part: usize) -> u32 {
+        let more = self.left().saturating_sub(self.kept) / part;
+        INITIAL.saturating_add(more.try_into().unwrap_or(u32::MAX))
     }
 }
 
@@ -70,10 +92,36 @@ pub struct ReceiveWindow {
     last: Option<(Instant, u64)>,
 }
 
+/// What a stream has that has not shown that it needs more.
+fn usual(budget: &Budget) -> u32 {
+    USUAL.min(budget.share(QUIET_PART))
+}
+
 impl ReceiveWindow {
-    /// The window of a new stream; the peer knows of [`INITIAL`] bytes.
-    pub fn new() -> ReceiveWindow {
-        ReceiveWindow { window: INITIAL, granted: INITIAL.into(), received: 0, consumed: 0, last: None }
+    /// The window of a new stream, [`INITIAL`] bytes; `None` where the budget has not that much.
+    pub fn new(budget: &Budget) -> Option<ReceiveWindow> {
+        budget.take(INITIAL).then(|| Self::of(INITIAL))
+    }
+
+    /// The window of a stream that is refused: nothing may come.
+    pub fn closed() -> ReceiveWindow {
+        Self::of(0)
+    }
+
+    fn of(window: u32) -> ReceiveWindow {
+        ReceiveWindow { window, granted: window.into(), received: 0, consumed: 0, last: None }
+    }
+
+    /// Gives a stream that has done nothing yet what it may have beforehand, so that it need not wait for it. Returns
+    /// the offset that the peer may send up to, where it changed.
+    pub fn lift(&mut self, budget: &Budget) -> Option<u64> {
+        let more = usual(budget).saturating_sub(self.window);
+        let more = budget.grow(more);
+        self.window += more;
+        let limit = self.consumed + u64::from(self.window);
+        let more = limit > self.granted;
+        self.granted = self.granted.max(limit);
+        more.then_some(limit)
     }
 
     /// Counts bytes that arrived.
@@ -88,27 +136,31 @@ impl ReceiveWindow {
     /// Counts bytes that moved on. True where [`grant`](Self::grant) is due: half the window is used.
     pub fn on_consumed(&mut self, n: usize) -> bool {
         self.consumed += n as u64;
-        self.granted - self.consumed <= u64::from(self.window / 2)
+        self.granted - self.consumed <= u64::from(self.window - self.window / 4)
     }
 
     /// Moves the offset that the peer may send up to and returns it, after fitting the window to what
     /// the stream delivered since the last time.
     pub fn grant(&mut self, now: Instant, round_trip: Duration, budget: &Budget) -> u64 {
-        if let Some((then, before)) = self.last {
-            let elapsed = now.saturating_duration_since(then).max(Duration::from_micros(1));
-            let delivered = (self.consumed - before) as f64;
-            let wanted = 2.0 * delivered * round_trip.as_secs_f64() / elapsed.as_secs_f64();
-            let wanted = (wanted.min(f64::from(LARGEST)) as u32).max(INITIAL);
-            if wanted > self.window {
-                // At most doubled at once: one burst is no rate.
-                let more = wanted.min(self.window.saturating_mul(2)) - self.window;
-                let part = (budget.left() / PART).saturating_sub((self.window - INITIAL) as usize);
-                self.window += budget.take(more.min(part.try_into().unwrap_or(u32::MAX)));
-            } else if wanted <= self.window / 2 {
-                let less = (self.window / 2).min(self.window - INITIAL);
-                self.window -= less;
-                budget.give_back(less);
+        let (most, usual) = (budget.share(PART), usual(budget));
+        let wanted = match self.last {
+            None => usual,
+            Some((then, before)) => {
+                let elapsed = now.saturating_duration_since(then).max(Duration::from_micros(1));
+                let delivered = (self.consumed - before) as f64;
+                let wanted = 2.0 * delivered * round_trip.as_secs_f64() / elapsed.as_secs_f64();
+                (wanted.min(f64::from(LARGEST)) as u32).max(usual)
             }
+        };
+        if wanted > self.window {
+            // At most doubled at once: one burst is no rate.
+            let step = self.window.saturating_mul(2).max(USUAL);
+            self.window += budget.grow(wanted.min(step).min(most).min(LARGEST).saturating_sub(self.window));
+        } else if wanted <= self.window / 2 {
+            // The peer may still use three quarters of it.
+            let less = (self.window / 4).min(self.window.saturating_sub(INITIAL));
+            self.window -= less;
+            budget.give_back(less);
         }
         self.last = Some((now, self.consumed));
         self.granted = self.granted.max(self.consumed + u64::from(self.window));
@@ -127,14 +179,7 @@ impl ReceiveWindow {
 
     /// Gives what the window took back to the budget; called when the stream ends.
     pub fn release(&mut self, budget: &Budget) {
-        budget.give_back(self.window - INITIAL);
-        self.window = INITIAL;
-    }
-}
-
-impl Default for ReceiveWindow {
-    fn default() -> Self {
-        Self::new()
+        budget.give_back(std::mem::take(&mut self.window));
     }
 }
 
@@ -174,6 +219,12 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
+    const MIB: usize = 1024 * 1024;
+
+    fn window(budget: &Budget) -> ReceiveWindow {
+        ReceiveWindow::new(budget).expect("the budget has it")
+    }
+
     /// Delivers as fast as the window allows over `round_trip` for `trips` round trips.
     fn deliver(window: &mut ReceiveWindow, budget: &Budget, round_trip: Duration, trips: u32) {
         let mut now = Instant::now();
@@ -187,65 +238,104 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_long_path_is_filled_and_a_quiet_stream_gives_back() {
-        let budget = Budget::new(1 << 30);
-        let mut window = ReceiveWindow::new();
-        deliver(&mut window, &budget, Duration::from_millis(60), 40);
-        assert_eq!(window.window(), LARGEST);
-        assert_eq!(budget.left(), (1 << 30) - (LARGEST - INITIAL) as usize);
+    /// Delivers a little now and then.
+    fn trickle(window: &mut ReceiveWindow, budget: &Budget) {
         let mut now = Instant::now() + Duration::from_secs(3600);
         for _ in 0..40 {
             now += Duration::from_secs(10);
             let n = (window.granted - window.received) as usize;
             window.on_received(n).unwrap();
             window.on_consumed(n);
-            window.grant(now, Duration::from_millis(1), &budget);
+            window.grant(now, Duration::from_millis(1), budget);
         }
-        assert_eq!(window.window(), INITIAL);
-        assert_eq!(budget.left(), 1 << 30);
     }
 
     #[tokio::test]
-    async fn the_budget_bounds_growth_and_gets_all_back() {
-        let budget = Budget::new(300_000);
-        let mut windows: Vec<_> = (0..10).map(|_| ReceiveWindow::new()).collect();
-        for window in &mut windows {
-            deliver(window, &budget, Duration::from_millis(100), 20);
+    async fn a_long_path_is_filled_and_a_quiet_stream_gives_back() {
+        let budget = Budget::new(2048 * MIB);
+        let mut window = window(&budget);
+        assert_eq!(window.lift(&budget), Some(USUAL.into()));
+        assert_eq!(window.lift(&budget), None);
+        deliver(&mut window, &budget, Duration::from_millis(60), 40);
+        assert_eq!(window.window(), LARGEST);
+        assert_eq!(budget.left(), 2048 * MIB - LARGEST as usize);
+        trickle(&mut window, &budget);
+        assert!((USUAL..2 * USUAL).contains(&window.window()), "{} bytes", window.window());
+        window.release(&budget);
+        assert_eq!(budget.left(), 2048 * MIB);
+    }
+
+    /// Whatever those do that came first, and however fast they are, new streams find what they need.
+    #[tokio::test]
+    async fn half_of_the_budget_is_kept_for_streams_that_are_opened() {
+        let budget = Budget::new(64 * MIB);
+        let mut greedy: Vec<_> = (0..100).map(|_| window(&budget)).collect();
+        for _ in 0..20 {
+            for window in &mut greedy {
+                window.lift(&budget);
+                deliver(window, &budget, Duration::from_millis(100), 20);
+            }
         }
-        assert!(budget.left() < 250_000);
-        let extra: usize = windows.iter().map(|w| (w.window() - INITIAL) as usize).sum();
-        assert_eq!(extra, 300_000 - budget.left());
-        windows.iter_mut().for_each(|w| w.release(&budget));
-        assert_eq!(budget.left(), 300_000);
+        assert!(budget.left() >= 32 * MIB);
+        let taken: usize = greedy.iter().map(|window| window.window() as usize).sum();
+        assert_eq!(taken + budget.left(), 64 * MIB);
+        let more = 32 * MIB / INITIAL as usize;
+        let mut late: Vec<_> = (0..more).map(|_| window(&budget)).collect();
+        late.extend(std::iter::from_fn(|| ReceiveWindow::new(&budget)));
+        assert!(budget.left() < INITIAL as usize);
+        assert!(late.iter_mut().all(|window| window.lift(&budget).is_none()));
+        greedy.iter_mut().chain(&mut late).for_each(|window| window.release(&budget));
+        assert_eq!(budget.left(), 64 * MIB);
+    }
+
+    /// Connections that are kept open and seldom used must not leave others without.
+    #[tokio::test]
+    async fn where_there_is_little_a_quiet_stream_makes_do_with_less() {
+        let budget = Budget::new(64 * MIB);
+        let mut quiet: Vec<_> = (0..500).map(|_| window(&budget)).collect();
+        for window in &mut quiet {
+            window.lift(&budget);
+            deliver(window, &budget, Duration::from_millis(1), 3);
+        }
+        let before = budget.left();
+        quiet.iter_mut().for_each(|window| trickle(window, &budget));
+        assert!(budget.left() > before + 4 * MIB, "{} and then {} bytes", before, budget.left());
+        let mut busy = window(&budget);
+        deliver(&mut busy, &budget, Duration::from_millis(60), 40);
+        assert!(busy.window() > USUAL, "{} bytes", busy.window());
     }
 
     /// A window that was grown is kept while its stream is idle or stalled: its peer may use it at any time.
     #[tokio::test]
     async fn who_came_first_leaves_something_to_who_comes_later() {
-        let budget = Budget::new(512 * 1024 * 1024);
-        let mut idle: Vec<_> = (0..64).map(|_| ReceiveWindow::new()).collect();
+        let budget = Budget::new(1024 * MIB);
+        let mut idle: Vec<_> = (0..64).map(|_| window(&budget)).collect();
         idle.iter_mut().for_each(|window| deliver(window, &budget, Duration::from_millis(60), 40));
-        let mut late = ReceiveWindow::new();
+        let mut late = window(&budget);
         deliver(&mut late, &budget, Duration::from_millis(60), 40);
-        assert!(late.window() >= 4 * INITIAL, "{} bytes", late.window());
+        assert!(late.window() >= 4 * USUAL, "{} bytes", late.window());
         assert!(idle[0].window() >= LARGEST / 2, "{} bytes", idle[0].window());
     }
 
     #[test]
     fn one_byte_too_many_is_noticed() {
-        let mut window = ReceiveWindow::new();
+        let mut window = window(&Budget::new(MIB));
         window.on_received(INITIAL as usize).unwrap();
         assert_eq!(window.on_received(1), Err(OverCredit { over: 1 }));
+        assert_eq!(ReceiveWindow::closed().on_received(1), Err(OverCredit { over: 1 }));
     }
 
     proptest! {
         #[test]
-        fn an_obedient_sender_is_never_over_credit(steps in vec((1usize..400_000, 1usize..400_000, 1u64..50), 1..200)) {
-            let budget = Budget::new(1 << 22);
-            let (mut window, mut credit) = (ReceiveWindow::new(), SendCredit::new(INITIAL));
+        fn an_obedient_sender_is_never_over_credit(
+            steps in vec((1usize..400_000, 1usize..400_000, 1u64..50, 0u8..20), 1..200),
+            size in 18u32..26,
+        ) {
+            let all = 1 << size;
+            let budget = Budget::new(all);
+            let (mut window, mut credit) = (window(&budget), SendCredit::new(INITIAL));
             let mut now = Instant::now();
-            for (send, consume, pause) in steps {
+            for (send, consume, pause, lift) in steps {
                 now += Duration::from_millis(pause);
                 let send = send.min(credit.available());
                 credit.spend(send);
@@ -254,7 +344,12 @@ mod tests {
                 if window.on_consumed(consume) {
                     credit.raise(window.grant(now, Duration::from_millis(20), &budget));
                 }
-                prop_assert!(window.held() <= u64::from(LARGEST));
+                if lift == 0 && let Some(limit) = window.lift(&budget) {
+                    credit.raise(limit);
+                }
+                // Nothing may come that is not paid for.
+                prop_assert!(window.granted - window.consumed <= u64::from(window.window()));
+                prop_assert_eq!(window.window() as usize + budget.left(), all);
                 // What arrived can always move on, so credit is never stuck at zero.
                 prop_assert!(window.held() > 0 || credit.available() > 0);
             }

@@ -90,6 +90,23 @@ pub fn put_u64(out: &mut BytesMut, stream: u32, kind: Type, value: u64) {
     out.put_u64(value);
 }
 
+/// Appends a frame whose payload `write` makes.
+pub(super) fn put_message(out: &mut BytesMut, stream: u32, kind: Type, write: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    put_header(out, stream, kind, 0);
+    write(out);
+    let length = (out.len() - start - HEADER) as u32;
+    out[start + 5..start + HEADER].copy_from_slice(&length.to_be_bytes()[1..]);
+}
+
+/// A whole control frame as bytes, for peers under test.
+#[cfg(test)]
+pub(super) fn frame_bytes(stream: u32, kind: Type, payload: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    put_message(&mut out, stream, kind, |out| out.extend_from_slice(payload));
+    out
+}
+
 /// What a peer did that the protocol does not allow. The lane ends with this as its reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {

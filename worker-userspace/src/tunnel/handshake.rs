@@ -22,10 +22,9 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::Error as WebsocketFailure;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::frame::{FrameError, Piece, Type};
+use super::frame::{FrameError, Piece, Type, put_message};
 use super::lane::Upgraded;
 use super::message::{Hello, MessageError, VERSION};
-use super::stream::put_message;
 use super::transport::{Transport, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
 use crate::connect;

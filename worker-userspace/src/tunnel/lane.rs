@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::credit::{self, Budget};
+use super::credit::{self, Budget, ReceiveWindow};
 use super::frame::{self, FrameError};
 use super::message::{Capabilities, GoAway, Hello, MessageError, Open, RoleIs};
 use super::policy::{PolicyFault, Push, Pushed};
@@ -50,7 +50,7 @@ pub struct Settings {
     pub ping: Duration,
     /// A peer that was not heard of for this long is dead.
     pub dead: Duration,
-    /// What windows may grow by.
+    /// What all that peers may send is paid from.
     pub budget: Arc<Budget>,
 }
 
@@ -60,7 +60,7 @@ impl Default for Settings {
             max_streams: 16_384,
             ping: Duration::from_secs(1),
             dead: Duration::from_secs(5),
-            budget: Arc::new(Budget::new(512 * 1024 * 1024)),
+            budget: Arc::new(Budget::new(1024 * 1024 * 1024)),
         }
     }
 }
@@ -248,6 +248,13 @@ impl Shared {
         &self.settings
     }
 
+    /// A new stream's window.
+    fn window(&self) -> Result<ReceiveWindow, Refusal> {
+        ReceiveWindow::new(&self.settings.budget).ok_or_else(|| {
+            Refusal::new(Code::Limit, "so many connections are open that the memory for them is used up")
+        })
+    }
+
     pub(super) fn round_trip(&self) -> Duration {
         Duration::from_micros(self.counters.round_trip.load(Ordering::Relaxed))
     }
@@ -385,7 +392,10 @@ impl Lane {
         (lane, receiver, driver::Driver::new(upgraded, shared, sender).run())
     }
 
-    /// Opens a stream. Bytes may be sent at once, before the answer.
+    /// Opens a stream. Bytes may be sent at once, before the answer; what `open` says of credit is filled in.
+    ///
+    /// # Errors
+    /// The lane takes no more, or a limit of this end or the peer's is reached.
     pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
         let shared = &self.shared;
         // Linux lets an application connect() to port 0; the peer would take the OPEN for a fault of ours.
@@ -408,10 +418,13 @@ impl Lane {
         }
         let id = queues.next_id;
         // Ids are used once. A lane that has few left is replaced, as any lane that is leaving.
-        queues.next_id = id
+        let next_id = id
             .checked_add(2)
             .ok_or_else(|| Refusal::new(Code::TunnelLost, "the lane's stream ids are used up"))?;
-        let stream = Stream::opening(id, shared.clone(), credit, open);
+        let mut window = shared.window()?;
+        window.lift(&shared.settings.budget);
+        queues.next_id = next_id;
+        let stream = Stream::opening(id, shared.clone(), credit, window, open);
         queues.streams.insert(id, stream.shared().clone());
         // Under the same lock as its number was given: the peer takes them in their order only.
         queues.urgent.push_back(stream.shared().clone());

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{HEADER, MAX_CONTROL, Type};
+use super::frame::{HEADER, MAX_CONTROL, Type, put_message};
 use super::message::{MAX_TEXT, MessageError, Reader, Writer};
-use super::stream::put_message;
 use crate::target::Pattern;
 
 /// Most patterns of a policy.

@@ -79,7 +79,7 @@ impl State {
 
     fn put_last_words(&mut self, id: u32, out: &mut BytesMut) {
         if let Some((kind, refusal)) = self.last_words.take() {
-            put_message(out, id, kind, |out| message::write_refusal(&refusal, out));
+            frame::put_message(out, id, kind, |out| message::write_refusal(&refusal, out));
         }
     }
 
@@ -107,7 +107,13 @@ pub(super) struct Taken {
 }
 
 impl Shared {
-    fn new(id: u32, lane: Arc<lane::Shared>, credit: u32, open: Option<Open>) -> Arc<Shared> {
+    fn new(
+        id: u32,
+        lane: Arc<lane::Shared>,
+        credit: u32,
+        window: ReceiveWindow,
+        open: Option<Open>,
+    ) -> Arc<Shared> {
         let state = State {
             credit: SendCredit::new(credit),
             pending: VecDeque::new(),
@@ -124,7 +130,7 @@ impl Shared {
             open_ok: None,
             credit_due: None,
             last_words: None,
-            window: ReceiveWindow::new(),
+            window,
             queue: VecDeque::new(),
             fin_received: false,
             recv_waker: None,
@@ -149,10 +155,10 @@ impl Shared {
         let mut state = self.state();
         state.in_urgent = false;
         if let Some(open) = state.open.take() {
-            put_message(out, self.id, Type::Open, |out| open.write(out));
+            frame::put_message(out, self.id, Type::Open, |out| open.write(out));
         }
         if let Some(ok) = state.open_ok.take() {
-            put_message(out, self.id, Type::OpenOk, |out| ok.write(out));
+            frame::put_message(out, self.id, Type::OpenOk, |out| ok.write(out));
         }
         if let Some(limit) = state.credit_due.take() {
             frame::put_u64(out, self.id, Type::Credit, limit);
@@ -344,29 +350,27 @@ pub enum DataFault {
     AfterFin,
 }
 
-/// Appends a frame whose payload `write` makes.
-pub(super) fn put_message(out: &mut BytesMut, stream: u32, kind: Type, write: impl FnOnce(&mut BytesMut)) {
-    let start = out.len();
-    frame::put_header(out, stream, kind, 0);
-    write(out);
-    let length = (out.len() - start - frame::HEADER) as u32;
-    out[start + 5..start + frame::HEADER].copy_from_slice(&length.to_be_bytes()[1..]);
-}
-
 /// The handle of one stream. Dropping it before both directions ended resets the stream.
 pub struct Stream {
     shared: Arc<Shared>,
 }
 
 impl Stream {
-    /// A stream that this end opens; `credit` is what the peer takes before any answer.
-    pub(super) fn opening(id: u32, lane: Arc<lane::Shared>, credit: u32, open: Open) -> Stream {
-        Stream { shared: Shared::new(id, lane, credit, Some(open)) }
+    /// A stream that this end opens; `credit` is what the peer takes before any answer, `window` what it may send.
+    pub(super) fn opening(
+        id: u32,
+        lane: Arc<lane::Shared>,
+        credit: u32,
+        window: ReceiveWindow,
+        open: Open,
+    ) -> Stream {
+        let open = Open { credit: window.window(), ..open };
+        Stream { shared: Shared::new(id, lane, credit, window, Some(open)) }
     }
 
-    /// A stream that the peer opened; `credit` is what its `OPEN` allows.
-    pub(super) fn accepted(id: u32, lane: Arc<lane::Shared>, credit: u32) -> Stream {
-        Stream { shared: Shared::new(id, lane, credit, None) }
+    /// A stream that the peer opened; `credit` is what its `OPEN` allows, `window` what our greeting did.
+    pub(super) fn accepted(id: u32, lane: Arc<lane::Shared>, credit: u32, window: ReceiveWindow) -> Stream {
+        Stream { shared: Shared::new(id, lane, credit, window, None) }
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -400,6 +404,10 @@ impl Stream {
         let mut state = self.shared.state();
         if state.failure.is_none() {
             state.open_ok = Some(ok);
+            // With the answer it costs nothing, and the peer need not wait for it later.
+            if let Some(limit) = state.window.lift(&self.shared.lane.settings().budget) {
+                state.credit_due = Some(limit);
+            }
             state.unanswered = false;
             self.shared.urgent(&mut state);
         }
@@ -578,14 +586,6 @@ fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
         Some(waker) if waker.will_wake(cx.waker()) => {}
         _ => *slot = Some(cx.waker().clone()),
     }
-}
-
-/// A whole control frame as bytes, for peers under test.
-#[cfg(test)]
-pub(super) fn frame_bytes(stream: u32, kind: Type, payload: &[u8]) -> BytesMut {
-    let mut out = BytesMut::new();
-    put_message(&mut out, stream, kind, |out| out.extend_from_slice(payload));
-    out
 }
 
 #[cfg(test)]

@@ -21,11 +21,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
 use super::{Incoming, LaneEnd, Shared, TURN, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
-use crate::tunnel::credit;
-use crate::tunnel::frame::{self, Header, Piece, Type};
+use crate::tunnel::credit::{self, ReceiveWindow};
+use crate::tunnel::frame::{self, Header, Piece, Type, put_message};
 use crate::tunnel::message::{self, GoAway, Open, OpenOk, RoleIs};
 use crate::tunnel::policy::{Assembly, Push};
-use crate::tunnel::stream::{self, SMALL, Stream, put_message};
+use crate::tunnel::stream::{self, SMALL, Stream};
 use crate::tunnel::websocket::{self, Event, Opcode, Side};
 
 /// Bytes that a message is filled to.
@@ -282,14 +282,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         if queues.urgent.len() > 2 * self.shared.settings.max_streams as usize {
             return Err(LaneEnd::Order("the peer opens streams and reads no answers".into()));
         }
-        let full = queues.streams.len() >= self.shared.settings.max_streams as usize;
-        let stream = Stream::accepted(id, self.shared.clone(), open.credit.min(credit::LARGEST));
+        let limit = self.shared.settings.max_streams;
+        let window = match queues.streams.len() >= limit as usize {
+            true => Err(Refusal::new(Code::Limit, format!("{limit} streams are open on this lane"))),
+            false => self.shared.window(),
+        };
+        let (window, refusal) = match window {
+            Ok(window) => (window, None),
+            Err(refusal) => (ReceiveWindow::closed(), Some(refusal)),
+        };
+        let credit = open.credit.min(credit::LARGEST);
+        let stream = Stream::accepted(id, self.shared.clone(), credit, window);
         queues.streams.insert(id, stream.shared().clone());
         drop(queues);
         self.shared.counters.streams.fetch_add(1, Ordering::Relaxed);
-        if full {
-            let limit = self.shared.settings.max_streams;
-            stream.refuse(Refusal::new(Code::Limit, format!("{limit} streams are open on this lane")));
+        if let Some(refusal) = refusal {
+            stream.refuse(refusal);
         } else if let Err(error) = self.incoming.try_send(Incoming { open, stream }) {
             let (mpsc::error::TrySendError::Full(refused) | mpsc::error::TrySendError::Closed(refused)) =
                 error;

@@ -1,6 +1,7 @@
 //! Two lanes over an in-memory pipe, and one lane against a peer that misbehaves.
 
 mod told;
+mod window;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,10 +12,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::tunnel::credit::INITIAL;
-use crate::tunnel::frame::Type;
+use crate::tunnel::credit::{INITIAL, USUAL};
+use crate::tunnel::frame::{Type, frame_bytes};
 use crate::tunnel::message::{self, OpenOk};
-use crate::tunnel::stream::frame_bytes;
 use crate::tunnel::websocket::Opcode;
 
 struct End {
@@ -95,7 +95,7 @@ async fn bytes_arrive_unchanged_both_ways_with_half_close() {
     let (expected, reply) = (data.clone(), answer.clone());
     let server = tokio::spawn(async move {
         let Incoming { open, stream } = b.incoming.recv().await.unwrap();
-        assert_eq!(open, open_request());
+        assert_eq!(open, Open { credit: USUAL, ..open_request() });
         stream.accept(ok());
         // All of the request first, the answer only behind its end.
         assert_eq!(read_all(&stream).await.unwrap(), expected);
@@ -223,8 +223,8 @@ async fn who_waits_for_room_gets_what_reset_streams_leave() {
     let (near, far) = duplex(64);
     let full = end(near, Side::Server, Settings::default());
     let open = || full.lane.open(open_request()).unwrap();
-    let fill = |stream: &Stream| stream.send(BytesMut::from(&pattern(0, 64 * 1024)[..]));
-    let bulk: Vec<_> = (0..5).map(|_| open()).collect();
+    let fill = |stream: &Stream| stream.send(BytesMut::from(&pattern(0, INITIAL as usize)[..]));
+    let bulk: Vec<_> = (0..11).map(|_| open()).collect();
     bulk.iter().for_each(fill);
     tokio::task::yield_now().await;
     // Many stand in line before the last one, and are gone when their turn comes.
