@@ -223,4 +223,6 @@ async fn sendable(stream: &Stream) -> usize {
 }
 
 #[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
 mod tests;

@@ -1,100 +1,19 @@
 //! Carriers that are lost before and after the dial, over lanes in memory.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::fake::{Lanes, SOON, Worker, accept, read_all, read_some};
 use super::*;
 use crate::inspect::ledger::{Entry, FlowReport, Ledger, Origin};
-use crate::route::Opened;
 use crate::splice::reset_on_close;
 use crate::target::Target;
 use crate::tunnel::credit;
-use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
-use crate::tunnel::message::{Capabilities, Hello, Open, OpenOk};
-use crate::tunnel::websocket::Side;
-
-const SOON: Duration = Duration::from_secs(10);
-
-/// One worker's end of its lane.
-struct Worker {
-    lane: Lane,
-    incoming: mpsc::Receiver<Incoming>,
-}
-
-impl Worker {
-    async fn asked(&mut self) -> Stream {
-        timeout(SOON, self.incoming.recv()).await.expect("nobody asked").expect("the lane is up").stream
-    }
-
-    fn die(&self) {
-        self.lane.close("it dies");
-    }
-}
-
-/// Gives streams on the first lane that is up.
-struct Lanes {
-    lanes: Mutex<Vec<(String, Lane)>>,
-    changes: watch::Sender<u64>,
-    opened: watch::Sender<u32>,
-}
-
-impl Lanes {
-    fn new() -> Arc<Lanes> {
-        Arc::new(Lanes {
-            lanes: Mutex::default(),
-            changes: watch::Sender::new(0),
-            opened: watch::Sender::new(0),
-        })
-    }
-
-    fn connect(&self, name: &str, initial_credit: u32) -> Worker {
-        let (near, far) = duplex(1 << 20);
-        let lane = |io, side| {
-            let peer = Hello {
-                version: 1,
-                node: [1; 16],
-                session: [2; 16],
-                lane: 0,
-                name: name.into(),
-                software: "test".into(),
-                initial_credit,
-                max_streams: 10,
-                capabilities: Capabilities::OURS,
-            };
-            let (lane, incoming, driver) =
-                Lane::new(Upgraded::new(io, side, BytesMut::new()), peer, Settings::default());
-            tokio::spawn(driver);
-            (lane, incoming)
-        };
-        let (ours, _) = lane(near, Side::Server);
-        self.lanes.lock().unwrap().push((format!("site/{name}"), ours));
-        self.changes.send_modify(|n| *n += 1);
-        let (lane, incoming) = lane(far, Side::Client);
-        Worker { lane, incoming }
-    }
-}
-
-impl Router for Lanes {
-    fn open(&self, request: &Request) -> Result<Opened, Refusal> {
-        let lanes = self.lanes.lock().unwrap();
-        let Some((name, lane)) = lanes.iter().find(|(_, lane)| !lane.is_closing()) else {
-            return Err(Refusal::new(Code::NoWorker, "no worker of group site is connected"));
-        };
-        let stream = lane.open(Open::from(request))?;
-        self.opened.send_modify(|n| *n += 1);
-        Ok(Opened { stream, carrier: name.clone() })
-    }
-
-    fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-}
+use crate::tunnel::lane::Incoming;
 
 /// A captured connection: its application's socket, and how it ends.
 struct Connection {
@@ -151,31 +70,6 @@ impl Connection {
         let report = self.report();
         (refusal, report)
     }
-}
-
-fn accept(stream: &Stream) {
-    stream.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO });
-}
-
-async fn read_all(stream: &Stream) -> Vec<u8> {
-    let (mut all, mut chunks) = (Vec::new(), VecDeque::new());
-    while timeout(SOON, stream.receive(&mut chunks)).await.unwrap().unwrap() {
-        for chunk in chunks.drain(..) {
-            all.extend_from_slice(&chunk);
-            stream.consumed(chunk.len());
-        }
-    }
-    all
-}
-
-/// What the stream's target hears next.
-async fn read_some(stream: &Stream, wanted: usize) -> Vec<u8> {
-    let (mut some, mut chunks) = (Vec::new(), VecDeque::new());
-    while some.len() < wanted {
-        assert!(timeout(SOON, stream.receive(&mut chunks)).await.expect("no more comes").unwrap(), "an end");
-        chunks.drain(..).for_each(|chunk| some.extend_from_slice(&chunk));
-    }
-    some
 }
 
 /// A small one, with a name.
@@ -358,7 +252,7 @@ async fn carriers_that_fail_at_once_do_not_spin_and_end_with_the_deadline() {
     let refusal = Carry { router: &*router, flow: &flow, deadline: SOON }.dial().await.unwrap_err();
     assert_eq!(refusal.code, Code::TunnelLost);
     assert!(started.elapsed() <= SOON, "{:?}", started.elapsed());
-    let opened = *router.opened.borrow();
+    let opened = router.opened();
     assert!((5..20).contains(&opened), "{opened} times");
     refusing.abort();
 }

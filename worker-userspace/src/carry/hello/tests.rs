@@ -146,13 +146,12 @@ proptest! {
 
     #[test]
     fn a_changed_length_is_never_a_whole_hello_and_nothing_panics(
-        bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0..60usize, value in any::<u8>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0..4usize, value in any::<u8>(),
     ) {
         is_plain_hello(&bytes);
         let mut hello = record(&body(&[(0, b"name"), (43, &[2, 3, 4])]));
-        // From the session id's length on, all but the suites themselves and the extensions' contents are lengths.
-        let lengths = [43, 44, 45, 48, 50, 51, 54, 55, 62, 63];
-        let at = lengths[at % lengths.len()];
+        // Those of all extensions and of the last one: with any other, something is missing or left at the end.
+        let at = [50, 51, 62, 63][at];
         prop_assume!(hello[at] != value);
         hello[at] = value;
         // A hello that is whole by its own account and has wrong lengths inside is none.
