@@ -12,7 +12,7 @@
 //! | `config/schema.rs` | which keys there are; what an unknown one was meant to be |
 //! | `config/reader.rs` | walks TOML and collects faults |
 //! | `config/values.rs`, `url.rs`, `duration.rs` | what single values mean |
-//! | `config/sections.rs`, `appliance.rs` | reads each section, judges them together |
+//! | `config/sections.rs`, `appliance.rs`, `proxy.rs` | reads each section, judges them together |
 //! | `config/files.rs` | reads and checks the files that are named |
 
 use std::net::SocketAddr;
@@ -29,6 +29,7 @@ mod duration;
 mod fault;
 mod files;
 mod key;
+mod proxy;
 mod reader;
 mod schema;
 mod sections;
@@ -36,7 +37,7 @@ mod url;
 mod values;
 
 pub use fault::{Fault, Faults};
-pub use files::{FileCause, FileError, Identity, read_roots};
+pub use files::{FileCause, FileError, Identity, Password, read_roots};
 pub(crate) use key::secret;
 pub use key::{Key, KeyError, KeyHash};
 
@@ -74,6 +75,8 @@ pub struct Config {
     pub appliance: Option<Appliance>,
     /// The steering role: `[steer]`; only together with one of the others.
     pub steer: Option<Steer>,
+    /// The entries for clients that know proxies: `[proxy]`; only together with one of the first two.
+    pub proxy: Option<Proxy>,
 }
 
 impl Config {
@@ -227,6 +230,27 @@ pub struct Steer {
     pub families: Families,
     /// How long a failed dial is answered in `connect()` at once (`down_for`), 0 to 60 s. Default 2 s.
     pub down_for: Duration,
+}
+
+/// The entries for clients that know proxies (`[proxy]`). Whoever has no login is let in only on loopback, or where
+/// the file says `allow_anonymous = true`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// Where HTTP `CONNECT` is taken (`http`). Not both are empty, and no address stands twice.
+    pub http: Vec<SocketAddr>,
+    /// Where SOCKS5 is taken (`socks`).
+    pub socks: Vec<SocketAddr>,
+    /// Who is let in; `None`: everybody.
+    pub login: Option<Login>,
+}
+
+/// Who is let in at the entries for clients that know proxies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The user (`user`): 1 to 255 bytes, no colon, nothing that can't be printed.
+    pub user: String,
+    /// Holds the password alone (`password_file`).
+    pub password_file: PathBuf,
 }
 
 /// A set of address families, never empty.

@@ -5,6 +5,7 @@
 //! more, then what runs may end, then the rest is cut.
 
 mod node;
+mod proxy;
 mod steering;
 
 use std::fs::File;
@@ -29,7 +30,9 @@ use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
-use crate::inspect::status::{ApplianceStatus, Flows, LaneStatus, PolicyStatus, Status, WorkerStatus};
+use crate::inspect::status::{
+    ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, WorkerStatus,
+};
 use crate::steer::steering::{SteerError, Steering};
 use crate::target::Pattern;
 use crate::tunnel::credit::{self, Budget};
@@ -56,8 +59,10 @@ pub enum StartError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A listening address.
-    #[error("appliance.listen = {address}: {source}{}", listen_remedy(.source))]
+    #[error("{key} = {address}: {source}{}", listen_remedy(.source))]
     Listen {
+        /// Which key of the configuration has it.
+        key: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why not.
@@ -134,6 +139,7 @@ impl Daemon {
             registry: None,
             uplink: None,
             steering: None,
+            proxy: None,
         };
 
         if let Some(appliance) = &config.appliance {
@@ -162,8 +168,11 @@ impl Daemon {
                 drain: drain.clone(),
             };
             for address in &appliance.listen {
-                let listener =
-                    listen(*address).map_err(|source| StartError::Listen { address: *address, source })?;
+                let listener = listen(*address).map_err(|source| StartError::Listen {
+                    key: "appliance.listen",
+                    address: *address,
+                    source,
+                })?;
                 let bound = listener.local_addr().unwrap_or(*address);
                 tracing::info!(listen = %bound, "the appliance listens for workers");
                 roles.listen.push(bound);
@@ -212,6 +221,9 @@ impl Daemon {
 
         if let Some(steer) = &config.steer {
             roles.steering = steering::start(&roles, steer, &drain)?;
+        }
+        if let Some(config) = &config.proxy {
+            roles.proxy = proxy::start(&roles, config, &drain)?;
         }
         let roles = Arc::new(roles);
         let reported = roles.clone();
@@ -264,6 +276,7 @@ struct Roles {
     registry: Option<Arc<Registry>>,
     uplink: Option<Arc<Uplink>>,
     steering: Option<Arc<Steering>>,
+    proxy: Option<ProxyStatus>,
 }
 
 impl Roles {
@@ -291,8 +304,12 @@ impl Roles {
             }
         });
         let steer = self.steering.as_ref().map(|steering| steering.status());
-        let named =
-            [("appliance", appliance.is_some()), ("worker", worker.is_some()), ("steer", steer.is_some())];
+        let named = [
+            ("appliance", appliance.is_some()),
+            ("worker", worker.is_some()),
+            ("steer", steer.is_some()),
+            ("proxy", self.proxy.is_some()),
+        ];
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -301,6 +318,7 @@ impl Roles {
             appliance,
             worker,
             steer,
+            proxy: self.proxy.clone(),
             flows: Flows {
                 open: self.ledger.open_count(),
                 total: self.ledger.total(),

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use dworker::config::{
-    Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource, Loaded, Steer,
-    TlsFiles, Worker, read_roots,
+    Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource, Loaded, Login,
+    Proxy, Steer, TlsFiles, Worker, read_roots,
 };
 use dworker::target::Pattern;
 use proptest::prelude::*;
@@ -97,6 +97,11 @@ fn wrong_steering_is_told_what_is_wrong() {
 }
 
 #[test]
+fn wrong_proxies_are_told_what_is_wrong() {
+    run(include_str!("config/proxy.txt"), |text| said(Config::parse(text, "dworker.toml")));
+}
+
+#[test]
 fn named_files_that_are_wrong_are_told_what_is_wrong() {
     let dir = tempfile::tempdir().expect("a directory");
     let _listener = fill(dir.path());
@@ -140,6 +145,11 @@ fn fill(dir: &Path) -> UnixListener {
     write("large.crt", 0o644, &vec![b'\n'; (1 << 20) + 1]);
     write("worker.key", 0o600, format!("{KEY}\n").as_bytes());
     write("group-worker.key", 0o640, format!("  {KEY}\r\n").as_bytes());
+    write("empty.password", 0o600, b"\n");
+    write("two.password", 0o600, b"hunter2\nhunter2\n");
+    write("long.password", 0o600, "hunter2".repeat(40).as_bytes());
+    write("latin1.password", 0o600, b"hunter2\xfc\n");
+    write("group.password", 0o640, b" hunter2 \r\n");
     write("cut-worker.key", 0o600, &KEY.as_bytes()[..40]);
     symlink("loop", dir.join("loop")).expect("a link");
     nix::unistd::mkfifo(&dir.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
@@ -275,6 +285,7 @@ fn an_appliance_means_what_it_says() {
             families: Families { ipv4: true, ipv6: true },
             down_for: Duration::from_millis(500),
         }),
+        proxy: None,
     };
     assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
 }
@@ -310,6 +321,11 @@ fn a_worker_means_what_it_says() {
             synthetic6: "2001:2::/48".parse().unwrap(),
             families: Families { ipv4: false, ipv6: true },
             down_for: Duration::from_secs(2),
+        }),
+        proxy: Some(Proxy {
+            http: vec!["127.0.0.1:3128".parse().unwrap(), "[::1]:3128".parse().unwrap()],
+            socks: vec!["127.0.0.1:1080".parse().unwrap()],
+            login: Some(Login { user: "backup".into(), password_file: "/etc/dworker/proxy.password".into() }),
         }),
     };
     assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
@@ -373,11 +389,13 @@ fn a_lab_means_what_it_says_and_is_warned() {
             families: Families { ipv4: true, ipv6: false },
             down_for: Duration::from_secs(2),
         }),
+        proxy: Some(Proxy { http: vec!["10.0.0.1:3128".parse().unwrap()], socks: vec![], login: None }),
     };
     assert_eq!(loaded.config, expected);
     let warned: Vec<(Option<usize>, &str)> =
         loaded.warnings.iter().map(|w| (w.line, w.key.as_str())).collect();
-    assert_eq!(warned, [(Some(4), "insecure_plaintext"), (Some(11), "appliance.insecure_plaintext")]);
+    let expected = [(4, "insecure_plaintext"), (11, "appliance.insecure_plaintext"), (22, "proxy.http")];
+    assert_eq!(warned, expected.map(|(line, key)| (Some(line), key)));
     assert!(!format!("{loaded:?}").contains(SECRETS[0]), "a key in {loaded:?}");
 }
 

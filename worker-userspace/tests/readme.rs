@@ -41,12 +41,19 @@ fn dworker(arguments: &[&str], input: &str) -> Output {
 #[test]
 fn the_configurations_are_read_and_the_faults_are_what_the_daemon_says() {
     let readme = readme();
-    let [appliance, worker, wrong] = &blocks(&readme, "toml")[..] else { panic!("not three configurations") };
+    let [appliance, worker, proxy, wrong] = &blocks(&readme, "toml")[..] else {
+        panic!("not four configurations")
+    };
     let loaded = Config::parse(appliance, "README.md").expect("the appliance's");
     assert!(loaded.config.appliance.is_some() && loaded.config.steer.is_some() && loaded.warnings.is_empty());
     let loaded = Config::parse(worker, "README.md").expect("the worker's");
     assert!(loaded.config.worker.is_some() && loaded.warnings.is_empty());
-    for configuration in [appliance, worker] {
+    // A section of either of the two.
+    for carrier in [appliance, worker] {
+        let loaded = Config::parse(&format!("{carrier}\n{proxy}"), "README.md").expect("with a proxy");
+        assert!(loaded.config.proxy.is_some_and(|proxy| proxy.login.is_some()) && loaded.warnings.is_empty());
+    }
+    for configuration in [appliance, worker, proxy] {
         assert!(configuration.lines().count() <= 10, "more than ten lines");
     }
 

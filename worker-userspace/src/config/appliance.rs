@@ -29,7 +29,8 @@ pub(super) fn read<'d>(
     let Some(table) = r.section(value, &APPLIANCE) else { return (None, Vec::new()) };
     const LISTEN: &str = "write where to listen, as in [\"0.0.0.0:443\", \"[::]:443\"]";
     let listen = r.required(&table, "listen", "missing", LISTEN);
-    let listen = listen.map(|v| r.one_or_more(&v, values::listener, LISTEN)).unwrap_or_default();
+    let listener = |text| values::listener(text, ["0.0.0.0:443", "[::]:443"]);
+    let listen = listen.map(|v| r.one_or_more(&v, listener, LISTEN)).unwrap_or_default();
     let tls = tls(r, &table, named);
     let failback = table.get("failback").and_then(|v| r.duration(&v, FAILBACK));
     let events_age = table.get("events_age").and_then(|v| r.duration(&v, EVENTS_AGE)).unwrap_or(90 * DAY);

@@ -1,4 +1,4 @@
-//! Reads the files that a configuration names: certificates, private keys, worker keys.
+//! Reads the files that a configuration names: certificates, private keys, worker keys, a password.
 //!
 //! What must hold: the daemon reads them by the very functions that check them, so that what passed the check
 //! is what gets used; no file is read beyond a limit; a pipe or a device never makes a check wait; and no
@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::fault::{Wrong, wrong};
 use super::reader::{Place, Reader};
-use super::{Key, KeyError, KeySource, TlsFiles};
+use super::{Key, KeyError, KeySource, Login, TlsFiles};
 
 /// The largest file that is read, in bytes: a system's whole bundle of roots has a quarter of it.
 const LARGEST: u64 = 1 << 20;
@@ -69,6 +69,8 @@ pub enum FileCause {
     Mismatch(PathBuf),
     /// No worker key.
     NoWorkerKey(KeyError),
+    /// No password: what is there instead.
+    NoPassword(&'static str),
 }
 
 impl FileCause {
@@ -107,6 +109,9 @@ impl FileCause {
             NoWorkerKey(error) => {
                 wrong("it holds no worker key", format!("{error}; write the key alone into the file"))
             }
+            NoPassword(why) => {
+                wrong(*why, "write the password alone into the file, on one line of at most 255 bytes")
+            }
         }
     }
 }
@@ -141,6 +146,32 @@ impl KeySource {
             KeySource::Inline(key) => Ok(key.clone()),
             KeySource::File(path) => read_worker_key(path).map(|(key, _)| key),
         }
+    }
+}
+
+/// A password. No `Debug` shows it.
+pub struct Password(Box<str>);
+
+impl Password {
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(***)")
+    }
+}
+
+impl Login {
+    /// The password, read anew: 1 to 255 bytes, what SOCKS5 can carry.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no password.
+    pub fn read(&self) -> Result<Password, FileError> {
+        read_password(&self.password_file).map(|(password, _)| password)
     }
 }
 
@@ -233,6 +264,24 @@ fn read_worker_key(path: &Path) -> Result<(Key, u32), FileError> {
     Ok((key, mode))
 }
 
+/// The password that stands alone in a file, and the file's mode.
+fn read_password(path: &Path) -> Result<(Password, u32), FileError> {
+    let about = |cause| FileError { path: path.to_owned(), cause };
+    let (bytes, mode) = read_file(path).map_err(about)?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| about(FileCause::NoPassword("it holds no text in UTF-8")))?;
+    // Spaces may belong to it, the line's end does not.
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    let why = match line {
+        "" => "it is empty",
+        _ if line.contains(char::is_control) => "it holds control characters or more than one line",
+        _ if line.len() > 255 => "it holds more than 255 bytes",
+        _ => return Ok((Password(line.into()), mode)),
+    };
+    Err(about(FileCause::NoPassword(why)))
+}
+
 /// A regular file's bytes and its mode.
 pub(super) fn read_file(path: &Path) -> Result<(Vec<u8>, u32), FileCause> {
     // NONBLOCK: opening a pipe that nobody writes to would wait for ever. Regular files do not care.
@@ -271,7 +320,9 @@ pub(super) struct Named {
     pub(super) roots: Option<(Place, PathBuf)>,
     /// The file that holds a worker's key.
     pub(super) worker_key: Option<(Place, PathBuf)>,
-    /// Where the configuration itself holds that key.
+    /// The file that holds the proxy's password.
+    pub(super) password: Option<(Place, PathBuf)>,
+    /// Where the configuration itself holds the worker's key.
     pub(super) inline_key: Option<Place>,
 }
 
@@ -283,6 +334,11 @@ pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32) {
     }
     if let Some((place, path)) = &named.worker_key
         && let Some((_, mode)) = usable(r, place, read_worker_key(path))
+    {
+        private(r, place, mode);
+    }
+    if let Some((place, path)) = &named.password
+        && let Some((_, mode)) = usable(r, place, read_password(path))
     {
         private(r, place, mode);
     }

@@ -36,6 +36,7 @@ pub(super) const TOP: Section = Section {
         "egress",
         "appliance",
         "steer",
+        "proxy",
     ],
 };
 
@@ -73,14 +74,25 @@ pub(super) const STEER: Section = Section {
     keys: &["cgroups", "proxy_hosts", "synthetic4", "synthetic6", "families", "down_for"],
 };
 
-const SECTIONS: [&Section; 5] = [&TOP, &EGRESS, &APPLIANCE, &GROUP, &STEER];
+/// The entries for clients that know proxies.
+pub(super) const PROXY: Section = Section {
+    header: "[proxy]",
+    path: "proxy",
+    keys: &["http", "socks", "user", "password_file", "allow_anonymous"],
+};
+
+const SECTIONS: [&Section; 6] = [&TOP, &EGRESS, &APPLIANCE, &GROUP, &STEER, &PROXY];
 
 /// True where the value of a known key is not shown: it is a secret, or somebody may have pasted one there.
 pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
     match key {
         "worker_key" | "key_sha256" => true,
         // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file" | "key" => !value.as_str().is_some_and(|text| text.starts_with('/')),
+        "worker_key_file" | "password_file" | "key" => {
+            !value.as_str().is_some_and(|text| text.starts_with('/'))
+        }
+        // As Basic writes it, with the password behind a colon.
+        "user" => value.as_str().is_none_or(|text| text.contains(':')),
         _ => false,
     }
 }

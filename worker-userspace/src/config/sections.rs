@@ -14,7 +14,7 @@ use super::files::Named;
 use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER};
 use super::values::{self, LIST_HOSTS, SYNTHETIC4, SYNTHETIC6};
-use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, url};
+use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, url};
 use crate::target::{HostPattern, Pattern};
 
 /// The keys that make a worker.
@@ -54,16 +54,23 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         None => (None, Vec::new()),
     };
     let steer_set = top.get("steer");
-    let steer = steer_set.as_ref().and_then(|value| {
-        if !worker_set && appliance_set.is_none() && !r.meant(&CARRIERS) {
+    let proxy_set = top.get("proxy");
+    for (value, does) in [(&steer_set, "captures"), (&proxy_set, "accepts")] {
+        if let Some(value) = value
+            && !worker_set
+            && appliance_set.is_none()
+            && !r.meant(&CARRIERS)
+        {
             let remedy = "add an [appliance], or `appliance_url` and `worker_key` for a worker";
-            r.fault(&value.place, wrong("nothing is here to carry what it captures", remedy));
+            r.fault(&value.place, wrong(format!("nothing is here to carry what it {does}"), remedy));
         }
-        steer(r, value, appliance_set.is_some(), &carried)
-    });
+    }
+    let steer = steer_set.as_ref().and_then(|v| steer(r, v, appliance_set.is_some(), &carried));
+    let proxy = proxy_set.as_ref().and_then(|v| proxy::read(r, v, &mut named));
     let strays = worker_only(&top).next().is_some();
-    let meant = strays || r.meant(&CARRIERS) || r.meant(&["steer"]);
-    if !worker_set && appliance_set.is_none() && steer_set.is_none() && !meant {
+    let meant = strays || r.meant(&CARRIERS) || r.meant(&["steer", "proxy"]);
+    let set = worker_set || [&appliance_set, &steer_set, &proxy_set].into_iter().any(Option::is_some);
+    if !set && !meant {
         let remedy = "set `appliance_url` and `worker_key` for a worker, or write an [appliance] section";
         r.fault(&Place::file(), wrong("no role is configured", remedy));
     }
@@ -75,6 +82,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         worker,
         appliance,
         steer,
+        proxy,
     };
     (config, named)
 }

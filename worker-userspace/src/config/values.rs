@@ -98,13 +98,14 @@ pub(crate) fn pattern(text: &str) -> Result<Pattern, Wrong> {
     Ok(text.parse()?)
 }
 
-/// An address and a port to listen on.
-pub(super) fn listener(text: &str) -> Result<SocketAddr, Wrong> {
-    const FORM: &str = "write \"ADDRESS:PORT\", as in \"0.0.0.0:443\" or \"[::]:443\"";
+/// An address and a port to listen on. `examples` are two, as they would be written.
+pub(super) fn listener(text: &str, examples: [&str; 2]) -> Result<SocketAddr, Wrong> {
+    let [first, second] = examples;
+    let form = format!("write \"ADDRESS:PORT\", as in \"{first}\" or \"{second}\"");
     match text.parse::<SocketAddr>() {
-        Ok(addr) if addr.port() == 0 => Err(wrong("port 0 would be another one at each start", FORM)),
+        Ok(addr) if addr.port() == 0 => Err(wrong("port 0 would be another one at each start", form)),
         Ok(addr) => Ok(addr),
-        Err(_) => Err(wrong("not an address and a port", FORM)),
+        Err(_) => Err(wrong("not an address and a port", form)),
     }
 }
 
@@ -159,7 +160,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,40}", filter in "[a-z=,\\[\\]{}\" /*+(]{0,24}") {
-            let _ = (synthetic(&text, SYNTHETIC4, 8..=28), pattern(&text), listener(&text), cgroup(&text));
+            let _ = (synthetic(&text, SYNTHETIC4, 8..=28), pattern(&text), listener(&text, [""; 2]), cgroup(&text));
             let _ = (group_name(&text), log_filter(&text), log_filter(&filter));
         }
     }

@@ -6,10 +6,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use super::{DIAL, accept};
 use crate::carry::Carry;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin, Process};
@@ -18,11 +18,6 @@ use crate::route::Router;
 use crate::splice::reset_on_close;
 use crate::steer::steering::Steering;
 use crate::target::Target;
-
-/// How long the far end may take to dial. The worker's own `connect_timeout` is shorter.
-const DIAL: Duration = Duration::from_secs(120);
-/// Wait after `accept()` failed, so that a lack of descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The forwarder.
 #[derive(Clone)]
@@ -44,18 +39,8 @@ impl Forwarder {
             Ok(address) => address.port(),
             Err(error) => return tracing::error!("the forwarder's listener has no address: {error}"),
         };
-        loop {
-            tokio::select! {
-                () = self.drain.stopping() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, source)) => self.accept(socket, port, source),
-                    Err(error) => {
-                        tracing::warn!("accepting a captured connection: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
+        let take = |socket, source, _| self.accept(socket, port, source);
+        accept::each(&listener, &self.drain, "a captured connection", None, take).await;
     }
 
     fn accept(&self, socket: TcpStream, port: u16, source: SocketAddr) {

@@ -177,6 +177,7 @@ mod tests {
             appliance: None,
             worker: None,
             steer: None,
+            proxy: None,
             flows: Flows { open: 0, total: 3, recent: vec![] },
         }
     }

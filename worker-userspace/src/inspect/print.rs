@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use super::ledger::FlowReport;
-use super::status::{ApplianceStatus, LaneStatus, Status, SteerStatus, WorkerStatus};
+use super::status::{ApplianceStatus, LaneStatus, ProxyStatus, Status, SteerStatus, WorkerStatus};
 
 /// A status as `dworker status` prints it.
 pub fn plain(status: &Status) -> String {
@@ -31,6 +31,9 @@ fn write_status(out: &mut String, status: &Status) -> fmt::Result {
     }
     if let Some(steer) = &status.steer {
         write_steer(out, steer)?;
+    }
+    if let Some(proxy) = &status.proxy {
+        write_proxy(out, proxy)?;
     }
     writeln!(out, "flows: open {}  total {}", status.flows.open, status.flows.total)?;
     status.flows.recent.iter().try_for_each(|flow| write_flow(out, flow))
@@ -150,6 +153,15 @@ fn write_steer(out: &mut String, steer: &SteerStatus) -> fmt::Result {
         )?;
     }
     Ok(())
+}
+
+fn write_proxy(out: &mut String, proxy: &ProxyStatus) -> fmt::Result {
+    let mut words = Vec::new();
+    for (protocol, addresses) in [("http", &proxy.http), ("socks", &proxy.socks)] {
+        words.extend(addresses.iter().map(|address| format!("{protocol} {address}")));
+    }
+    words.extend(proxy.user.iter().map(|user| format!("user {user}")));
+    writeln!(out, "proxy: {}", words.join("  "))
 }
 
 fn write_counters<'a>(

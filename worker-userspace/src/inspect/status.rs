@@ -22,7 +22,7 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
-    /// The roles: `appliance`, `worker`, `steer`.
+    /// The roles: `appliance`, `worker`, `steer`, `proxy`.
     pub roles: Vec<String>,
     /// The appliance role.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,6 +33,9 @@ pub struct Status {
     /// The steering role.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steer: Option<SteerStatus>,
+    /// The entries for clients that know proxies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyStatus>,
     /// Connections.
     pub flows: Flows,
 }
@@ -212,6 +215,18 @@ impl PolicyStatus {
             proxy_hosts: pushed.map(|pushed| pushed.patterns.iter().map(ToString::to_string).collect()),
         }
     }
+}
+
+/// The entries for clients that know proxies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Where HTTP `CONNECT` is taken.
+    pub http: Vec<SocketAddr>,
+    /// Where SOCKS5 is taken.
+    pub socks: Vec<SocketAddr>,
+    /// Who is let in; absent where everybody is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// The steering role.
