@@ -18,6 +18,7 @@ use crate::inspect::ledger::{Flow, Meter};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Request, Router, open_or_wait};
 use crate::splice::{Reads, broken, splice, unread};
+use crate::tunnel::message::OpenOk;
 use crate::tunnel::stream::Stream;
 
 /// Most bytes that are kept, to be sent again where a carrier is lost. The longest `ClientHello`s, with the keys
@@ -92,6 +93,21 @@ impl Carry<'_> {
     }
 }
 
+/// Waits for the answer of a far end that dials until `until`. One that lives and does not answer is given up a
+/// little later, and told so.
+///
+/// # Errors
+/// What the far end says, or that it says nothing.
+pub async fn answer(stream: &Stream, until: Instant) -> Result<OpenOk, Refusal> {
+    if let Ok(answer) = timeout_at(until + LATE, stream.opened()).await {
+        return answer;
+    }
+    let text = format!("no answer from the carrier, {LATE:?} after its dial was to end");
+    let refusal = Refusal::new(Code::Timeout, text);
+    stream.reset(refusal.clone());
+    Err(refusal)
+}
+
 /// The carriers that were tried.
 struct Attempts<'a> {
     carry: Carry<'a>,
@@ -116,14 +132,7 @@ impl Attempts<'_> {
 
     /// Waits for the far end's dial.
     async fn answer(&self, stream: &Stream) -> Result<(), Refusal> {
-        let Ok(answer) = timeout_at(self.until + LATE, stream.opened()).await else {
-            let waited = self.carry.deadline + LATE;
-            let refusal =
-                Refusal::new(Code::Timeout, format!("no answer from the carrier within {waited:?}"));
-            stream.reset(refusal.clone());
-            return Err(refusal);
-        };
-        let ok = answer?;
+        let ok = answer(stream, self.until).await?;
         self.carry.flow.dialled(ok.address, ok.dial);
         Ok(())
     }

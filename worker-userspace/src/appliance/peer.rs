@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::registry::Registry;
+use crate::carry;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
@@ -58,8 +60,9 @@ async fn carry_on(incoming: Incoming, group: i64, registry: Arc<Registry>, ledge
         }
     };
     flow.carried_by(far.carrier.clone());
+    let until = Instant::now() + request.deadline;
     let answer = async {
-        let ok = far.stream.opened().await?;
+        let ok = carry::answer(&far.stream, until).await?;
         flow.dialled(ok.address, ok.dial);
         stream.accept(ok);
         Ok(())
@@ -72,4 +75,75 @@ async fn carry_on(incoming: Incoming, group: i64, registry: Arc<Registry>, ledge
         tracing::info!(from = %name, target = %request.target, "cut: {refusal}");
     }
     flow.end(outcome);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+    use crate::appliance::roster::{Group, Roster, ValidKey};
+    use crate::config::Key;
+    use crate::tunnel::credit;
+    use crate::tunnel::lane::{Lane, Settings, Upgraded};
+    use crate::tunnel::message::{Capabilities, Hello, Open};
+    use crate::tunnel::websocket::Side;
+
+    fn lane(node: u8, side: Side, io: DuplexStream) -> (Lane, mpsc::Receiver<Incoming>) {
+        let peer = Hello {
+            version: 1,
+            node: [node; 16],
+            session: [node; 16],
+            lane: 0,
+            name: format!("node{node}"),
+            software: "test".into(),
+            initial_credit: credit::INITIAL,
+            max_streams: 10,
+            capabilities: Capabilities::OURS,
+        };
+        let upgraded = Upgraded::new(io, side, BytesMut::new());
+        let (lane, incoming, driver) = Lane::new(upgraded, peer, Settings::default());
+        tokio::spawn(driver);
+        (lane, incoming)
+    }
+
+    /// A worker's lane: its own end, and the appliance's.
+    fn worker(node: u8) -> [(Lane, mpsc::Receiver<Incoming>); 2] {
+        let (near, far) = duplex(1 << 16);
+        [lane(node, Side::Client, near), lane(node, Side::Server, far)]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_carrier_that_lives_and_does_not_answer_is_given_up() {
+        let key = Key::generate().unwrap();
+        let group = Group {
+            id: 1,
+            name: "site".into(),
+            keys: vec![ValidKey { hash: key.hash(), until: None }],
+            proxy_hosts: vec!["vc.corp.example".parse().unwrap()],
+            may_open: true,
+            nodes: Vec::new(),
+        };
+        let registry = Arc::new(Registry::new(Duration::ZERO, Duration::ZERO, Box::new(())));
+        registry.apply(Roster { groups: vec![group] });
+        let [(_, mut stuck), (carrier, _)] = worker(1);
+        let admission = registry.authenticate(key.reveal()).expect("the key works");
+        let _connected = registry.connect(admission, carrier, ([192, 0, 2, 1], 1).into()).unwrap();
+        let [(opener, _), (_lane, incoming)] = worker(2);
+        let drain = Drain::new(Duration::ZERO);
+        tokio::spawn(serve(incoming, 1, registry, Ledger::default(), drain));
+
+        let (deadline, started) = (Duration::from_secs(20), Instant::now());
+        let target = "vc.corp.example".parse().unwrap();
+        let target = crate::target::Target { host: target, port: 443 };
+        let stream = opener.open(Open { target, deadline, credit: 0, trace: 1 }).unwrap();
+        let asked = stuck.recv().await.expect("it is asked for the dial");
+        assert_eq!(stream.opened().await.unwrap_err().code, Code::Timeout);
+        assert_eq!(started.elapsed().as_secs(), 25);
+        // It is told that nobody waits any more.
+        assert_eq!(asked.stream.failed().await.code, Code::Timeout);
+    }
 }
