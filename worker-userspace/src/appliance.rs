@@ -9,13 +9,16 @@
 //! | [`store`] | where they are kept: SQLite |
 //! | [`admin`] | every change of them: judged, saved, published |
 //! | [`audit`] | events: who did what, what happened to whom |
+//! | [`api`] | the JSON API |
 //! | [`roster`] | what the live registry works by, made of the records |
 //! | [`registry`] | groups and their nodes; which group carries a target |
 //! | [`steerable`] | whether the kernel can hold a roster |
 //! | [`page`] | the web page |
+//! | [`watch`] | what happens by itself, as events |
 //! | [`peer`] | a worker's lane: the streams that the worker opens |
 
 pub mod admin;
+pub mod api;
 pub mod audit;
 pub mod endpoint;
 pub mod login;
@@ -27,3 +30,4 @@ pub mod roster;
 pub mod steerable;
 pub mod store;
 mod strangers;
+pub mod watch;

@@ -150,6 +150,25 @@ pub struct ApplianceUrl {
     pub plaintext: bool,
 }
 
+impl ApplianceUrl {
+    /// Reads `https://host[:port]`; `http://` only where `insecure_plaintext` says so.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl, String> {
+        url::parse(text, insecure_plaintext).map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
+    }
+}
+
+/// Reads a duration as the configuration has them (`10s`, `7d`), at most `most`.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn parse_duration(text: &str, most: Duration) -> Result<Duration, String> {
+    let parsed = duration::parse(text, &(Duration::ZERO..=most));
+    parsed.map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
+}
+
 /// Where the worker key stands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum KeySource {

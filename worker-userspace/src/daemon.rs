@@ -4,6 +4,7 @@
 //! the tunnel's ends, then what captures. A stop goes the other way round: first nothing is captured any
 //! more, then what runs may end, then the rest is cut.
 
+mod appliance;
 mod node;
 mod proxy;
 mod steering;
@@ -22,12 +23,15 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use crate::appliance::endpoint::Endpoint;
+use crate::appliance::admin::AdminError;
 use crate::appliance::registry::Registry;
+use crate::appliance::store::StoreError;
 use crate::config::{Config, FileError, read_roots};
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
+use crate::inspect;
+use crate::inspect::api::Reports;
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{
@@ -42,6 +46,7 @@ use crate::tunnel::message::{Capabilities, Hello, VERSION};
 use crate::tunnel::tls::{self, TlsError};
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
+use appliance::Appliance;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -90,6 +95,12 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The registry's file.
+    #[error("the registry: {0}")]
+    Store(#[from] StoreError),
+    /// What the configuration says of workers does not go with what the registry has.
+    #[error("{0}")]
+    Admin(#[from] AdminError),
     /// Steering.
     #[error("steer: {0}")]
     Steer(#[from] SteerError),
@@ -135,50 +146,19 @@ impl Daemon {
             config: config.clone(),
             started: Instant::now(),
             ledger: ledger.clone(),
-            listen: Vec::new(),
             registry: None,
+            appliance: None,
             uplink: None,
             steering: None,
             proxy: None,
         };
 
-        if let Some(appliance) = &config.appliance {
-            let tls = match &appliance.tls {
-                Some(files) => {
-                    let (chain, key) = files.read()?;
-                    Some(tls::server(chain, key)?)
-                }
-                None => {
-                    tracing::warn!(
-                        "INSECURE: appliance.insecure_plaintext = true: worker keys and all traffic cross the network in the clear"
-                    );
-                    None
-                }
-            };
-            let registry = Arc::new(Registry::new(appliance.failback, config.drain, Box::new(())));
-            registry.apply(roster(&appliance.groups));
-            drain.spawn("registry", registry.clone().run(drain.clone()));
-            let endpoint = Endpoint {
-                tls,
-                registry: registry.clone(),
-                ledger: ledger.clone(),
-                settings: settings.clone(),
-                hello: hello.clone(),
-                web: layers::around(axum::Router::new()),
-                drain: drain.clone(),
-            };
-            for address in &appliance.listen {
-                let listener = listen(*address).map_err(|source| StartError::Listen {
-                    key: "appliance.listen",
-                    address: *address,
-                    source,
-                })?;
-                let bound = listener.local_addr().unwrap_or(*address);
-                tracing::info!(listen = %bound, "the appliance listens for workers");
-                roles.listen.push(bound);
-                drain.spawn("endpoint", endpoint.clone().serve(listener));
-            }
-            roles.registry = Some(registry);
+        let mut port = None;
+        if let Some(section) = &config.appliance {
+            let (appliance, bound) = Appliance::start(&config, section, &ledger, &drain).await?;
+            roles.registry = Some(appliance.registry.clone());
+            roles.appliance = Some(appliance);
+            port = Some(bound);
         }
 
         if let Some(worker) = &config.worker {
@@ -205,9 +185,9 @@ impl Daemon {
             let egress = &worker.egress;
             let uplink = Uplink::new(Parts {
                 dial: Dial { host: worker.appliance.host.clone(), port: worker.appliance.port, tls, key },
-                hello,
+                hello: hello.clone(),
                 lanes: worker.lanes,
-                settings,
+                settings: settings.clone(),
                 dialler: Dialler::new(
                     Policy::new(egress.allow.as_deref(), &egress.deny),
                     egress.connect_timeout,
@@ -226,10 +206,13 @@ impl Daemon {
             roles.proxy = proxy::start(&roles, config, &drain)?;
         }
         let roles = Arc::new(roles);
-        let reported = roles.clone();
-        let report: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(move || reported.status());
+        let reports = reports(&roles, &drain);
+        let socket = match roles.appliance.as_ref().zip(port) {
+            Some((appliance, port)) => appliance.serve(port, reports, &ledger, settings, hello, &drain),
+            None => inspect::api::alone(reports),
+        };
         // Not one of the drain's tasks: it answers until the end.
-        let control = tokio::spawn(control.serve(drain.clone(), report));
+        let control = tokio::spawn(control.serve(drain.clone(), layers::around(socket)));
         Ok(Daemon { drain, roles, control, _own_state: own_state })
     }
 
@@ -251,6 +234,9 @@ impl Daemon {
         if let Some(steering) = &self.roles.steering {
             steering.detach();
         }
+        if let Some(appliance) = &self.roles.appliance {
+            appliance.stopping();
+        }
         let cut = tokio::select! {
             cut = self.drain.finish() => cut,
             _ = terminate.recv() => self.drain.cut().await,
@@ -263,6 +249,9 @@ impl Daemon {
         self.control.abort();
         // Its end removes the socket.
         let _ = self.control.await;
+        if let Some(appliance) = &self.roles.appliance {
+            appliance.close().await;
+        }
         Ok(())
     }
 }
@@ -272,8 +261,8 @@ struct Roles {
     config: Config,
     started: Instant,
     ledger: Ledger,
-    listen: Vec<SocketAddr>,
     registry: Option<Arc<Registry>>,
+    appliance: Option<Appliance>,
     uplink: Option<Arc<Uplink>>,
     steering: Option<Arc<Steering>>,
     proxy: Option<ProxyStatus>,
@@ -282,11 +271,11 @@ struct Roles {
 impl Roles {
     fn status(&self) -> Status {
         let appliance =
-            self.config.appliance.as_ref().zip(self.registry.as_ref()).map(|(config, registry)| {
+            self.config.appliance.as_ref().zip(self.appliance.as_ref()).map(|(config, appliance)| {
                 ApplianceStatus {
-                    listen: self.listen.clone(),
+                    listen: appliance.listen.clone(),
                     plaintext: config.tls.is_none(),
-                    groups: registry.groups().iter().map(|group| group.status()).collect(),
+                    groups: appliance.registry.groups().iter().map(|group| group.status()).collect(),
                 }
             });
         let worker = self.config.worker.as_ref().zip(self.uplink.as_ref()).map(|(config, uplink)| {
@@ -328,17 +317,42 @@ impl Roles {
     }
 }
 
-fn roster(groups: &[crate::config::Group]) -> crate::appliance::roster::Roster {
-    use crate::appliance::roster::{Group, Roster, ValidKey};
-    let group = |(id, group): (i64, &crate::config::Group)| Group {
-        id,
-        name: group.name.clone(),
-        keys: vec![ValidKey { hash: group.key, until: None }],
-        proxy_hosts: group.proxy_hosts.clone(),
-        may_open: group.may_open,
-        nodes: Vec::new(),
-    };
-    Roster { groups: (1..).zip(groups).map(group).collect() }
+impl Roles {
+    /// What the configuration asks for and is not so.
+    async fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if let Some(appliance) = &self.appliance {
+            reasons.extend(appliance.unwritable().await);
+        }
+        if let Some(uplink) = self.uplink.as_ref().filter(|uplink| !uplink.session().is_up()) {
+            let problem = uplink.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
+            reasons.push(format!("not connected to appliance {}{problem}", uplink.appliance()));
+        }
+        if let Some(steering) = &self.steering {
+            let links = steering.status().programs.into_iter().flat_map(|program| program.links);
+            let mut dead: Vec<PathBuf> = links.filter(|link| !link.alive).map(|link| link.cgroup).collect();
+            dead.sort();
+            dead.dedup();
+            reasons.extend(dead.iter().map(|cgroup| {
+                format!("nothing is captured in {}: the cgroup was removed", cgroup.display())
+            }));
+        }
+        reasons
+    }
+}
+
+/// What the daemon says of itself to who asks over HTTP.
+fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
+    let (reported, asked, drain) = (roles.clone(), roles.clone(), drain.clone());
+    Reports {
+        status: Arc::new(move || reported.status()),
+        unready: Arc::new(move || {
+            let (roles, stopping) = (asked.clone(), drain.is_stopping());
+            Box::pin(async move {
+                if stopping { vec!["dworker is stopping".to_owned()] } else { roles.unready().await }
+            })
+        }),
+    }
 }
 
 fn texts<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> Vec<String> {

@@ -1,6 +1,8 @@
 //! The command line: parses, dispatches, and turns errors into exit codes.
 
-use std::io::{Read, Write};
+mod cli;
+
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,12 +10,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dworker::config::{Config, Key};
 use dworker::daemon::Daemon;
-use dworker::inspect::{control, print};
 use dworker::telemetry;
 
 /// An eBPF-accelerated transparent proxy: SDKs that know no proxy reach what only a remote site can reach.
 #[derive(Parser)]
-#[command(name = "dworker", version, about, max_term_width = 100)]
+#[command(name = "dworker", version, about, max_term_width = 100, after_help = cli::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -28,17 +29,25 @@ enum Command {
         config: PathBuf,
     },
     /// Show what a running daemon does: tunnels, lanes, steering, connections
-    Status {
-        /// The daemon's control socket
-        #[arg(long, value_name = "PATH", default_value = "/run/dworker/control.sock")]
-        socket: PathBuf,
-        /// As JSON on one line
-        #[arg(short, long)]
-        json: bool,
-        /// As JSON for people
-        #[arg(short, long)]
-        pretty: bool,
-    },
+    Status(cli::status::StatusCommand),
+    /// Distributed workers: the processes at one site that share a key
+    #[command(subcommand, after_help = cli::EXIT_CODES)]
+    Worker(cli::worker::WorkerCommand),
+    /// Clouds: managed endpoints, each carried by a worker or by none
+    #[command(subcommand, after_help = cli::EXIT_CODES)]
+    Cloud(cli::cloud::CloudCommand),
+    /// Nodes: the worker processes that have ever connected
+    #[command(subcommand, after_help = cli::EXIT_CODES)]
+    Node(cli::node::NodeCommand),
+    /// Connections: those open now, and the last that ended
+    #[command(after_help = cli::EXIT_CODES)]
+    Connections(cli::connections::Connections),
+    /// Events: who did what, and what happened to whom
+    #[command(after_help = cli::EXIT_CODES)]
+    Events(cli::events::Events),
+    /// The admin token of an appliance
+    #[command(subcommand, after_help = cli::EXIT_CODES)]
+    Token(cli::token::TokenCommand),
     /// Make worker keys, and the hashes that the appliance knows them by
     Key {
         #[command(subcommand)]
@@ -97,19 +106,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.shutdown_background();
             outcome?;
         }
-        Command::Status { socket, json, pretty } => {
-            let status = control::ask(&socket)?;
-            let text = match (json, pretty) {
-                (_, true) => serde_json::to_string_pretty(&status)? + "\n",
-                (true, false) => serde_json::to_string(&status)? + "\n",
-                (false, false) => print::plain(&status),
-            };
-            match std::io::stdout().write_all(text.as_bytes()) {
-                // Who reads only the beginning, as `head` does, has what it wants.
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-                written => written.context("writing the status")?,
-            }
-        }
+        Command::Status(command) => return Ok(cli::run(command.run())),
+        Command::Worker(command) => return Ok(cli::run(command.run())),
+        Command::Cloud(command) => return Ok(cli::run(command.run())),
+        Command::Node(command) => return Ok(cli::run(command.run())),
+        Command::Connections(command) => return Ok(cli::run(command.run())),
+        Command::Events(command) => return Ok(cli::run(command.run())),
+        Command::Token(command) => return Ok(cli::run(command.run())),
         Command::Key { command: KeyCommand::New } => {
             let key = Key::generate().context("the kernel gave no randomness")?;
             println!("worker_key = \"{}\"", key.reveal());

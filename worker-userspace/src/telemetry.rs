@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,14 @@ pub struct FilterError {
     source: tracing_subscriber::filter::ParseError,
 }
 
+/// True where standard error goes to the journal: systemd says in `JOURNAL_STREAM` which file that is, and hands
+/// the variable on to processes whose standard error is another by then.
+pub fn is_journal() -> bool {
+    let said = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let ours = std::fs::metadata("/proc/self/fd/2");
+    ours.is_ok_and(|file| said == format!("{}:{}", file.dev(), file.ino()))
+}
+
 /// Starts the log with `tracing`'s filter syntax. Called once.
 ///
 /// # Errors
@@ -39,8 +48,8 @@ pub struct FilterError {
 pub fn start(filter: &str) -> Result<(), FilterError> {
     let filter =
         EnvFilter::try_new(filter).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
-    // Under systemd the journal has the time already.
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    // The journal has the time already.
+    let journal = is_journal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let lines = format::format().with_target(false).with_ansi(std::io::stderr().is_terminal());
     match journal {

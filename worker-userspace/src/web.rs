@@ -8,6 +8,7 @@
 //! | [`problem`] | errors as problem documents |
 //! | [`extract`] | bodies, queries and paths; problems where they are wrong |
 //! | [`paging`] | lists in pages |
+//! | [`sse`] | answers that go on |
 //! | [`layers`] | deadlines, sizes, security headers, what is answered where nobody else answers |
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ pub mod extract;
 pub mod layers;
 pub mod paging;
 pub mod problem;
+pub mod sse;
 
 pub use problem::{FieldError, Kind, Problem};
 

@@ -163,8 +163,9 @@ impl Endpoint {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             response
         };
-        let Some(admission) = bearer(request.headers()).and_then(|key| self.registry.authenticate(key))
-        else {
+        let key = bearer(request.headers());
+        let Some(admission) = key.and_then(|key| self.registry.authenticate(key)) else {
+            self.registry.refused(key, peer);
             tracing::warn!(%peer, "refused a websocket: no group has its key (401)");
             return status(StatusCode::UNAUTHORIZED);
         };

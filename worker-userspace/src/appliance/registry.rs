@@ -45,6 +45,11 @@ pub trait Witness: Send + Sync + 'static {
     fn primary(&self, group: &roster::Group, node: Option<(&str, &Id)>, epoch: u64) {
         let _ = (group, node, epoch);
     }
+
+    /// Somebody at `address` came with a key that does not work, or without one.
+    fn refused(&self, key: Option<&str>, address: SocketAddr) {
+        let _ = (key, address);
+    }
 }
 
 /// Hears nothing.
@@ -190,6 +195,11 @@ impl Registry {
             }
         }
         found
+    }
+
+    /// Notes that somebody was refused.
+    pub fn refused(&self, key: Option<&str>, address: SocketAddr) {
+        self.witness.refused(key, address);
     }
 
     /// The group that carries `target`, with the pattern that says so.

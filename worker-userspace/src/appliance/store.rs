@@ -35,6 +35,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Gives how many were removed.
     fn prune(&self, before: Timestamp, keep: u64, step: u32) -> Pending<'_, u64>;
 
+    /// Finds out whether a save could be made now.
+    fn probe(&self) -> Pending<'_, ()> {
+        Box::pin(async { self.save(&[], Vec::new()).await.map(drop) })
+    }
+
     /// Ends in order: waits for what runs and lets go of the files.
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }

@@ -1,28 +1,30 @@
-//! The socket between `dworker status` and the daemon: a request of one line, an answer of JSON.
+//! The socket between the command line and the daemon: HTTP, with the same routes as on the appliance's port.
 //!
-//! The socket is a file with mode 0600: who may ask is who may read the daemon's memory anyway.
+//! The socket is a file with mode 0600: who may ask is who may read the daemon's memory anyway. The kernel says
+//! which user that is.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as Blocking;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::timeout;
+use tower::ServiceExt;
 
-use super::status::Status;
 use crate::drain::Drain;
+use crate::web::Peer;
 
-/// The one request so far.
-const STATUS: &str = "status";
-/// Time for a request and its answer.
+/// Time for a request's head, and between two requests.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Longest request line.
-const LONGEST: u64 = 256;
 
 /// Why the control socket can't be used. Each names the socket and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -47,24 +49,6 @@ pub enum ControlError {
         /// Why not.
         #[source]
         source: io::Error,
-    },
-    /// No daemon answers.
-    #[error("{}: {source}: is dworker running, and is this its `control_socket`?", path.display())]
-    Ask {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The answer is not JSON of ours.
-    #[error("{}: the answer can't be read: {source}: is the daemon of another version?", path.display())]
-    Answer {
-        /// The socket.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: serde_json::Error,
     },
 }
 
@@ -105,14 +89,15 @@ impl Control {
         Ok(Control { listener, path: path.into() })
     }
 
-    /// Answers requests until the drain ends.
-    pub async fn serve(self, drain: Drain, status: Arc<dyn Fn() -> Status + Send + Sync>) {
+    /// Answers requests with `router`, until the task is aborted: a daemon that stops says so to its end. Requests
+    /// have a [`Peer`] among their extensions.
+    pub async fn serve(self, drain: Drain, router: Router) {
         loop {
             match self.listener.accept().await {
                 Ok((socket, _)) => {
-                    let status = status.clone();
+                    let (router, stopping) = (router.clone(), drain.clone());
                     drain.spawn("control connection", async move {
-                        if let Ok(Err(error)) = timeout(DEADLINE, answer(socket, &*status)).await {
+                        if let Err(error) = connection(socket, router, stopping).await {
                             tracing::debug!("a control connection failed: {error}");
                         }
                     });
@@ -132,72 +117,69 @@ impl Drop for Control {
     }
 }
 
-async fn answer(mut socket: UnixStream, status: &(dyn Fn() -> Status + Send + Sync)) -> io::Result<()> {
-    let (reader, mut writer) = socket.split();
-    let mut request = String::new();
-    BufReader::new(reader.take(LONGEST)).read_line(&mut request).await?;
-    let answer = match request.trim() {
-        STATUS => serde_json::to_vec(&status())?,
-        other => serde_json::to_vec(&serde_json::json!({ "error": format!("unknown request {other:?}") }))?,
-    };
-    writer.write_all(&answer).await?;
-    writer.shutdown().await
-}
-
-/// Asks the daemon behind `path` for its status.
-///
-/// # Errors
-/// No daemon answers within five seconds, or not with a status.
-pub fn ask(path: &Path) -> Result<Status, ControlError> {
-    use std::io::{Read, Write};
-    let answer = || -> io::Result<Vec<u8>> {
-        let mut socket = Blocking::connect(path)?;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        socket.set_write_timeout(Some(DEADLINE))?;
-        writeln!(socket, "{STATUS}")?;
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = answer().map_err(|source| ControlError::Ask { path: path.into(), source })?;
-    serde_json::from_slice(&answer).map_err(|source| ControlError::Answer { path: path.into(), source })
+async fn connection(socket: UnixStream, router: Router, drain: Drain) -> io::Result<()> {
+    let peer = Peer::Process { uid: socket.peer_cred()?.uid() };
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request.map(Body::new))
+    });
+    // A daemon that stops waits for nobody who might ask again.
+    let stopping = drain.is_stopping();
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(DEADLINE)
+        .keep_alive(!stopping)
+        .serve_connection(TokioIo::new(socket), service);
+    tokio::pin!(serving);
+    if stopping {
+        return serving.await.map_err(io::Error::other);
+    }
+    tokio::select! {
+        served = &mut serving => return served.map_err(io::Error::other),
+        () = drain.stopping() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    serving.await.map_err(io::Error::other)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::status::Flows;
-
-    fn empty() -> Status {
-        Status {
-            version: "0".into(),
-            pid: 1,
-            uptime_s: 2,
-            roles: vec![],
-            appliance: None,
-            worker: None,
-            steer: None,
-            proxy: None,
-            flows: Flows { open: 0, total: 3, recent: vec![] },
-        }
-    }
+    use axum::Extension;
+    use axum::routing::get;
+    use http_body_util::{BodyExt, Empty};
+    use hyper::body::Bytes;
+    use hyper::client::conn::http1 as client;
+    use std::os::unix::fs::MetadataExt;
 
     #[tokio::test]
-    async fn a_status_is_asked_for_and_answered() {
+    async fn a_request_is_answered_and_the_kernel_says_who_asks() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
         let control = Control::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(Control::bind(&path), Err(ControlError::Taken { .. })));
-        let drain = Drain::new(Duration::ZERO);
-        let serving = tokio::spawn(control.serve(drain, Arc::new(empty)));
-        let asked = path.clone();
-        let status = tokio::task::spawn_blocking(move || ask(&asked)).await.unwrap().unwrap();
-        assert_eq!(status.flows.total, 3);
+        let drain = Drain::new(Duration::from_secs(60));
+        let who = async |Extension(peer): Extension<Peer>| format!("{peer:?}");
+        let serving = tokio::spawn(control.serve(drain.clone(), Router::new().route("/who", get(who))));
+        let ask = async || {
+            let socket = TokioIo::new(UnixStream::connect(&path).await.unwrap());
+            let (mut sender, connection) = client::handshake(socket).await.unwrap();
+            tokio::spawn(connection);
+            let request = Request::builder().uri("/who").body(Empty::<Bytes>::new()).unwrap();
+            let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+            (String::from_utf8(answer.to_bytes().to_vec()).unwrap(), sender)
+        };
+        let expected = format!("{:?}", Peer::Process { uid: fs::metadata(&path).unwrap().uid() });
+        let (answer, kept) = ask().await;
+        assert_eq!(answer, expected);
+        drain.stop();
+        assert_eq!(ask().await.0, expected, "a daemon that stops still answers");
+        assert_eq!(drain.finish().await, 0, "and waits for no connection that is kept open");
+        drop(kept);
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists());
-        assert!(ask(&path).unwrap_err().to_string().contains("is dworker running"));
     }
 
     #[tokio::test]

@@ -225,7 +225,8 @@ fn rate(n: u64) -> String {
     if n == 0 { String::new() } else { format!(" ({}/s)", bytes(n)) }
 }
 
-fn bytes(n: u64) -> String {
+/// A number of bytes, short.
+pub fn bytes(n: u64) -> String {
     match n {
         0..10_000 => format!("{n}B"),
         10_000..10_000_000 => format!("{}KiB", n / 1024),
@@ -234,7 +235,8 @@ fn bytes(n: u64) -> String {
     }
 }
 
-fn age(duration: Duration) -> String {
+/// A duration, short.
+pub fn age(duration: Duration) -> String {
     match duration.as_secs() {
         0..10 => format!("{:.1}s", duration.as_secs_f64()),
         s @ 10..600 => format!("{s}s"),

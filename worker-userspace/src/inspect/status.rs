@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ledger::FlowReport;
 use crate::tunnel::lane::Lane;
@@ -14,7 +15,7 @@ use crate::tunnel::policy::Pushed;
 use crate::tunnel::session::Session;
 
 /// All that a daemon says of itself.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the software.
     pub version: String,
@@ -41,7 +42,7 @@ pub struct Status {
 }
 
 /// Connections of a daemon.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     /// Open now.
     pub open: usize,
@@ -52,9 +53,10 @@ pub struct Flows {
 }
 
 /// The appliance role.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ApplianceStatus {
     /// Where it listens.
+    #[schema(value_type = Vec<String>)]
     pub listen: Vec<SocketAddr>,
     /// True where websockets come without TLS.
     pub plaintext: bool,
@@ -63,7 +65,7 @@ pub struct ApplianceStatus {
 }
 
 /// A worker group.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct GroupStatus {
     /// Its id in the registry.
     pub id: i64,
@@ -82,7 +84,7 @@ pub struct GroupStatus {
 }
 
 /// Payload bytes of one second.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rate {
     /// From the appliance to the workers.
     pub sent: u64,
@@ -91,7 +93,7 @@ pub struct Rate {
 }
 
 /// A connected node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct NodeStatus {
     /// Its id, hexadecimal.
     pub id: String,
@@ -102,6 +104,7 @@ pub struct NodeStatus {
     /// Version of its software.
     pub software: String,
     /// Where its first lane came from.
+    #[schema(value_type = String)]
     pub address: SocketAddr,
     /// When its session began, seconds since 1970.
     pub since: u64,
@@ -110,7 +113,7 @@ pub struct NodeStatus {
 }
 
 /// A lane.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LaneStatus {
     /// Its number in the session.
     pub lane: u8,
@@ -166,7 +169,7 @@ impl NodeStatus {
 }
 
 /// The worker role.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WorkerStatus {
     /// Where it dials.
     pub appliance: String,
@@ -193,7 +196,7 @@ pub struct WorkerStatus {
 }
 
 /// Who says what a worker may dial.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct PolicyStatus {
     /// `appliance`, `egress.allow`: all that stand here must allow a target. Empty: nothing may be dialled.
     pub from: Vec<String>,
@@ -218,11 +221,13 @@ impl PolicyStatus {
 }
 
 /// The entries for clients that know proxies.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ProxyStatus {
     /// Where HTTP `CONNECT` is taken.
+    #[schema(value_type = Vec<String>)]
     pub http: Vec<SocketAddr>,
     /// Where SOCKS5 is taken.
+    #[schema(value_type = Vec<String>)]
     pub socks: Vec<SocketAddr>,
     /// Who is let in; absent where everybody is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,12 +235,13 @@ pub struct ProxyStatus {
 }
 
 /// The steering role.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SteerStatus {
     /// Why the last change of the rules came to nothing; the ones from before it hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// Where captured connections arrive.
+    #[schema(value_type = Vec<String>)]
     pub listeners: Vec<SocketAddr>,
     /// The programs in the kernel.
     pub programs: Vec<ProgramStatus>,
@@ -254,7 +260,7 @@ pub struct SteerStatus {
 }
 
 /// A program in the kernel.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ProgramStatus {
     /// Its id, as bpftool takes it.
     pub id: u32,
@@ -271,18 +277,19 @@ pub struct ProgramStatus {
 }
 
 /// One attachment of a program.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LinkStatus {
     /// The link's id, as bpftool takes it.
     pub id: u32,
     /// The cgroup's directory.
+    #[schema(value_type = String)]
     pub cgroup: PathBuf,
     /// False when the cgroup was removed since: nothing is captured there any more.
     pub alive: bool,
 }
 
 /// A steering rule.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RuleStatus {
     /// Its number; stands in flow records.
     pub id: u32,
@@ -293,18 +300,20 @@ pub struct RuleStatus {
 }
 
 /// A name with its synthetic addresses.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct NameStatus {
     /// The name.
     pub name: String,
     /// Its addresses.
+    #[schema(value_type = Vec<String>)]
     pub addresses: [IpAddr; 2],
 }
 
 /// A connection that the kernel refused, or let go although a rule named it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct RefusedStatus {
     /// Where the application wanted to go.
+    #[schema(value_type = String)]
     pub target: SocketAddr,
     /// The name of that address, where it is a synthetic one.
     #[serde(skip_serializing_if = "Option::is_none")]

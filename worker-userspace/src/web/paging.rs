@@ -1,6 +1,6 @@
 //! Lists in pages: `limit` says how long a page is, `next` of the answer is the `cursor` of the one behind it.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -46,6 +46,31 @@ impl<'de> Deserialize<'de> for Limit {
             Ok(n @ 1..=MOST) => Ok(Limit(n)),
             _ => Err(serde::de::Error::custom(format_args!("it is a number from 1 to {MOST}"))),
         }
+    }
+}
+
+/// A place in a list that is ordered by texts, as a cursor: hexadecimal, so that it needs no care in a URL.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(pub String);
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.bytes().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Place, ()> {
+        let digit = |digit: u8| char::from(digit).to_digit(16).ok_or(());
+        let pairs = text.as_bytes().chunks_exact(2);
+        if text.is_empty() || !pairs.remainder().is_empty() {
+            return Err(());
+        }
+        let bytes: Result<Vec<u8>, ()> =
+            pairs.map(|pair| Ok((digit(pair[0])? * 16 + digit(pair[1])?) as u8)).collect();
+        String::from_utf8(bytes?).map(Place).map_err(drop)
     }
 }
 
@@ -101,5 +126,10 @@ mod tests {
         assert_eq!(third.next, None);
         assert_eq!(Page::cut(1..=3, Limit(3), |n| *n).next, None, "a full last page has none behind it");
         assert_eq!(cursor::<u64>(Some("x")).unwrap_err().status, 400);
+        let place = Place("zürich\0a".into());
+        assert_eq!(cursor::<Place>(Some(&place.to_string())).unwrap(), Some(place));
+        for wrong in ["", "4", "4x", "ü", "ff"] {
+            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::LONGEST_NAME;
 use crate::config::mask_secrets;
 
 /// Something that happened, as it is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Rises with each event; 0 before it is kept.
     pub id: i64,

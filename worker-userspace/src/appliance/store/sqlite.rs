@@ -199,6 +199,10 @@ impl Store for Sqlite {
         Box::pin(self.remove_events(before, keep, step))
     }
 
+    fn probe(&self) -> Pending<'_, ()> {
+        Box::pin(self.write_nothing_new())
+    }
+
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             self.readers.close().await;

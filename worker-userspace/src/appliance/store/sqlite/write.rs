@@ -43,6 +43,16 @@ impl Sqlite {
         Ok(Saved { ids, events })
     }
 
+    /// Writes what is there already, as a save would: to the disk.
+    pub(super) async fn write_nothing_new(&self) -> Result<(), StoreError> {
+        let failed = |e| self.error(e);
+        let mut connection = self.writer.acquire().await.map_err(failed)?;
+        let mut save = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let again = "UPDATE sqlite_sequence SET seq = seq WHERE name = 'workers'";
+        sqlx::query(again).execute(&mut *save).await.map_err(failed)?;
+        save.commit().await.map_err(failed)
+    }
+
     async fn write_one(&self, save: &mut SqliteConnection, change: &Change) -> Result<i64, StoreError> {
         match change {
             Change::Worker(worker) => self.write_worker(save, worker).await,

@@ -1,0 +1,280 @@
+//! Requests to a daemon: through its control socket, or to an appliance in the network.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dworker::config::{ApplianceUrl, read_roots};
+use dworker::connect;
+use dworker::target::Host;
+use dworker::tunnel::tls;
+use dworker::tunnel::transport::{Transport, tune};
+use dworker::web::Problem;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::{Failure, Whom};
+
+/// Time to connect, and time for an answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The largest answer that is read.
+const LARGEST: usize = 256 << 20;
+
+/// A connection to a daemon.
+pub(super) struct Client {
+    sender: SendRequest<Full<Bytes>>,
+    /// Names the daemon in messages.
+    name: String,
+    host: HeaderValue,
+    token: Option<HeaderValue>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.name)
+    }
+}
+
+impl Client {
+    /// Connects.
+    pub(super) async fn new(whom: &Whom) -> Result<Client, Failure> {
+        match &whom.url {
+            None => local(&whom.socket).await,
+            Some(url) => {
+                let token = token(whom)?;
+                let url = ApplianceUrl::parse(url, whom.insecure_plaintext)
+                    .map_err(|error| Failure::Usage(format!("--url {url:?}: {error}")))?;
+                remote(url, whom.ca_file.as_deref(), token).await
+            }
+        }
+    }
+
+    /// Asks, and reads the answer.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, Failure> {
+        let (status, bytes) = self.exchange(method, path, body).await?;
+        // No content is an answer too.
+        let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes };
+        if status.is_success() {
+            return serde_json::from_slice(bytes).map_err(|error| {
+                self.failed(format!("the answer can't be read: {error}: is the daemon of another version?"))
+            });
+        }
+        match serde_json::from_slice::<Problem>(bytes) {
+            Ok(problem) => Err(Failure::Refused(problem)),
+            Err(_) => Err(self.failed(format!("the answer was {status}: is it a dworker of this version?"))),
+        }
+    }
+
+    /// All items of a list, page after page, at most `most`. `path` has a query already.
+    pub(super) async fn all(&mut self, path: &str, most: usize) -> Result<Vec<Value>, Failure> {
+        let mut items: Vec<Value> = Vec::new();
+        let mut cursor = String::new();
+        while items.len() < most {
+            let limit = (most - items.len()).min(500);
+            let mut page: Value =
+                self.ask(Method::GET, &format!("{path}&limit={limit}{cursor}"), None).await?;
+            if let Value::Array(found) = page["items"].take() {
+                items.extend(found);
+            }
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        Ok(items)
+    }
+
+    async fn exchange(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.host)
+            .header(ACCEPT, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token);
+        }
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| Failure::Usage(format!("{path:?} makes no request: {error}")))?;
+        let sender = &mut self.sender;
+        let exchange = async {
+            sender.ready().await.map_err(|error| error.to_string())?;
+            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), LARGEST).collect().await;
+            Ok::<_, String>((status, body.map_err(|error| error.to_string())?.to_bytes()))
+        };
+        match timeout(DEADLINE, exchange).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.failed(error)),
+            Err(_) => Err(self.failed(format!("no answer within {DEADLINE:?}"))),
+        }
+    }
+
+    fn failed(&self, why: impl fmt::Display) -> Failure {
+        Failure::Failed(format!("{}: {why}", self.name))
+    }
+}
+
+/// The admin token, from wherever it may stand.
+fn token(whom: &Whom) -> Result<HeaderValue, Failure> {
+    let text = match (&whom.token_file, &whom.token) {
+        (Some(path), _) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::Failed(format!("--token-file {}: {error}", path.display())))?,
+        (None, Some(token)) => token.clone(),
+        (None, None) => {
+            let remedy = "name a file with the admin token in --token-file, or put it into DWORKER_TOKEN";
+            return Err(Failure::Usage(format!("--url needs a token: {remedy}")));
+        }
+    };
+    let header = HeaderValue::try_from(format!("Bearer {}", text.trim()));
+    let mut header =
+        header.map_err(|_| Failure::Usage("the admin token has a character that none has".into()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+async fn local(path: &Path) -> Result<Client, Failure> {
+    let name = path.display().to_string();
+    let socket = UnixStream::connect(path).await.map_err(|error| {
+        Failure::Failed(format!("{name}: {error}: is dworker running, and is this its `control_socket`?"))
+    })?;
+    let host = HeaderValue::from_static("localhost");
+    Ok(Client { sender: shake(TokioIo::new(socket), &name).await?, name, host, token: None })
+}
+
+async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -> Result<Client, Failure> {
+    let authority = match &url.host {
+        Host::Name(name) => format!("{name}:{}", url.port),
+        Host::Addr(addr) => SocketAddr::new(*addr, url.port).to_string(),
+    };
+    let failed = |why: String| Failure::Failed(format!("{authority}: {why}"));
+    let tls = match url.plaintext {
+        true => None,
+        false => {
+            let extra = ca_file.map(read_roots).transpose();
+            let extra = extra.map_err(|error| Failure::Failed(format!("--ca-file: {error}")))?;
+            Some(tls::client(extra.unwrap_or_default()).map_err(|error| failed(error.to_string()))?)
+        }
+    };
+    let transport = match timeout(DEADLINE, dial(&url, tls)).await {
+        Ok(transport) => transport.map_err(|error| failed(remedied(&error)))?,
+        Err(_) => return Err(failed(format!("not connected within {DEADLINE:?}"))),
+    };
+    let host = HeaderValue::try_from(&authority).map_err(|error| failed(error.to_string()))?;
+    Ok(Client {
+        sender: shake(TokioIo::new(transport), &authority).await?,
+        name: authority,
+        host,
+        token: Some(token),
+    })
+}
+
+async fn dial(url: &ApplianceUrl, tls: Option<Arc<ClientConfig>>) -> io::Result<Transport> {
+    let addresses = match &url.host {
+        Host::Addr(addr) => vec![*addr],
+        Host::Name(name) => {
+            let found = tokio::net::lookup_host((name.as_str(), url.port)).await?;
+            connect::interleaved(found.map(|address| address.ip()).collect())
+        }
+    };
+    let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, url.port)).collect();
+    let (tcp, _): (TcpStream, _) = connect::first(addresses).await.map_err(|failed| match failed {
+        Some((_, error)) => error,
+        None => io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
+    })?;
+    tune(&tcp)?;
+    let Some(config) = tls else { return Ok(Transport::Plain(tcp)) };
+    let name = match &url.host {
+        Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
+        Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).map_err(io::Error::other)?,
+    };
+    let tls = TlsConnector::from(config).connect(name, tcp).await?;
+    Ok(Transport::Tls(Box::new(tls.into())))
+}
+
+fn remedied(error: &io::Error) -> String {
+    use rustls::{CertificateError as C, Error as E};
+    let remedy = match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
+        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
+            ": name the certificate of the CA that signed it in --ca-file"
+        }
+        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
+            ": write a name that the certificate has in --url"
+        }
+        Some(E::InvalidMessage(_)) => ": what listens there speaks no TLS",
+        _ => "",
+    };
+    format!("{error}{remedy}")
+}
+
+async fn shake<S>(io: TokioIo<S>, name: &str) -> Result<SendRequest<Full<Bytes>>, Failure>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) =
+        http1::handshake(io).await.map_err(|error| Failure::Failed(format!("{name}: {error}")))?;
+    // It ends with the sender; what went wrong is the request's to tell.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
+}
+
+/// A part of a path or a query, so that nothing in it means anything.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => out.push(byte.into()),
+            // A lone dot, or two, would be a step in the path.
+            byte => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
+/// The beginning of a query: the parameters that are there.
+pub(super) fn query(parameters: &[(&str, Option<&str>)]) -> String {
+    let present = parameters.iter().filter_map(|(key, value)| Some(format!("{key}={}", quoted((*value)?))));
+    format!("?{}", present.collect::<Vec<_>>().join("&"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_write_stays_in_its_place() {
+        assert_eq!(quoted("site-a"), "site-a");
+        assert_eq!(quoted("../x?y#z ü"), "%2E%2E%2Fx%3Fy%23z%20%C3%BC");
+        assert_eq!(query(&[("text", Some("a b")), ("kind", None), ("x", Some("&"))]), "?text=a%20b&x=%26");
+        assert_eq!(query(&[("text", None)]), "?");
+    }
+}

@@ -1,0 +1,200 @@
+//! The appliance role: its records, who is connected, its port with the tunnel and the API.
+//!
+//! The records are loaded and the addresses are bound before anything else starts; the port is served last, when
+//! all that it can be asked for is there.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+
+use super::{StartError, listen};
+use crate::appliance::admin::{Admin, SystemResolver};
+use crate::appliance::api::{self, Routers};
+use crate::appliance::audit::{Actor, Audit, EventKind, Limits};
+use crate::appliance::endpoint::Endpoint;
+use crate::appliance::login::{Login, new_token};
+use crate::appliance::registry::Registry;
+use crate::appliance::steerable::Steerable;
+use crate::appliance::store::Store;
+use crate::appliance::store::sqlite::Sqlite;
+use crate::appliance::watch::Watch;
+use crate::config::{self, Config, KeyHash};
+use crate::drain::Drain;
+use crate::inspect::api::Reports;
+use crate::inspect::ledger::Ledger;
+use crate::telemetry;
+use crate::tunnel::lane::Settings;
+use crate::tunnel::message::Hello;
+use crate::tunnel::tls;
+use crate::web::layers::around;
+
+/// How long it is believed what the store said of itself: anybody may ask.
+const BELIEVED: Duration = Duration::from_secs(5);
+
+/// The role, loaded.
+pub(super) struct Appliance {
+    /// Where it listens.
+    pub(super) listen: Vec<SocketAddr>,
+    /// Who is connected.
+    pub(super) registry: Arc<Registry>,
+    store: Arc<Sqlite>,
+    admin: Admin,
+    audit: Audit,
+    login: Login,
+    /// What the store said last, and when.
+    probed: Mutex<Option<(Instant, Option<String>)>>,
+}
+
+/// Its port, bound and not served yet.
+pub(super) struct Port {
+    tls: Option<Arc<ServerConfig>>,
+    listeners: Vec<TcpListener>,
+}
+
+impl Appliance {
+    /// Loads the records and binds the addresses.
+    ///
+    /// # Errors
+    /// A file, an address, or the registry.
+    pub(super) async fn start(
+        config: &Config,
+        appliance: &config::Appliance,
+        ledger: &Ledger,
+        drain: &Drain,
+    ) -> Result<(Appliance, Port), StartError> {
+        let tls = match &appliance.tls {
+            Some(files) => {
+                let (chain, key) = files.read()?;
+                Some(tls::server(chain, key)?)
+            }
+            None => {
+                tracing::warn!(
+                    "INSECURE: appliance.insecure_plaintext = true: worker keys, the admin token and all traffic cross the network in the clear"
+                );
+                None
+            }
+        };
+        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
+        for address in &appliance.listen {
+            let listener = listen(*address).map_err(|source| StartError::Listen {
+                key: "appliance.listen",
+                address: *address,
+                source,
+            })?;
+            bound.push(listener.local_addr().unwrap_or(*address));
+            listeners.push(listener);
+        }
+
+        let store = Arc::new(Sqlite::open(&config.state_dir).await?);
+        let limits = Limits { age: appliance.events_age, count: appliance.events_max };
+        let audit = Audit::start(store.clone(), limits, drain);
+        audit.record(Actor::local("dworker").did(EventKind::Started, "dworker", env!("CARGO_PKG_VERSION")));
+        let watch = Watch::new(audit.clone());
+        let registry = Arc::new(Registry::new(appliance.failback, config.drain, Box::new(watch.clone())));
+        let published = registry.clone();
+        let publish = move |roster| published.apply(roster);
+        let admin =
+            Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), drain).await?;
+        watch.note_in(admin.clone());
+        watch.observe(ledger);
+        if let Some(steer) = &config.steer {
+            admin.add_check(Steerable::new(steer.synthetic4, steer.synthetic6));
+        }
+        admin.sync_file_groups(&appliance.groups).await?;
+        drain.spawn("registry", registry.clone().run(drain.clone()));
+        if admin.admin_token().is_none() {
+            first_token(&admin).await?;
+        }
+        let recorded = audit.clone();
+        let login = Login::new(tls.is_some(), admin.admin_token(), move |event| recorded.record(event));
+        let probed = Mutex::new(None);
+        let appliance = Appliance { listen: bound, registry, store, admin, audit, login, probed };
+        Ok((appliance, Port { tls, listeners }))
+    }
+
+    /// Serves the port. What the control socket answers is returned.
+    pub(super) fn serve(
+        &self,
+        port: Port,
+        reports: Reports,
+        ledger: &Ledger,
+        settings: Settings,
+        hello: Hello,
+        drain: &Drain,
+    ) -> Router {
+        let Routers { network, socket } = api::routers(api::Parts {
+            admin: self.admin.clone(),
+            audit: self.audit.clone(),
+            registry: self.registry.clone(),
+            ledger: ledger.clone(),
+            login: self.login.clone(),
+            reports,
+            drain: drain.clone(),
+        });
+        let endpoint = Endpoint {
+            tls: port.tls,
+            registry: self.registry.clone(),
+            ledger: ledger.clone(),
+            settings,
+            hello,
+            web: around(network),
+            drain: drain.clone(),
+        };
+        for (listener, bound) in port.listeners.into_iter().zip(&self.listen) {
+            tracing::info!(listen = %bound, "the appliance listens for workers");
+            drain.spawn("endpoint", endpoint.clone().serve(listener));
+        }
+        socket
+    }
+
+    /// Why no save could be made now; `None`: it could.
+    pub(super) async fn unwritable(&self) -> Option<String> {
+        let mut probed = self.probed.lock().await;
+        if let Some((at, said)) = &*probed
+            && at.elapsed() < BELIEVED
+        {
+            return said.clone();
+        }
+        let said = self.store.probe().await.err().map(|error| format!("the registry: {error}"));
+        *probed = Some((Instant::now(), said.clone()));
+        said
+    }
+
+    /// Says that the daemon stops in order.
+    pub(super) fn stopping(&self) {
+        self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
+    }
+
+    /// Lets go of the files. All tasks have ended.
+    pub(super) async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+/// Makes the admin token of a new registry, and shows it. It goes to standard error and not through the log, and not
+/// there either where that is the journal, which keeps what it is given: a token that is kept in the clear is none.
+async fn first_token(admin: &Admin) -> Result<(), StartError> {
+    if telemetry::is_journal() {
+        tracing::warn!(
+            "no admin token has been made, since standard error is the journal, which would keep it: \
+             `dworker token reset` makes one and shows it"
+        );
+        return Ok(());
+    }
+    let token = new_token().map_err(|error| StartError::System {
+        doing: "making the admin token",
+        source: std::io::Error::other(error),
+    })?;
+    admin.set_admin_token(KeyHash::of(&token), &Actor::local("dworker")).await?;
+    eprintln!("dworker: the admin token, shown this once: {token}");
+    eprintln!(
+        "dworker: sign in with it, or send it as `Authorization: Bearer`; `dworker token reset` makes another"
+    );
+    Ok(())
+}
