@@ -11,7 +11,7 @@ mod tests;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -27,6 +27,7 @@ use crate::route::{Opened, Request, Router};
 use crate::target::{Pattern, PatternMap, Target};
 use crate::tunnel::lane::Lane;
 use crate::tunnel::message::{Hello, Id, Open};
+use crate::tunnel::policy::Push;
 use crate::tunnel::session::{LaneGuard, Session};
 
 /// Hears what happens in the registry. Called with locks held: it must neither wait nor call back.
@@ -132,13 +133,15 @@ impl Registry {
         let old = self.view();
         let mut new = View::default();
         for (at, config) in roster.groups.into_iter().enumerate() {
-            let live = old.group(config.id).map(|group| group.live.clone());
+            let before = old.group(config.id);
+            let policy = policy(&config, before.map(|group| &**group));
+            let live = before.map(|group| group.live.clone());
             for pattern in &config.proxy_hosts {
                 new.routes.insert(pattern.clone(), at);
             }
             new.by_id.insert(config.id, at);
             let live = live.unwrap_or_else(|| Arc::new(Live::new(self.settle)));
-            new.groups.push(Arc::new(Group { config, live }));
+            new.groups.push(Arc::new(Group { config, policy, live }));
         }
         let new = Arc::new(new);
         // First of all it is valid: a lane that joins now by the old one looks again when it has joined.
@@ -150,10 +153,8 @@ impl Registry {
                 let mut state = group.live.lock();
                 state.cut(|key| works(&group.config, key, now), "its key does not work any more");
                 state.rank(&group.config);
-                if before.is_none_or(|before| before.config.proxy_hosts != group.config.proxy_hosts) {
-                    for lane in state.lanes() {
-                        tell_policy(&lane, group);
-                    }
+                for lane in state.lanes() {
+                    lane.tell_policy(&group.policy);
                 }
                 let elected = state.elect(Instant::now());
                 drop(state);
@@ -220,7 +221,7 @@ impl Registry {
     ) -> Result<Connected, Refusal> {
         let Some(group) = self.group(admission.group) else { return Err(no_key()) };
         // Before anything else: what the appliance opens on it is judged by it.
-        tell_policy(&lane, &group);
+        lane.tell_policy(&group.policy);
         let mut state = group.live.lock();
         let Joined { session, lane, is_new } =
             state.join(&group.config, lane, admission.key, address, self.drain)?;
@@ -242,9 +243,7 @@ impl Registry {
         // The roster may have been replaced since.
         match self.group(admission.group) {
             Some(now) if works(&now.config, &admission.key, SystemTime::now()) => {
-                if now.config.proxy_hosts != group.config.proxy_hosts {
-                    connected.lane().inspect(|lane| tell_policy(lane, &now));
-                }
+                connected.lane().inspect(|lane| lane.tell_policy(&now.policy));
                 Ok(connected)
             }
             _ => Err(no_key()),
@@ -286,8 +285,24 @@ impl Registry {
     }
 }
 
-fn tell_policy(lane: &Lane, group: &Group) {
-    let _ = (lane, group);
+/// What a group's workers may dial: what they were told before, where nothing changed.
+fn policy(config: &roster::Group, before: Option<&Group>) -> Arc<Push> {
+    let before = match before {
+        Some(group) if group.config.proxy_hosts == config.proxy_hosts => return group.policy.clone(),
+        Some(group) => group.policy.epoch(),
+        None => 0,
+    };
+    let epoch = rising(before);
+    Push::new(epoch, &config.proxy_hosts).map(Arc::new).unwrap_or_else(|error| {
+        tracing::error!(group = %config.name, "its workers may dial nothing: {error}");
+        Arc::new(Push::empty(epoch))
+    })
+}
+
+/// An epoch after `before`. By the clock, so that it rises over this daemon's restarts, too.
+fn rising(before: u64) -> u64 {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    clock.max(before + 1)
 }
 
 fn no_key() -> Refusal {

@@ -73,6 +73,11 @@ impl Push {
         Ok(Push { epoch, parts })
     }
 
+    /// The policy that allows nothing.
+    pub fn empty(epoch: u64) -> Push {
+        Push { epoch, parts: vec![part(epoch, 0, true, &[])] }
+    }
+
     /// Counts the policy's changes.
     pub fn epoch(&self) -> u64 {
         self.epoch

@@ -4,17 +4,19 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::order::{Order, Rank};
+use super::rising;
 use crate::appliance::roster;
 use crate::config::KeyHash;
 use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::lane::Lane;
-use crate::tunnel::message::{Hello, Id};
+use crate::tunnel::message::{Hello, Id, Role, RoleIs};
+use crate::tunnel::policy::Push;
 use crate::tunnel::session::{LaneGuard, Session};
 
 /// Sessions that one group may have at once.
@@ -29,6 +31,8 @@ const HISTORY: usize = 150;
 pub struct Group {
     /// What the roster says.
     pub config: roster::Group,
+    /// What its workers may dial.
+    pub(super) policy: Arc<Push>,
     pub(super) live: Arc<Live>,
 }
 
@@ -123,9 +127,7 @@ impl State {
         if !changed {
             return None;
         }
-        // By the clock, so that it rises over this daemon's restarts, too.
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-        self.epoch = clock.max(self.epoch + 1);
+        self.epoch = rising(self.epoch);
         for member in &self.members {
             for lane in member.session.lanes() {
                 self.tell_role(&lane);
@@ -139,7 +141,8 @@ impl State {
     }
 
     pub(super) fn tell_role(&self, lane: &Lane) {
-        let _ = lane;
+        let leads = self.order.primary() == Some(lane.peer().node);
+        lane.tell_role(RoleIs { epoch: self.epoch, role: if leads { Role::Primary } else { Role::Standby } });
     }
 
     /// Gives a node its place in the order.

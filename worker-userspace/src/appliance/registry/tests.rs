@@ -22,7 +22,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 struct Peer {
     lane: Lane,
     end: JoinHandle<LaneEnd>,
-    _io: DuplexStream,
+    io: DuplexStream,
 }
 
 fn peer(node: u8, session: u8, number: u8) -> Peer {
@@ -42,7 +42,7 @@ fn peer(node: u8, session: u8, number: u8) -> Peer {
     let (near, io) = duplex(1 << 16);
     let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
     let (lane, _, driver) = Lane::new(upgraded, hello, settings);
-    Peer { lane, end: tokio::spawn(driver), _io: io }
+    Peer { lane, end: tokio::spawn(driver), io }
 }
 
 async fn ended(peer: Peer) -> LaneEnd {
@@ -249,4 +249,29 @@ async fn throughput_is_counted_over_lanes_that_end() {
     registry.second();
     let sent: Vec<_> = registry.groups()[0].history().iter().map(|rate| rate.sent).collect();
     assert_eq!(sent, [500, 300, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_hear_what_they_may_dial_and_whether_they_lead() {
+    let key = key();
+    let registry = registry(vec![group(1, &[&key], &["a.example"])]);
+    let one = peer(1, 1, 0);
+    let far = Upgraded::new(one.io, Side::Client, BytesMut::new());
+    let appliance = Hello { capabilities: Capabilities::OURS, ..one.lane.peer().clone() };
+    let (far, _incoming, driver) = Lane::new(far, appliance, Settings::default());
+    tokio::spawn(driver);
+    let admission = registry.authenticate(key.reveal()).unwrap();
+    let _connected = registry.connect(admission, one.lane.clone(), address()).unwrap();
+    let mut told = far.told();
+    let told_of = |told: &crate::tunnel::lane::Told| {
+        let patterns =
+            told.policy.as_ref().map(|p| p.patterns.iter().map(ToString::to_string).collect::<Vec<_>>());
+        (patterns.unwrap_or_default(), told.role.map(|told| told.role.word()))
+    };
+    let expected = (vec!["a.example".to_owned()], Some("primary"));
+    timeout(Duration::from_secs(5), told.wait_for(|told| told_of(told) == expected)).await.unwrap().unwrap();
+    // Saved, without a reconnect.
+    registry.apply(Roster { groups: vec![group(1, &[&key], &["b.example", "c.example"])] });
+    let expected = (vec!["b.example".to_owned(), "c.example".to_owned()], Some("primary"));
+    timeout(Duration::from_secs(5), told.wait_for(|told| told_of(told) == expected)).await.unwrap().unwrap();
 }
