@@ -5,7 +5,6 @@
 //! | [`captured`] | software that knows no proxy: the kernel sends its connections here |
 //! | [`proxy`] | software that does: HTTP `CONNECT` and SOCKS5 |
 
-mod accept;
 pub mod captured;
 pub mod proxy;
 

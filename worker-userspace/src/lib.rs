@@ -8,8 +8,9 @@
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`] |
-//! | 1 | [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`web`], [`target`], [`refusal`] |
+//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`web`], [`target`], [`refusal`] |
 
+pub mod accept;
 pub mod appliance;
 pub mod carry;
 pub mod config;

@@ -26,7 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::registry::{Admission, Registry, node};
-use super::strangers::{Place, Stranger, Strangers};
+use super::strangers::{self, Stranger};
+use crate::accept::{self, Place};
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
 use crate::tunnel::handshake::{self, DEADLINE, PATH, accept_upgrade, bearer};
@@ -36,8 +37,6 @@ use crate::tunnel::transport::{Transport, tune};
 use crate::tunnel::websocket::Side;
 use crate::web::Peer;
 
-/// Wait after `accept()` failed, so that a lack of descriptors does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for a worker to hear why its lane is not wanted.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Time for a connection to show a credential that works.
@@ -67,31 +66,15 @@ pub struct Endpoint {
 impl Endpoint {
     /// Accepts connections until the drain begins.
     pub async fn serve(self, listener: TcpListener) {
-        let strangers = Strangers::new();
-        loop {
-            let Some(room) = strangers.room().await else { return };
-            let (tcp, peer) = tokio::select! {
-                () = self.drain.stopping() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!("accepting a worker: {error}");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-            };
-            let Some(place) = strangers.admit(peer.ip(), room) else {
-                tracing::debug!(%peer, "closed: its source has too many connections without a key");
-                continue;
-            };
+        let take = |tcp, peer, place| {
             let endpoint = self.clone();
             self.drain.spawn("endpoint connection", async move {
                 if let Err(error) = endpoint.connection(tcp, peer, place).await {
                     tracing::debug!(%peer, "connection ended: {error}");
                 }
             });
-        }
+        };
+        accept::each_in_place(&listener, &self.drain, "a worker", &strangers::places(), take).await;
     }
 
     /// Serves one connection. The place is held until the peer is known or gone.

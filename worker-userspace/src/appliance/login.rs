@@ -42,7 +42,8 @@ use serde::Deserialize;
 pub use sessions::Session;
 
 use super::audit::{Actor, EventKind, NewEvent};
-use super::strangers::{self, Stranger};
+use super::strangers::Stranger;
+use crate::accept;
 use crate::config::{KeyHash, secret};
 use crate::web::layers::{self, LARGEST_BODY};
 use crate::web::{Kind, Peer, Problem};
@@ -249,7 +250,7 @@ impl Login {
         let given = token.map(KeyHash::of);
         let right = ours.hash.is_some() && ours.hash == given;
         let mut limits = self.0.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = limits.attempt(strangers::source(source), right);
+        let outcome = limits.attempt(accept::source(source), right);
         drop(limits);
         let actor = Actor::at("unknown", source);
         match outcome {

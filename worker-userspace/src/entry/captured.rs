@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{DIAL, accept};
+use super::DIAL;
+use crate::accept;
 use crate::carry::Carry;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin, Process};
@@ -39,8 +40,8 @@ impl Forwarder {
             Ok(address) => address.port(),
             Err(error) => return tracing::error!("the forwarder's listener has no address: {error}"),
         };
-        let take = |socket, source, _| self.accept(socket, port, source);
-        accept::each(&listener, &self.drain, "a captured connection", None, take).await;
+        let take = |socket, source| self.accept(socket, port, source);
+        accept::each(&listener, &self.drain, "a captured connection", take).await;
     }
 
     fn accept(&self, socket: TcpStream, port: u16, source: SocketAddr) {

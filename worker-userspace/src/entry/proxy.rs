@@ -22,11 +22,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use credentials::Credentials;
 
-use super::{DIAL, accept};
+use super::DIAL;
+use crate::accept::{self, Places};
 use crate::carry::Carry;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, Flow, FlowGuard, Ledger, Origin};
@@ -38,8 +38,12 @@ use crate::tunnel::stream::Stream;
 
 /// Connections at once that have not said yet, by right, where they want to go.
 const PLACES: usize = 1024;
-/// How long they may take to say so.
+/// Those of one other host.
+const EACH: usize = 64;
+/// How long they may take for a request.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long they may take for all their requests, until one is taken.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Wait before a wrong password is answered.
 const WRONG: Duration = Duration::from_millis(500);
 /// A client that vanished is noticed some time after this, while nothing moves.
@@ -52,7 +56,7 @@ pub struct Proxy {
     ledger: Ledger,
     credentials: Option<Arc<Credentials>>,
     drain: Drain,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Proxy {
@@ -63,7 +67,7 @@ impl Proxy {
         credentials: Option<Credentials>,
         drain: Drain,
     ) -> Proxy {
-        let places = Arc::new(Semaphore::new(PLACES));
+        let places = Places::new(PLACES, |source| if source.is_loopback() { PLACES } else { EACH });
         Proxy { router, ledger, credentials: credentials.map(Arc::new), drain, places }
     }
 
@@ -72,7 +76,7 @@ impl Proxy {
         let take = |socket, source, place| {
             self.drain.spawn("HTTP client", self.clone().http(socket, source, place));
         };
-        accept::each(&listener, &self.drain, "an HTTP client", Some(&self.places), take).await;
+        accept::each_in_place(&listener, &self.drain, "an HTTP client", &self.places, take).await;
     }
 
     /// Takes SOCKS5 until the drain begins.
@@ -80,7 +84,7 @@ impl Proxy {
         let take = |socket, source, place| {
             self.drain.spawn("SOCKS client", self.clone().socks(socket, source, place));
         };
-        accept::each(&listener, &self.drain, "a SOCKS client", Some(&self.places), take).await;
+        accept::each_in_place(&listener, &self.drain, "a SOCKS client", &self.places, take).await;
     }
 
     /// Writes down what a client asked for.
@@ -100,9 +104,6 @@ struct Client {
     /// Where a password was asked for and given.
     user: Option<String>,
 }
-
-/// The place of a client that has not said yet where it wants to go.
-type Place = Option<OwnedSemaphorePermit>;
 
 fn tune(socket: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);

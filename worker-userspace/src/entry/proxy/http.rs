@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
@@ -17,7 +17,8 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::answer::answer;
-use super::{Client, HANDSHAKE, Place, Proxy, WRONG, forward, tell, tune};
+use super::{Client, HANDSHAKE, PATIENCE, Proxy, WRONG, forward, tell, tune};
+use crate::accept::Place;
 use crate::inspect::ledger::{Entry, FlowGuard};
 use crate::refusal::{Code, Refusal};
 use crate::target::Target;
@@ -35,7 +36,7 @@ impl Proxy {
     /// Serves one connection until it is handed over to what it asked for, or ends.
     pub(super) async fn http(self, socket: TcpStream, source: SocketAddr, place: Place) {
         tune(&socket);
-        let place = Arc::new(Mutex::new(place));
+        let place = Mutex::new(Some(place));
         let service = service_fn(|request| self.answer(request, source, &place));
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -48,8 +49,15 @@ impl Proxy {
             .serve_connection(TokioIo::new(socket), service)
             .with_upgrades();
         tokio::pin!(serving);
+        let unknown = async {
+            sleep(PATIENCE).await;
+            if held(&place).is_none() {
+                std::future::pending().await
+            }
+        };
         let served = tokio::select! {
             served = &mut serving => served,
+            () = unknown => return tracing::debug!(%source, "an HTTP client asked for nothing in {PATIENCE:?}"),
             () = self.drain.stopping() => {
                 // What is being dialled is answered.
                 serving.as_mut().graceful_shutdown();
@@ -65,7 +73,7 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         source: SocketAddr,
-        place: &Mutex<Place>,
+        place: &Mutex<Option<Place>>,
     ) -> Result<Answered, Infallible> {
         let user = match self.user(&request) {
             Ok(user) => user,
@@ -88,7 +96,7 @@ impl Proxy {
             return Ok(refuse(StatusCode::BAD_REQUEST, "http_request_error", text));
         };
         // From here on it waits for others, not others for it.
-        drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(held(place).take());
         let flow = self.flow(Entry::Connect, &Client { source, user }, target);
         let upgrade = hyper::upgrade::on(&mut request);
         match self.dial(&flow).await {
@@ -113,6 +121,10 @@ impl Proxy {
         let user = given.and_then(|value| value.to_str().ok()).and_then(|v| credentials.check_basic(v));
         user.map(|user| Some(user.to_owned())).ok_or(Unknown { wrong: given.is_some() })
     }
+}
+
+fn held(place: &Mutex<Option<Place>>) -> MutexGuard<'_, Option<Place>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A request without credentials, or with wrong ones.

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::answer::answer;
-use super::{Client, HANDSHAKE, Place, Proxy, WRONG, forward, tell, tune};
+use super::{Client, HANDSHAKE, Proxy, WRONG, forward, tell, tune};
+use crate::accept::Place;
 use crate::inspect::ledger::Entry;
 use crate::splice::{broken, unread};
 use crate::target::Target;

@@ -20,15 +20,15 @@ struct House {
 
 impl House {
     async fn new() -> House {
-        House::of(None, PLACES).await
+        House::of(None, all_places()).await
     }
 
-    async fn of(credentials: Option<Credentials>, places: usize) -> House {
+    async fn of(credentials: Option<Credentials>, places: Places) -> House {
         let lanes = Lanes::new();
         let worker = lanes.connect("worker", credit::INITIAL);
         let drain = Drain::new(SOON);
         let mut proxy = Proxy::new(lanes, Ledger::default(), credentials, drain.clone());
-        proxy.places = Arc::new(Semaphore::new(places));
+        proxy.places = places;
         let listeners = [listener().await, listener().await];
         let [http, socks] = [0, 1].map(|at: usize| listeners[at].local_addr().unwrap());
         let [first, second] = listeners;
@@ -43,7 +43,7 @@ impl House {
         std::fs::write(&password_file, "open sesame\n").unwrap();
         let login = Login { user: "Aladdin".into(), password_file };
         let password = login.read().unwrap();
-        House::of(Some(Credentials::new(login.user, &password)), PLACES).await
+        House::of(Some(Credentials::new(login.user, &password)), all_places()).await
     }
 
     fn newest(&self) -> FlowReport {
@@ -60,6 +60,10 @@ impl House {
         timeout(SOON, ended).await.expect("the connection goes on");
         self.newest()
     }
+}
+
+fn all_places() -> Places {
+    Places::new(PLACES, |_| PLACES)
 }
 
 async fn listener() -> TcpListener {
@@ -351,12 +355,29 @@ async fn who_says_too_little_is_let_go() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_asks_again_and_again_without_a_password_is_let_go() {
+    let house = House::with_login().await;
+    let mut stranger = TcpStream::connect(house.http).await.unwrap();
+    let started = tokio::time::Instant::now();
+    let mut heard = [0; 4096];
+    while started.elapsed() < 2 * PATIENCE {
+        let said = stranger.write_all(CONNECT).await;
+        match stranger.read(&mut heard).await {
+            Ok(1..) if said.is_ok() => {}
+            _ => return assert!(started.elapsed() >= PATIENCE),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    panic!("it holds a place for ever");
+}
+
 #[tokio::test]
 async fn places_are_for_those_who_have_not_asked_yet() {
-    let mut house = House::of(None, 1).await;
+    let mut house = House::of(None, Places::new(1, |_| 1)).await;
     let idle = TcpStream::connect(house.socks).await.unwrap();
     let until_taken = async {
-        while house.proxy.places.available_permits() > 0 {
+        while house.proxy.places.free() > 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -440,7 +461,7 @@ async fn a_drain_lets_go_of_who_has_not_asked_and_keeps_who_is_connected() {
     let mut idle =
         [TcpStream::connect(house.http).await.unwrap(), TcpStream::connect(house.socks).await.unwrap()];
     let until_taken = async {
-        while house.proxy.places.available_permits() > PLACES - 2 {
+        while house.proxy.places.free() > PLACES - 2 {
             tokio::task::yield_now().await;
         }
     };
