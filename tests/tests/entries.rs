@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::traffic::Serve;
-use tests::{Bytes, Command, Config, Daemon, Group, Host, Lab, Sdk, net};
+use tests::{Bytes, Command, Config, Daemon, Group, Host, Lab, Sdk, Signal, net};
 
 const SOON: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "open \"sesame\":1";
@@ -333,6 +333,52 @@ fn a_workers_host_has_entries_over_its_uplink() -> Result<()> {
             refused.said.contains("destination_ip_prohibited") && refused.said.contains("may_open"),
             "{refused:?}"
         );
+        Ok(())
+    })
+}
+
+/// What a captured application, and clients that know proxies, had asked of a worker that falls silent, the next one
+/// does: nobody notices more than the time that it takes to be sure.
+#[test]
+fn what_a_silent_worker_was_asked_for_is_done_by_the_standby() -> Result<()> {
+    let lab = Lab::new()?;
+    let _vsphere = lab.vsphere()?;
+    let tunnel = lab.tunnel_with(AT_SITE, AT_SITE, with_entries)?;
+    let config = Config::new().worker(&tunnel.group, lab.pki().ca_file(), AT_SITE);
+    let standby = lab.site().daemon("standby", config)?;
+    let both = |status: &Value| status["appliance"]["groups"][0]["nodes"].as_array().map(Vec::len) == Some(2);
+    tunnel.appliance.wait_for_status("two nodes", SOON, both)?;
+    lab.explain(|| {
+        let host = lab.appliance();
+        tunnel.worker.process().signal(Signal::SIGSTOP)?;
+        let started = Instant::now();
+        let curl = |proxy: &str| {
+            let ca = lab.pki().ca_file();
+            let command =
+                Command::new("curl").args(["--silent", "--show-error", "--max-time", "30", "--proxy", proxy]);
+            command.arg("--cacert").arg(ca).args([
+                "--output",
+                "/dev/null",
+                "https://vcenter.corp.example/about",
+            ])
+        };
+        let mut clients = vec![
+            host.captured(curl("")).spawn()?,
+            host.uncaptured(curl(&By::Http.url(""))).spawn()?,
+            host.uncaptured(curl(&By::Socks.url(""))).spawn()?,
+        ];
+        for client in &mut clients {
+            let status = client.wait(SOON)?;
+            assert!(status.success(), "{status}: {}", client.stderr());
+        }
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        tunnel.worker.process().signal(Signal::SIGCONT)?;
+        for id in 1..=3 {
+            let flow = tunnel.appliance.ended_flow(id, SOON)?;
+            // Once, or twice where the other lane of the silent worker was tried in between.
+            assert!(flow["retries"].as_u64().is_some_and(|retries| retries <= 2), "{flow:#}");
+        }
+        assert_eq!(standby.status()?["flows"]["total"], 3);
         Ok(())
     })
 }
