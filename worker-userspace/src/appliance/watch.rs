@@ -13,7 +13,7 @@ use super::admin::{Admin, NodeSeen, Page, WorkerFilter};
 use super::audit::{Actor, Audit, EventKind, NewEvent};
 use super::registry::{Witness, node};
 use super::roster::Group;
-use super::strangers;
+use crate::accept;
 use crate::config::{Key, KeyHash};
 use crate::inspect::ledger::{Flow, FlowEvent, Ledger};
 use crate::tunnel::message::{Hello, Id};
@@ -55,7 +55,7 @@ impl Watch {
     fn is_news(&self, source: IpAddr) -> bool {
         let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let source = strangers::source(source);
+        let source = accept::source(source);
         if told.len() >= SOURCES {
             told.retain(|_, last| now < *last + SPARSE);
         }
