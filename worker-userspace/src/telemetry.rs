@@ -18,7 +18,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 /// Lines of one kind in a [`PERIOD`].
-const LINES: u32 = 20;
+const LINES: u32 = 100;
 /// See [`LINES`].
 const PERIOD: Duration = Duration::from_secs(5);
 
