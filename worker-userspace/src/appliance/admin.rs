@@ -71,7 +71,7 @@ pub trait Check: Send + Sync + 'static {
 
 /// Which worker or cloud: by its number or by its name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "write a number or a name")]
 pub enum Ref {
     /// By number.
     Id(i64),

@@ -243,6 +243,16 @@ impl Login {
         (self.0.record)(event);
     }
 
+    /// Lets a request with the right token pass. Nobody guesses 256 bits, so however many wrong ones came from its
+    /// source, as a forgotten script sends them, what the limits keep away is only their noise.
+    fn judge_bearer(&self, token: &str, source: IpAddr) -> Result<u64, Denied> {
+        let ours = self.token();
+        match ours.hash == Some(KeyHash::of(token)) {
+            true => Ok(ours.epoch),
+            false => self.judge(Some(token), source),
+        }
+    }
+
     /// Judges a token, `None` where it may not even be tried; failures are counted, and are events.
     fn judge(&self, token: Option<&str>, source: IpAddr) -> Result<u64, Denied> {
         let ours = self.token();
@@ -333,7 +343,7 @@ impl Login {
         };
         let mut body = Some(body);
         let caller = match bearer(&parts.headers) {
-            Some(token) => Caller::Token { source, epoch: self.judge(Some(token), source)? },
+            Some(token) => Caller::Token { source, epoch: self.judge_bearer(token, source)? },
             None => {
                 let cookie = self.find_cookie(&parts.headers).ok_or(Denied::NoCredential)?;
                 let path = parts.uri.path();

@@ -17,7 +17,7 @@ const LONGEST_CLOUD_NAME: usize = 100;
 
 /// Proxy hosts as they come in.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "write a text, or a list of texts, as in [\"vcenter.corp.example:443\"]")]
 pub enum HostList {
     /// One text, separated by commas or white space. A number behind a comma is another port of the host before
     /// it: `vc.example:443,902`.

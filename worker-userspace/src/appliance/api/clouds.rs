@@ -75,13 +75,15 @@ pub struct CloudSaved {
 #[serde(deny_unknown_fields)]
 #[schema(as = CloudNew)]
 pub(super) struct New {
-    /// For people; 1 to 100 characters, unique.
+    /// For people; unique.
+    #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// `vmware`, `vmwareCloudAws`, `nutanix`, `openstack`, `xenserver` or `macstadium`.
     #[serde(rename = "type")]
     #[schema(value_type = CloudType)]
     kind: String,
     /// Where its API is: `http[s]://host[:port][/path]`.
+    #[schema(pattern = "^https?://", max_length = 2000)]
     api_url: String,
     /// The worker that carries it, by number or name; none where absent or `null`.
     worker: Option<Ref>,
@@ -93,12 +95,14 @@ pub(super) struct New {
 #[schema(as = CloudEdit)]
 pub(super) struct Edit {
     /// Another name.
+    #[schema(min_length = 1, max_length = 100)]
     name: Option<String>,
     /// Another type.
     #[serde(rename = "type")]
     #[schema(value_type = Option<CloudType>)]
     kind: Option<String>,
     /// Another place of its API.
+    #[schema(pattern = "^https?://", max_length = 2000)]
     api_url: Option<String>,
     /// Another worker, by number or name; `null`: none.
     #[serde(default, deserialize_with = "some")]

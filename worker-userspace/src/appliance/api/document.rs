@@ -3,6 +3,7 @@
 use axum::Extension;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use utoipa::PartialSchema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -50,7 +51,19 @@ pub(super) fn finish(mut document: OpenApi) -> OpenApi {
         for operation in
             [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
         {
+            // The handlers' names: each resource has a `list`.
+            let tag = operation.tags.iter().flatten().next().cloned().unwrap_or_default();
+            operation.operation_id = operation.operation_id.take().map(|name| format!("{tag}_{name}"));
             let responses = &mut operation.responses.responses;
+            for (status, response) in responses.iter_mut() {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    let status = status.parse::<StatusCode>().ok();
+                    response.description =
+                        status.and_then(|status| status.canonical_reason()).unwrap_or("Done").into();
+                }
+            }
             responses.insert("4XX".into(), problem("What is wrong with the request"));
             responses.insert("5XX".into(), problem("What is wrong with the appliance"));
         }

@@ -147,9 +147,11 @@ impl From<Warning> for Odd {
 #[schema(as = WorkerNew)]
 pub(super) struct New {
     /// 1 to 63 of `a-z`, `0-9` and `-`; unique.
+    #[schema(pattern = "^[a-z0-9-]{1,63}$")]
     name: String,
     /// For people.
     #[serde(default)]
+    #[schema(max_length = 1000)]
     description: String,
     /// What it carries, apart from its clouds.
     #[serde(default)]
@@ -173,8 +175,10 @@ fn yes() -> bool {
 #[schema(as = WorkerEdit)]
 pub(super) struct Edit {
     /// Another name.
+    #[schema(pattern = "^[a-z0-9-]{1,63}$")]
     name: Option<String>,
     /// Another description.
+    #[schema(max_length = 1000)]
     description: Option<String>,
     /// Other proxy hosts, in place of all.
     proxy_hosts: Option<HostList>,
@@ -191,7 +195,8 @@ pub(super) struct Edit {
 #[serde(deny_unknown_fields)]
 #[schema(as = KeyRotation)]
 pub(super) struct Rotation {
-    /// Seconds for which the old key goes on to work, at most 2592000 (30 days); 86400 unless given.
+    /// Seconds for which the old key goes on to work, at most 30 days.
+    #[schema(maximum = 2_592_000, default = 86_400)]
     grace: Option<u64>,
 }
 

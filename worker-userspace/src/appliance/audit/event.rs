@@ -84,8 +84,10 @@ macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident = $word:literal,)+) => {
         /// What kind of thing happened.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        // What the words are, too; the document of the API does not look into macros.
+        #[serde(rename_all = "kebab-case")]
         pub enum EventKind {
-            $($(#[doc = $doc])+ #[serde(rename = $word)] $kind,)+
+            $($(#[doc = $doc])+ $kind,)+
         }
 
         impl EventKind {
