@@ -81,8 +81,7 @@ async fn run(worker: bool, steps: Vec<Step>) {
         max_streams: 4,
         capabilities: Capabilities::OURS,
     };
-    let (lane, mut incoming, driver) =
-        Lane::new(Upgraded::new(near, side, BytesMut::new()), peer, settings);
+    let (lane, mut incoming, driver) = Lane::new(Upgraded::new(near, side, BytesMut::new()), peer, settings);
     let told = lane.told();
     let driver = tokio::spawn(driver);
     let reader = tokio::spawn(async move {
