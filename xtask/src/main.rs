@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod bench;
 mod command;
 mod demo;
 mod ebpf;
@@ -35,6 +36,8 @@ enum Command {
     Ci,
     /// Show an unchanged VMware SDK managing a vCenter that its host can neither resolve nor reach.
     Demo(demo::Demo),
+    /// Measure a part of the house at its largest.
+    Bench(bench::Bench),
     /// Run the fuzz targets.
     Fuzz(fuzz::Fuzz),
 }
@@ -56,6 +59,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lint(options) => lint::lint(&options),
         Command::Ci => lint::lint(&lint::Lint::default()).and_then(|()| test::test(&[])),
         Command::Demo(options) => demo::demo(&options),
+        Command::Bench(options) => bench::bench(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
     }
 }

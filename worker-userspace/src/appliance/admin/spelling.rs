@@ -6,6 +6,7 @@
 //!
 //! What must hold: a warning never refuses or delays a save; the answer waits for names at most a second.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -85,17 +86,18 @@ impl Admin {
     pub(super) async fn spelling(&self, state: &State, concern: Concern) -> Vec<Warning> {
         let clouds = clouds(state, concern);
         let mut warnings = Vec::new();
-        let routes = state.routes();
+        // Made of all patterns, and hardly ever needed.
+        let routes = LazyCell::new(|| state.routes());
         for (cloud, url) in &clouds {
-            let target = Target { host: url.host.clone(), port: url.port };
-            let carried = routes.find(&target).map(|(pattern, held)| (pattern, state.holder(*held)));
-            match (cloud.worker, carried) {
-                (None, Some((pattern, holder))) => {
-                    warnings.push(without_worker(cloud, &pattern.to_string(), &holder));
-                }
-                (Some(id), _) => warnings.extend(elsewhere(state, cloud, url, id)),
-                (None, None) => {}
-            }
+            let Some(id) = cloud.worker else {
+                let target = Target { host: url.host.clone(), port: url.port };
+                let carried = routes.find(&target);
+                warnings.extend(carried.map(|(pattern, held)| {
+                    without_worker(cloud, &pattern.to_string(), &state.holder(*held))
+                }));
+                continue;
+            };
+            warnings.extend(elsewhere(state, cloud, url, id));
         }
         let pairs: Vec<Pair<'_>> =
             clouds.iter().flat_map(|(cloud, url)| pairs(state, concern, cloud, url)).collect();
