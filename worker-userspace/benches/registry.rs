@@ -152,7 +152,7 @@ async fn fill(directory: &tempfile::TempDir, registry: &Arc<Registry>) {
     let event = |i: usize| Event {
         id: 0,
         time: dworker::appliance::records::now(),
-        kind: if i % 20 == 0 { EventKind::StreamRefused } else { EventKind::StreamOpened },
+        kind: if i.is_multiple_of(20) { EventKind::StreamRefused } else { EventKind::StreamOpened },
         actor: "dworker".into(),
         subject: format!("site-{}", i % WORKERS),
         text: format!("vc0.site{}.example:443 for python3 (pid {i}), carried by host-0", i % WORKERS),
