@@ -234,9 +234,6 @@ impl Daemon {
         if let Some(steering) = &self.roles.steering {
             steering.detach();
         }
-        if let Some(appliance) = &self.roles.appliance {
-            appliance.stopping();
-        }
         let cut = tokio::select! {
             cut = self.drain.finish() => cut,
             _ = terminate.recv() => self.drain.cut().await,

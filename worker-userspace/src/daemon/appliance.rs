@@ -35,6 +35,8 @@ use crate::web::layers::around;
 
 /// How long it is believed what the store said of itself: anybody may ask.
 const BELIEVED: Duration = Duration::from_secs(5);
+/// How long a stop waits until the last events are kept.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
 
 /// The role, loaded.
 pub(super) struct Appliance {
@@ -45,6 +47,8 @@ pub(super) struct Appliance {
     store: Arc<Sqlite>,
     admin: Admin,
     audit: Audit,
+    /// What keeps events: it stops when nothing happens any more.
+    keeping: Drain,
     login: Login,
     /// What the store said last, and when.
     probed: Mutex<Option<(Instant, Option<String>)>>,
@@ -93,14 +97,15 @@ impl Appliance {
 
         let store = Arc::new(Sqlite::open(&config.state_dir).await?);
         let limits = Limits { age: appliance.events_age, count: appliance.events_max };
-        let audit = Audit::start(store.clone(), limits, drain);
+        let keeping = Drain::new(LAST_EVENTS);
+        let audit = Audit::start(store.clone(), limits, &keeping);
         audit.record(Actor::local("dworker").did(EventKind::Started, "dworker", env!("CARGO_PKG_VERSION")));
         let watch = Watch::new(audit.clone());
         let registry = Arc::new(Registry::new(appliance.failback, config.drain, Box::new(watch.clone())));
         let published = registry.clone();
         let publish = move |roster| published.apply(roster);
         let admin =
-            Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), drain).await?;
+            Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), &keeping).await?;
         watch.note_in(admin.clone());
         watch.observe(ledger);
         if let Some(steer) = &config.steer {
@@ -114,7 +119,7 @@ impl Appliance {
         let recorded = audit.clone();
         let login = Login::new(tls.is_some(), admin.admin_token(), move |event| recorded.record(event));
         let probed = Mutex::new(None);
-        let appliance = Appliance { listen: bound, registry, store, admin, audit, login, probed };
+        let appliance = Appliance { listen: bound, registry, store, admin, audit, keeping, login, probed };
         Ok((appliance, Port { tls, listeners }))
     }
 
@@ -166,13 +171,12 @@ impl Appliance {
         said
     }
 
-    /// Says that the daemon stops in order.
-    pub(super) fn stopping(&self) {
-        self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
-    }
-
-    /// Lets go of the files. All tasks have ended.
+    /// Keeps the last events, and lets go of the files. All other tasks have ended.
     pub(super) async fn close(&self) {
+        self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
+        if self.keeping.finish().await > 0 {
+            tracing::error!("the last events were not kept: the registry's disk is too slow");
+        }
         self.store.close().await;
     }
 }
