@@ -323,7 +323,9 @@ impl Admin {
     /// Records a save that was refused.
     fn told<T>(&self, actor: &Actor, subject: &str, result: Result<T, AdminError>) -> Result<T, AdminError> {
         result.inspect_err(|error| {
-            self.inner.audit.record(actor.did(EventKind::SaveRefused, subject, error.to_string()));
+            // An event is one line.
+            let text = error.to_string().replace('\n', "; ");
+            self.inner.audit.record(actor.did(EventKind::SaveRefused, subject, text));
         })
     }
 }

@@ -49,7 +49,8 @@ fn plan(state: &State, groups: Vec<Group>) -> Result<Plan, AdminError> {
                 return Err(AdminError::GroupNameTaken { name });
             }
             Some(old) => {
-                let new = Worker { key, proxy_hosts, may_open, ..Worker::clone(old) };
+                let rotated = if key == old.key { old.rotated } else { Some(now()) };
+                let new = Worker { key, proxy_hosts, may_open, rotated, ..Worker::clone(old) };
                 let changed = change(old, new, &actor);
                 plan.changes.extend(changed.changes);
                 plan.events.extend(changed.events);

@@ -35,6 +35,7 @@ async fn the_file_is_taken_over_at_each_start() {
     assert_eq!(house.carried(), [("site-a".into(), vec!["c.example".into()])]);
     let now = house.admin.worker(&"site-a".into()).expect("it");
     assert_eq!((now.id, now.key, now.may_open, now.revision), (kept.id, changed.key, true, 2));
+    assert!(kept.rotated.is_none() && now.rotated > Some(kept.created));
     assert_eq!(house.admin.cloud(&cloud.id.into()).expect("it").worker, None);
     let events = house.events().await;
     assert_eq!(

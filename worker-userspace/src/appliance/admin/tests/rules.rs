@@ -145,6 +145,11 @@ async fn two_workers_never_carry_the_same() {
         "d.example:443 of worker site-b is carried by worker site-a (API URL of cloud \"D\") already: leave it to one \
          of them, or give each its own ports"
     );
+    let two = "site-x.example, vc.example:443, d.example:443";
+    assert!(house.admin.edit_worker(b.id, carry(two), None, &me()).await.is_err());
+    let events = house.events().await;
+    let refused = "own ports; d.example:443 of worker site-b is";
+    assert!(events.iter().any(|event| event.contains(refused)), "all of it, on one line: {events:?}");
     // Refused is not half done.
     assert_eq!(
         shown(&house.admin.worker(&b.id.into()).expect("it").proxy_hosts),
