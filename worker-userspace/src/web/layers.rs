@@ -36,7 +36,7 @@ pub fn around(router: Router) -> Router {
 }
 
 /// True for paths that machines ask: their errors are problem documents.
-fn is_api(path: &str) -> bool {
+pub fn is_api(path: &str) -> bool {
     matches!(path, "/api" | "/healthz" | "/readyz") || path.starts_with("/api/")
 }
 

@@ -15,7 +15,7 @@ use axum::Router;
 use axum::extract::{Form, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, SET_COOKIE,
 };
@@ -30,6 +30,7 @@ use super::{Page, assets, live};
 use crate::appliance::admin::{AdminError, Warning};
 use crate::appliance::login::{Caller, Denied, LIVE};
 use crate::web::extract::Query;
+use crate::web::layers;
 use crate::web::{Kind, Peer, Problem};
 
 /// No inline script or style, nothing from elsewhere, and nobody frames it.
@@ -52,6 +53,8 @@ pub(super) fn router(page: Arc<Page>) -> Router {
         .route("/sign-in", get(show_sign_in).post(do_sign_in))
         .route("/assets/{hash}/{name}", get(assets::serve))
         .merge(inside)
+        // Also for what nobody knows there is a page.
+        .route("/{*path}", any(async || StatusCode::NOT_FOUND))
         .layer(from_fn(dress))
         .with_state(page)
 }
@@ -124,6 +127,9 @@ fn again(path: &str) -> Markup {
 async fn dress(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let mut response = next.run(request).await;
+    if layers::is_api(&path) {
+        return response;
+    }
     let status = response.status();
     let is_page =
         response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));

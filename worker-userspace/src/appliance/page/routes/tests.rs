@@ -19,7 +19,6 @@ use crate::config::Key;
 use crate::config::KeyHash;
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
-use crate::web::layers;
 
 const OURS: &str = "https://appliance.example";
 
@@ -221,7 +220,7 @@ async fn too_many_attempts_are_told_with_the_time_to_wait() {
 async fn every_answer_has_the_headers_of_a_page() {
     let house = House::new().await;
     let visitor = house.sign_in().await;
-    for path in ["/sign-in", "/workers", "/workers/9", "/connections/9/close", "/events?before=x", "/"] {
+    for path in ["/sign-in", "/workers", "/workers/9", "/connections/9/close", "/events?before=x", "/", "/no/such"] {
         let answer = visitor.get(path).await;
         assert_eq!(answer.header(CONTENT_SECURITY_POLICY), POLICY, "{path}");
         assert!(!POLICY.contains("unsafe"));
@@ -236,6 +235,8 @@ async fn every_answer_has_the_headers_of_a_page() {
     for (path, status) in [("/workers/9", 404), ("/events?before=x", 400), ("/workers/abc", 404)] {
         assert_eq!(visitor.get(path).await.status, status, "{path}");
     }
+    let api = visitor.get("/api/v1/no-such").await;
+    assert_eq!((api.status, api.header(CONTENT_TYPE)), (404, "application/problem+json"));
     let kept = visitor.get(&assets::STYLE.path).await;
     assert!(kept.header(CACHE_CONTROL).contains("immutable"));
 }
