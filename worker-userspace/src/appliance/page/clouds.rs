@@ -111,7 +111,7 @@ pub(super) fn live_list(list: &List) -> Markup {
                         p #count { "No cloud has “" (list.query) "” in its name or URL." }
                         div.actions { a.button href="/clouds" { "Show all clouds" } }
                     }))
-                } @else { (table(&list.rows)) (pages(list)) }
+                } @else { div.wide { (table(&list.rows)) } (pages(list)) }
             }
         }
     }
@@ -134,11 +134,11 @@ fn table(rows: &[Row]) -> Markup {
                             a href={ "/clouds/" (row.id) "/edit" } { (row.name) }
                             span.under { (title(row.kind)) }
                         }
-                        td.high.break data-label="API URL" {
+                        td.high.break.room data-label="API URL" {
                             (row.api_url)
                             @if row.worker.is_some() { span.under { "captured as " span.mono { (row.proxy_host) } } }
                         }
-                        td data-label="Worker" {
+                        td.firm data-label="Worker" {
                             @if let Some(worker) = &row.worker {
                                 span.actions { a href={ "/workers/" (worker.id) } { (worker.name) } (worker.state.badge()) }
                             } @else { span.muted { "none: reached directly" } }

@@ -149,18 +149,6 @@ pub(super) fn list(frame: &Frame, list: &List) -> Markup {
                         p { "Those that are open, and the last that ended, as they pass through this appliance." }
                     }
                 }
-                form.tools role="search" method="get" action="/connections" data-filter {
-                    (search("Search connections", &list.query, "Process, target, worker or trace"))
-                    div {
-                        label.unseen for="state" { "State" }
-                        select #state name="state" {
-                            @for which in Which::ALL {
-                                option value=(which.word()) selected[which == list.which] { (which.title()) }
-                            }
-                        }
-                    }
-                    button.button.unscripted { "Search" }
-                }
                 (live_list(list))
             },
         },
@@ -176,6 +164,18 @@ pub(super) fn live_list(list: &List) -> Markup {
                 div { dt { "Since the start" } dd { (list.total) } }
                 (throughput_tile(list.rate))
             }
+            form.tools role="search" method="get" action="/connections" data-filter {
+                (search("Search connections", &list.query, "Process, target, worker or trace"))
+                div {
+                    label.unseen for="state" { "State" }
+                    select #state name="state" {
+                        @for which in Which::ALL {
+                            option value=(which.word()) selected[which == list.which] { (which.title()) }
+                        }
+                    }
+                }
+                button.button.unscripted { "Search" }
+            }
             section.card aria-label="Connections" {
                 @if list.total == 0 {
                     (empty(Icon::Connections, "No connection yet", html! {
@@ -187,7 +187,7 @@ pub(super) fn live_list(list: &List) -> Markup {
                         p #count { "No connection that is open, or among the last that ended, is as you want." }
                         div.actions { a.button href="/connections" { "Show all connections" } }
                     }))
-                } @else { (table(&list.rows)) (end(list)) }
+                } @else { div.wide { (table(&list.rows)) } (end(list)) }
             }
         }
     }
@@ -218,12 +218,12 @@ fn one(row: &Row) -> Markup {
     };
     html! {
         tr.gone[!row.is_open()] id={ "connection-" (row.id) } {
-            td.lead {
+            td.lead.firm {
                 @if let Some(process) = &row.process { (process) } @else { span.muted { (row.entry) } }
                 span.under { (row.entry) " · " span.mono { (row.trace) } }
             }
-            td.break data-label="Target" { (row.target) }
-            td data-label="Worker" {
+            td.break.room data-label="Target" { (row.target) }
+            td.firm data-label="Worker" {
                 @if let Some((name, id)) = &row.worker {
                     @if let Some(id) = id { a href={ "/workers/" (id) } { (name) } } @else { (name) }
                     @if let Some(node) = &row.node { span.under { (node) } }

@@ -102,7 +102,7 @@ pub(super) fn live_list(list: &List) -> Markup {
                         p #count { @if list.is_filtered() { "No event is as you want." } @else { "What happens from now on is written down here." } }
                         @if list.is_filtered() { div.actions { a.button href="/events" { "Show all events" } } }
                     }))
-                } @else { (table(&list.rows)) (pages(list)) }
+                } @else { div.wide { (table(&list.rows)) } (pages(list)) }
             }
         }
     }
@@ -121,11 +121,11 @@ fn table(rows: &[Event]) -> Markup {
             tbody {
                 @for event in rows {
                     tr id={ "event-" (event.id) } {
-                        td.number.small.muted data-label="Time" { (words::at(event.time)) }
-                        td data-label="Kind" { (badge(tone(event.kind), &title(event.kind))) }
-                        td.break.none[event.subject.is_empty()] data-label="About" { (event.subject) }
+                        td.mark.number.small.muted { (words::at(event.time)) }
+                        td.lead { (badge(tone(event.kind), &title(event.kind))) }
+                        td.break.room.none[event.subject.is_empty()] data-label="About" { (event.subject) }
                         td.break.high data-label="What" { (event.text) }
-                        td.high data-label="By" {
+                        td.high.firm data-label="By" {
                             div {
                                 (event.actor)
                                 @if let Some(source) = event.source { span.under.mono.number { (source) } }

@@ -216,7 +216,7 @@ fn one(csrf: &str, worker: &Detail, node: &Node) -> Markup {
                 (node.host_name)
                 span.under { span.mono { (node.id.get(..8).unwrap_or(&node.id)) } " · " (node.address) }
             }
-            td data-label="Role" { (node.role.badge()) }
+            td.mark { (node.role.badge()) }
             td.right.number data-label="Round trip" {
                 @if let Some(time) = node.round_trip { (words::round_trip(time)) } @else { "–" }
             }

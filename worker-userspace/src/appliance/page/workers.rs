@@ -175,7 +175,7 @@ pub(super) fn live_list(list: &List) -> Markup {
                             div.actions { a.button href="/workers" { "Show all workers" } }
                         }))
                     } @else {
-                        (table(&list.rows))
+                        div.wide { (table(&list.rows)) }
                         (pages(list))
                     }
                 }
@@ -263,7 +263,7 @@ fn one(row: &Row) -> Markup {
                 a href={ "/workers/" (row.id) } { (row.name) }
                 @if !row.description.is_empty() { span.under.clip { (row.description) } }
             }
-            td data-label="Status" { (row.state.badge()) }
+            td.mark { (row.state.badge()) }
             td data-label="Nodes" {
                 @if row.roles == Roles::default() { span.muted { "none yet" } } @else { (row.roles.badges()) }
             }

@@ -220,7 +220,9 @@ async fn too_many_attempts_are_told_with_the_time_to_wait() {
 async fn every_answer_has_the_headers_of_a_page() {
     let house = House::new().await;
     let visitor = house.sign_in().await;
-    for path in ["/sign-in", "/workers", "/workers/9", "/connections/9/close", "/events?before=x", "/", "/no/such"] {
+    for path in
+        ["/sign-in", "/workers", "/workers/9", "/connections/9/close", "/events?before=x", "/", "/no/such"]
+    {
         let answer = visitor.get(path).await;
         assert_eq!(answer.header(CONTENT_SECURITY_POLICY), POLICY, "{path}");
         assert!(!POLICY.contains("unsafe"));
