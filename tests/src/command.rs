@@ -21,6 +21,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::SigSet;
+use nix::unistd::sethostname;
 
 use crate::capture::{Capture, Stream};
 use crate::process::Process;
@@ -33,6 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Place {
     pub(crate) netns: Option<PathBuf>,
+    /// What the machine is called there.
+    pub(crate) hostname: Option<&'static str>,
     /// Files to lay over others: (the host's own, where programs look).
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
     pub(crate) cgroup: Option<PathBuf>,
@@ -208,9 +211,10 @@ impl Command {
                 CString::new(target.as_os_str().as_bytes())?,
             ));
         }
+        let hostname = self.place.hostname;
         // SAFETY: between fork and exec the closure makes system calls only: it allocates nothing and
         // takes no lock, for all paths and descriptors are ready before.
-        unsafe { command.pre_exec(move || enter(netns.as_ref(), &files, cgroup.as_ref())) };
+        unsafe { command.pre_exec(move || enter(netns.as_ref(), hostname, &files, cgroup.as_ref())) };
         Ok(command)
     }
 }
@@ -229,11 +233,20 @@ impl fmt::Display for Command {
 }
 
 /// Puts the calling process in its place. System calls only: it runs between fork and exec.
-fn enter(netns: Option<&File>, files: &[(CString, CString)], cgroup: Option<&File>) -> io::Result<()> {
+fn enter(
+    netns: Option<&File>,
+    hostname: Option<&str>,
+    files: &[(CString, CString)],
+    cgroup: Option<&File>,
+) -> io::Result<()> {
     // The caller may have blocked signals to wait for them; a child that inherits this hears no SIGTERM.
     SigSet::empty().thread_set_mask()?;
     if let Some(netns) = netns {
         setns(netns, CloneFlags::CLONE_NEWNET)?;
+    }
+    if let Some(hostname) = hostname {
+        unshare(CloneFlags::CLONE_NEWUTS)?;
+        sethostname(hostname)?;
     }
     if !files.is_empty() {
         unshare(CloneFlags::CLONE_NEWNS)?;

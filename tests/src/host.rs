@@ -136,6 +136,7 @@ impl Host {
     fn place(&self, cgroup: Option<PathBuf>) -> Place {
         Place {
             netns: Some(self.netns.path().to_owned()),
+            hostname: Some(self.name),
             files: FILES
                 .iter()
                 .map(|(file, _)| (self.directory.join(file), Path::new("/etc").join(file)))
@@ -152,8 +153,10 @@ impl Host {
             .map(|(file, _)| format!("mount --bind {}/{file} /etc/{file} && ", self.directory.display()));
         format!(
             "#!/bin/sh\n[ $# -gt 0 ] || set -- \"${{SHELL:-sh}}\"\n{first}\
-             exec nsenter --net={} unshare --mount sh -c '{}exec \"$@\"' enter \"$@\"\n",
+             exec nsenter --net={} unshare --mount --uts sh -c \
+             'echo {} > /proc/sys/kernel/hostname && {}exec \"$@\"' enter \"$@\"\n",
             self.netns.path().display(),
+            self.name,
             files.concat()
         )
     }

@@ -138,6 +138,8 @@ fn a_captured_process_is_in_the_cgroup_and_sees_its_hosts_files() -> Result<()> 
     );
     // cgroupfs must be visible, or steering could not be attached from a host of the lab.
     assert!(host.command("ls").arg(host.cgroup().path()).check()?.contains("cgroup.procs"));
+    let name = |host: &Host| host.command("uname").arg("-n").check();
+    assert_eq!([name(host)?, name(lab.site())?], ["appliance\n", "site\n"], "each has its own name");
     let environment = host.command("env").check()?;
     assert!(!environment.to_lowercase().contains("proxy"), "{environment}");
     Ok(())
@@ -147,13 +149,14 @@ fn a_captured_process_is_in_the_cgroup_and_sees_its_hosts_files() -> Result<()> 
 fn the_scripts_for_people_enter_a_host_as_its_processes_do() -> Result<()> {
     let lab = Lab::new()?;
     let host = lab.appliance();
-    let look = "cat /etc/resolv.conf /proc/self/cgroup; ip -brief address show eth0";
+    let look = "cat /etc/resolv.conf /proc/self/cgroup; ip -brief address show eth0; uname -n";
     let run = |script: PathBuf| tests::Command::new("sh").arg(script).args(["sh", "-c", look]).check();
     let outside = run(host.enter())?;
     assert!(outside.contains("nameserver 10.77.4.53") && outside.contains("10.77.1.10/24"), "{outside}");
     assert!(!outside.contains("dwlab-"), "{outside}");
     let inside = run(host.enter_captured())?;
     assert!(inside.contains("10.77.1.10/24") && inside.contains("/appliance\n"), "{inside}");
+    assert!(outside.ends_with("\nappliance\n") && inside.ends_with("\nappliance\n"), "{outside}{inside}");
     Ok(())
 }
 
