@@ -1,4 +1,4 @@
-//! The appliance role: its records, who is connected, its port with the tunnel and the API.
+//! The appliance role: its records, who is connected, its port with the tunnel, the API and the page.
 //!
 //! The records are loaded and the addresses are bound before anything else starts; the port is served last, when
 //! all that it can be asked for is there.
@@ -18,6 +18,7 @@ use crate::appliance::api::{self, Routers};
 use crate::appliance::audit::{Actor, Audit, EventKind, Limits};
 use crate::appliance::endpoint::Endpoint;
 use crate::appliance::login::{Login, new_token};
+use crate::appliance::page;
 use crate::appliance::registry::Registry;
 use crate::appliance::steerable::Steerable;
 use crate::appliance::store::Store;
@@ -142,13 +143,22 @@ impl Appliance {
             reports,
             drain: drain.clone(),
         });
+        let page = page::router(page::Parts {
+            admin: self.admin.clone(),
+            registry: self.registry.clone(),
+            ledger: ledger.clone(),
+            login: self.login.clone(),
+            tls: port.tls.is_some(),
+            host: hello.name.clone(),
+            drain: drain.clone(),
+        });
         let endpoint = Endpoint {
             tls: port.tls,
             registry: self.registry.clone(),
             ledger: ledger.clone(),
             settings,
             hello,
-            web: around(network),
+            web: around(network.merge(page)),
             drain: drain.clone(),
         };
         for (listener, bound) in port.listeners.into_iter().zip(&self.listen) {

@@ -280,8 +280,11 @@ async fn do_sign_in(
     };
     let text = match &denied {
         Denied::WrongToken if form.token.trim().is_empty() => "Write the admin token here.".to_owned(),
-        Denied::WrongToken => "This is not the admin token. Look for the newest one in the log.".to_owned(),
-        Denied::NoToken => "No admin token has been made yet.".to_owned(),
+        Denied::WrongToken => "This is not the admin token. Where it is lost, make another one.".to_owned(),
+        Denied::NoToken => {
+            "No admin token has been made yet: dworker token reset, on the appliance's host, makes one."
+                .to_owned()
+        }
         denied => {
             let mut text = denied.to_string();
             text[..1].make_ascii_uppercase();

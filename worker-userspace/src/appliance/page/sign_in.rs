@@ -52,10 +52,10 @@ pub(super) fn sign_in(say: &Say, next: &str) -> Markup {
                 }
                 details {
                     summary { "Where is the token?" }
-                    p { "dworker prints it once, into its log, when it starts with an empty state directory:" }
-                    p { code { "journalctl -u dworker | grep dwa_" } }
-                    p { "It is not kept anywhere. Who has lost it makes another, on the appliance's host, as root:" }
+                    p { "On the appliance's host, as root, this makes a new one and shows it once:" }
                     p { code { "dworker token reset" } }
+                    p { "The first one was shown when dworker started for the first time, unless that was under systemd, "
+                        "whose journal would have kept it. Only a hash of it is kept anywhere." }
                 }
             }
         },
