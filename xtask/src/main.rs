@@ -7,6 +7,7 @@ mod ebpf;
 mod fuzz;
 mod lint;
 mod prerequisites;
+mod screenshots;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ enum Command {
     Demo(demo::Demo),
     /// Measure a part of the house at its largest.
     Bench(bench::Bench),
+    /// Take the pictures of the web page that the README shows.
+    Screenshots(screenshots::Screenshots),
     /// Run the fuzz targets.
     Fuzz(fuzz::Fuzz),
 }
@@ -60,6 +63,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Ci => lint::lint(&lint::Lint::default()).and_then(|()| test::test(&[])),
         Command::Demo(options) => demo::demo(&options),
         Command::Bench(options) => bench::bench(&options),
+        Command::Screenshots(options) => screenshots::screenshots(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
     }
 }
