@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
 use super::{Incoming, LaneEnd, Shared, TURN, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
@@ -54,6 +54,8 @@ pub(super) struct Driver<S> {
     started: Instant,
     heard: Instant,
     tick: Interval,
+    /// When the peer is dead, unless it was heard of meanwhile.
+    silence: Pin<Box<Sleep>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
@@ -61,6 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         let now = Instant::now();
         let mut tick = interval(shared.settings.ping);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let silence = Box::pin(sleep(shared.settings.dead));
         Driver {
             up,
             shared,
@@ -73,6 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             started: now,
             heard: now,
             tick,
+            silence,
         }
     }
 
@@ -320,11 +324,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<LaneEnd> {
-        while self.tick.poll_tick(cx).is_ready() {
-            let silent = self.heard.elapsed();
-            if silent >= self.shared.settings.dead {
-                return Poll::Ready(LaneEnd::Silent(silent));
+        // By a clock of its own: what waits for this peer's answer goes elsewhere then.
+        while self.silence.as_mut().poll(cx).is_ready() {
+            let dead = self.heard + self.shared.settings.dead;
+            if Instant::now() >= dead {
+                return Poll::Ready(LaneEnd::Silent(self.heard.elapsed()));
             }
+            self.silence.as_mut().reset(dead);
+        }
+        while self.tick.poll_tick(cx).is_ready() {
             let stamp = self.started.elapsed().as_micros() as u64;
             let mut queues = self.shared.queues();
             queues.ping = Some(stamp);

@@ -321,6 +321,21 @@ async fn a_silent_peer_is_dead_after_five_seconds_and_a_living_one_is_not() {
     assert_eq!(stream.failed().await.code, Code::TunnelLost);
 }
 
+/// What waits for the peer's answer is asked elsewhere then, so each moment counts.
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_is_dead_to_the_moment() {
+    let (near, far) = duplex(1 << 20);
+    let quiet = end(near, Side::Server, Settings::default());
+    let mut peer = Peer::new(far);
+    // Just behind a second's beginning.
+    tokio::time::sleep(Duration::from_millis(1010)).await;
+    peer.say(frame_bytes(0, Type::Ping, &[0; 8])).await;
+    let heard = Instant::now();
+    assert!(matches!(quiet.task.await.unwrap(), LaneEnd::Silent(_)));
+    let elapsed = heard.elapsed();
+    assert!((5000..5010).contains(&elapsed.as_millis()), "{elapsed:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_nothing_is_dead_too() {
     let (near, _far) = duplex(64);
