@@ -194,9 +194,13 @@ impl State {
             None => {
                 self.replace(&hello, drain);
                 let known = config.nodes.iter().find(|known| known.id == hello.node);
-                let (priority, first_seen) = known
-                    .map_or_else(|| (None, SystemTime::now()), |known| (known.priority, known.first_seen));
-                self.order.rank(hello.node, Rank::new(priority, first_seen, hello.node));
+                let rank = match known {
+                    Some(known) => Rank::new(known.priority, known.first_seen, hello.node),
+                    // Where the roster has not heard of it yet, its first time in this daemon's life counts.
+                    None => (self.order.rank_of(hello.node))
+                        .unwrap_or_else(|| Rank::new(None, SystemTime::now(), hello.node)),
+                };
+                self.order.rank(hello.node, rank);
                 let session = Arc::new(Session::new(hello));
                 self.members.push(Member { session: session.clone(), key, address, replaced: false });
                 session

@@ -61,6 +61,11 @@ impl Order {
         self.primary
     }
 
+    /// The rank of a node that is remembered.
+    pub(super) fn rank_of(&self, id: Id) -> Option<Rank> {
+        self.nodes.get(&id).map(|node| node.rank)
+    }
+
     /// Notes a node's rank; it may have changed.
     pub(super) fn rank(&mut self, id: Id, rank: Rank) {
         self.nodes.entry(id).or_insert(Standing { rank, up_since: None, losses: 0 }).rank = rank;

@@ -139,6 +139,25 @@ async fn new_streams_go_to_the_primary_and_return_to_it_when_it_is_steady() {
     running.await.unwrap();
 }
 
+/// The store may not know of it yet, or there may be none.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_the_roster_does_not_know_keeps_its_place_while_it_is_away() {
+    let key = key();
+    let registry = registry(vec![group(1, &[&key], &["vc.corp.example"])]);
+    let (one, two) = (peer(1, 1, 0), peer(2, 1, 0));
+    let connected = join(&registry, &key, &one);
+    let _two = join(&registry, &key, &two);
+    assert_eq!(carrier(&registry, "vc.corp.example").unwrap(), "site-1/node1");
+    drop(connected);
+    assert_eq!(carrier(&registry, "vc.corp.example").unwrap(), "site-1/node2");
+    let one = peer(1, 2, 0);
+    let _one = join(&registry, &key, &one);
+    let drain = Drain::new(Duration::ZERO);
+    tokio::spawn(registry.clone().run(drain));
+    tokio::time::sleep(SETTLE + Duration::from_secs(2)).await;
+    assert_eq!(carrier(&registry, "vc.corp.example").unwrap(), "site-1/node1");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_roster_cuts_those_whose_key_is_gone_and_no_others() {
     let (old, new, other) = (key(), key(), key());
