@@ -39,6 +39,7 @@ mod host;
 mod label;
 mod life;
 mod link;
+pub mod load;
 pub mod net;
 mod netns;
 mod path;

@@ -3,7 +3,7 @@
 //! They run as processes of their own (`lab-tool`), because a process is what steering captures. This
 //! module is the half that a test sees; both halves share these types.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -288,7 +288,14 @@ impl Server {
 
     /// How many connections it has accepted so far.
     pub fn accepted(&self) -> usize {
-        self.process.stdout().lines().filter(|line| line.starts_with("accepted")).count()
+        self.accepted_from().len()
+    }
+
+    /// Where the connections that it has accepted came from.
+    pub fn accepted_from(&self) -> Vec<IpAddr> {
+        let said = self.process.stdout();
+        let peers = said.lines().filter_map(|line| line.strip_prefix("accepted "));
+        peers.filter_map(|peer| peer.parse::<SocketAddr>().ok()).map(|peer| peer.ip()).collect()
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! `lab-tool serve JSON` and `lab-tool connect JSON`: the JSON is a [`tests::traffic::Service`] or a
 //! [`tests::traffic::Connect`]. Each connection that has ended is a line of JSON on standard output, a
-//! [`tests::traffic::Report`]. `lab-tool ask JSON` takes a [`tests::ask::Ask`] and prints a [`tests::ask::Answer`].
+//! [`tests::traffic::Report`]. `lab-tool load JSON` takes a [`tests::load::Load`] and prints [`tests::load::Outcome`]s. `lab-tool ask JSON` takes a [`tests::ask::Ask`] and prints a [`tests::ask::Answer`].
 //!
 //! `lab-tool lab` builds an empty lab, prints how to enter its hosts, and keeps it until SIGINT or SIGTERM.
 
 mod ask;
 mod connect;
+mod load;
 mod serve;
 mod transfer;
 
@@ -26,8 +27,9 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&answer)?);
             Ok(())
         }
+        ["load", task] => load::run(&serde_json::from_str(task).context("which load?")?),
         ["lab"] => keep_lab(),
-        _ => bail!("usage: lab-tool serve JSON | connect JSON | ask JSON | lab"),
+        _ => bail!("usage: lab-tool serve JSON | connect JSON | load JSON | ask JSON | lab"),
     }
 }
 
