@@ -30,7 +30,10 @@ impl Sdk {
 
     fn program(self) -> Result<Command> {
         match self {
-            Sdk::PyVmomi => Ok(Command::new(python()?.join("bin/python")).arg(source("pyvmomi/client.py"))),
+            Sdk::PyVmomi => {
+                Ok(Command::new(python("venv", "pyvmomi")?.join("bin/python"))
+                    .arg(source("pyvmomi/client.py")))
+            }
             Sdk::Go => Ok(Command::new(go("govmomi", "govmomi/main.go")?)),
             // The JVM starts in a third of the time with these, which changes nothing about its sockets.
             Sdk::Java => Ok(Command::new("java")
@@ -74,6 +77,7 @@ pub fn prepare() -> Result<()> {
     for sdk in Sdk::ALL {
         drop(sdk.program()?);
     }
+    drop(api_judge("schemathesis")?);
     resolver().map(drop)
 }
 
@@ -105,10 +109,15 @@ pub(crate) fn go(name: &str, main: &str) -> Result<PathBuf> {
     })
 }
 
-/// A Python environment with the pinned pyVmomi.
-fn python() -> Result<PathBuf> {
-    let requirements = source("pyvmomi/requirements.txt");
-    artefact("venv", std::slice::from_ref(&requirements), "venv, pip install", |path| {
+/// A Python program that judges APIs by their documents: `schemathesis`, or `openapi-spec-validator`.
+pub fn api_judge(program: &str) -> Result<Command> {
+    Ok(Command::new(python("venv-schemathesis", "schemathesis")?.join("bin").join(program)))
+}
+
+/// A Python environment with what `clients/NAME/requirements.txt` pins.
+fn python(environment: &str, name: &str) -> Result<PathBuf> {
+    let requirements = source(&format!("{name}/requirements.txt"));
+    artefact(environment, std::slice::from_ref(&requirements), "venv, pip install", |path| {
         build(PYTHON, &[OsStr::new("-m"), "venv".as_ref(), path.as_ref()], &[])
             .context("apt-get install --no-install-recommends python3-venv")?;
         let pip = path.join("bin/pip");

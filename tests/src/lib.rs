@@ -24,6 +24,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod api;
 mod artifacts;
 pub mod ask;
 pub mod bpf;
@@ -54,7 +55,7 @@ mod vsphere;
 
 pub use bytes::{Bytes, Hash};
 pub use cgroup::Cgroup;
-pub use clients::{Sdk, musl_resolve, prepare};
+pub use clients::{Sdk, api_judge, musl_resolve, prepare};
 pub use command::{Command, Output};
 pub use config::{APPLIANCE_URL, Config, Group, worker_key};
 pub use daemon::Daemon;
