@@ -101,7 +101,7 @@ fn of_two_saves_at_once_one_is_told_and_nothing_is_lost() -> Result<()> {
         let path = "/api/v1/workers/site-a";
         // Ten at once, all based on revision 1, each by both ways of saying so.
         let save = |n: usize| {
-            let header = if n % 2 == 0 { &["If-Match: \"1\""][..] } else { &[] };
+            let header = if n.is_multiple_of(2) { &["If-Match: \"1\""][..] } else { &[] };
             let mut body = json!({ "description": format!("save {n}") });
             if n % 2 == 1 {
                 body["revision"] = json!(1);
@@ -116,7 +116,7 @@ fn of_two_saves_at_once_one_is_told_and_nothing_is_lost() -> Result<()> {
         let won: Vec<_> = (0..10).filter(|n| answers[*n].status == 200).collect();
         let [won] = won[..] else { panic!("not one: {answers:#?}") };
         for (n, answer) in answers.iter().enumerate().filter(|(n, _)| *n != won) {
-            let problem = answer.problem(if n % 2 == 0 { 412 } else { 409 })?;
+            let problem = answer.problem(if n.is_multiple_of(2) { 412 } else { 409 })?;
             assert!(problem["detail"].as_str().is_some_and(|d| d.contains("has changed since")), "{problem}");
         }
         let now = house.admin.get(path)?;
