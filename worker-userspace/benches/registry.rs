@@ -10,12 +10,18 @@ use dworker::appliance::admin::{
     Admin, CloudFilter, EditWorker, NewCloud, NewWorker, NodeSeen, Page, Ref, SystemResolver, WorkerFilter,
 };
 use dworker::appliance::audit::{Actor, Audit, Event, EventKind, EventQuery, Limits};
+use dworker::appliance::login::{Login, new_token};
+use dworker::appliance::page;
 use dworker::appliance::registry::Registry;
 use dworker::appliance::roster::Roster;
 use dworker::appliance::store::Store;
 use dworker::appliance::store::sqlite::Sqlite;
+use dworker::config::KeyHash;
 use dworker::drain::Drain;
+use dworker::inspect::ledger::Ledger;
 use dworker::target::Target;
+use dworker::web::Peer;
+use tower::ServiceExt;
 
 const WORKERS: usize = 2_000;
 /// Of each worker: 10,000 in all.
@@ -97,6 +103,7 @@ async fn main() -> ExitCode {
     look_ups(&mut table, &registry);
     saves(&mut table, &admin).await;
     lists(&mut table, &admin).await;
+    pages(&mut table, &admin, &registry, &drain).await;
     events(&mut table, &admin, &audit, &*store).await;
 
     drain.finish().await;
@@ -250,6 +257,41 @@ async fn lists(table: &mut Table, admin: &Admin) {
     table.line("search workers and proxy hosts", PROMISED, found);
     let clouds = times(50, async |_| drop(black_box(admin.clouds(&CloudFilter::default(), Page::ALL)))).await;
     table.line("list all clouds", PROMISED, clouds);
+}
+
+/// Whole answers of the web page, templates included.
+async fn pages(table: &mut Table, admin: &Admin, registry: &Arc<Registry>, drain: &Drain) {
+    const PROMISED: Option<Duration> = Some(Duration::from_millis(200));
+    let token = new_token().expect("a token");
+    let router = page::router(page::Parts {
+        admin: admin.clone(),
+        registry: registry.clone(),
+        ledger: Ledger::default(),
+        login: Login::new(true, Some(KeyHash::of(&token)), |_| ()),
+        tls: true,
+        host: "appliance".into(),
+        drain: drain.clone(),
+    });
+    let peer = Peer::Network(([192, 0, 2, 7], 50_000).into());
+    for (what, path) in [
+        ("page: the first workers", "/workers"),
+        ("page: workers in the middle", "/workers?page=20"),
+        ("page: workers searched for", "/workers?q=SITE7."),
+        ("page: one worker", "/workers/7"),
+        ("page: clouds", "/clouds"),
+        ("page: a cloud's form, with all workers", "/clouds/new"),
+        ("page: events", "/events"),
+    ] {
+        let ask = async |_| {
+            let request = http::Request::builder().uri(path).extension(peer);
+            let request = request.header("authorization", format!("Bearer {token}"));
+            let request = request.body(axum::body::Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("an answer");
+            assert_eq!(response.status(), 200, "{path}");
+            black_box(axum::body::to_bytes(response.into_body(), 1 << 24).await.expect("a page"));
+        };
+        table.line(what, PROMISED, times(50, ask).await);
+    }
 }
 
 async fn events(table: &mut Table, admin: &Admin, audit: &Audit, store: &dyn Store) {

@@ -13,7 +13,7 @@
 //! | `page/sign_in.rs` | signing in; pages of errors |
 //! | `page/data.rs` | views from records, live nodes, connections and events |
 //! | `page/routes.rs`, `page/routes/` | paths: who may ask, what is done, what is shown then |
-//! | `page/live.rs`, `page/flash.rs` | what changes while one looks; what an action has to say on the next page |
+//! | `page/live.rs`, `page/follow.rs`, `page/flash.rs` | what changes while one looks; what an action has to say on the next page |
 //! | `page/assets.rs`, `page/assets/` | style sheet, scripts, icon |
 
 mod assets;
@@ -22,6 +22,7 @@ mod connections;
 mod data;
 mod events;
 mod flash;
+mod follow;
 mod layout;
 mod live;
 mod parts;

@@ -24,7 +24,7 @@ const ROWS: usize = 50;
 /// Connections that are shown; more are counted.
 const CONNECTIONS: usize = 200;
 /// Rows of a full page of events.
-const EVENTS: usize = 100;
+pub(super) const EVENTS: usize = 100;
 /// Events on a worker's page.
 const RECENT: u32 = 8;
 

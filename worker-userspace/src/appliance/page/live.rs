@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connections::Which;
+use super::follow::Followed;
 use super::routes::Asked;
 use super::{Page, clouds, connections, events, worker, workers};
 use crate::appliance::login::Caller;
@@ -73,9 +74,9 @@ async fn all_connections(State(page): Shared, caller: Caller, Query(asked): Quer
 }
 
 async fn all_events(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Response {
-    stream(page, caller, asked, |page, asked| async move {
-        let found = page.events(&asked.q, asked.kind.parse().ok(), None).await;
-        found.ok().map(|found| events::live_list(&found))
+    let kind = asked.kind.parse().ok();
+    stream(page, caller, Followed::new(asked.q, kind), |page, followed| async move {
+        followed.list(&page).await.ok().map(|found| events::live_list(&found))
     })
 }
 

@@ -459,6 +459,28 @@ async fn a_stream_brings_what_changes_and_ends_with_its_session() {
 }
 
 #[tokio::test]
+async fn events_come_as_they_happen_where_they_are_meant() {
+    let house = House::new().await;
+    let visitor = house.sign_in().await;
+    house.audit.flush().await;
+    let mut all = stream(&house, &visitor, "/live/events").await;
+    let mut some = stream(&house, &visitor, "/live/events?kind=worker-added&q=BER").await;
+    assert!(read(&mut all, "\n\n").await.contains("Login ok"));
+    assert!(read(&mut some, "\n\n").await.contains("Nothing found"));
+    for name in ["lisbon", "berlin"] {
+        visitor.post("/workers/new", &[("name", name), ("enabled", "yes")]).await;
+    }
+    let found = read(&mut some, "event: page").await;
+    assert!(found.contains("berlin") && !found.contains("lisbon"), "{found}");
+    let mut seen = String::new();
+    while !(seen.contains("Key shown") && seen.contains("berlin")) {
+        seen = read(&mut all, "\n\n").await;
+    }
+    assert_eq!(seen.matches("Worker added</span>").count(), 2, "each once: {seen}");
+    assert_eq!(seen.matches("Login ok</span>").count(), 1, "{seen}");
+}
+
+#[tokio::test]
 async fn streams_are_bounded_and_end_when_the_daemon_stops() {
     let house = House::new().await;
     let visitor = house.sign_in().await;
