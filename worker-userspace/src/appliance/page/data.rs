@@ -10,7 +10,7 @@ use super::plot::Throughput;
 use super::worker::{Detail, Node, Role};
 use super::workers::{Roles, State, Sums};
 use super::{Page, clouds, connections, events, worker_form, workers};
-use crate::appliance::admin::{AdminError, CloudFilter, Page as Part, Ref, WorkerFilter};
+use crate::appliance::admin::{AdminError, CloudFilter, Listed, Page as Part, Ref, WorkerFilter};
 use crate::appliance::audit::{EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
 use crate::config::api_url;
@@ -43,6 +43,17 @@ pub(super) fn node_id(text: &str) -> Option<Id> {
         *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
     }
     Some(id)
+}
+
+/// The page that is asked for, or the last one: a list may have become shorter.
+fn last_at_most<T>(page: usize, ask: impl Fn(Part) -> Listed<T>) -> (usize, Listed<T>) {
+    let part = |page: usize| Part { offset: page.saturating_mul(ROWS), limit: ROWS };
+    let found = ask(part(page));
+    if page == 0 || !found.items.is_empty() {
+        return (page, found);
+    }
+    let last = found.total.saturating_sub(1) / ROWS;
+    (last, ask(part(last)))
 }
 
 fn throughput(history: &[Rate]) -> Throughput {
@@ -110,8 +121,7 @@ impl Page {
     pub(super) fn workers(&self, query: &str, page: usize) -> workers::List {
         let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
         let filter = WorkerFilter { text, ..WorkerFilter::default() };
-        let part = Part { offset: page.saturating_mul(ROWS), limit: ROWS };
-        let found = self.admin.workers(&filter, part);
+        let (page, found) = last_at_most(page, |part| self.admin.workers(&filter, part));
         let rows = found.items.iter().map(|worker| self.worker_row(worker)).collect();
         workers::List {
             sums: self.sums(),
@@ -222,8 +232,7 @@ impl Page {
     pub(super) fn clouds(&self, query: &str, page: usize) -> clouds::List {
         let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
         let filter = CloudFilter { text, ..CloudFilter::default() };
-        let part = Part { offset: page.saturating_mul(ROWS), limit: ROWS };
-        let found = self.admin.clouds(&filter, part);
+        let (page, found) = last_at_most(page, |part| self.admin.clouds(&filter, part));
         let all = self.admin.clouds(&CloudFilter::default(), Part { offset: 0, limit: 0 }).total;
         let row = |cloud: &std::sync::Arc<Cloud>| clouds::Row {
             id: cloud.id,

@@ -370,6 +370,24 @@ async fn a_cloud_is_given_to_a_worker_which_can_not_be_removed_then() {
 }
 
 #[tokio::test]
+async fn lists_go_on_over_pages() {
+    let house = House::new().await;
+    let visitor = house.sign_in().await;
+    for n in 0..51 {
+        visitor.post("/workers/new", &[("name", &format!("site-{n:02}")), ("enabled", "yes")]).await;
+    }
+    let first = visitor.get("/workers").await;
+    first.has(&["1 to 50 of 51 workers", "/workers?page=1", "site-00", "site-49"]);
+    assert!(!first.body.contains("site-50"));
+    let second = visitor.get("/workers?page=1").await;
+    second.has(&["51 to 51 of 51 workers", r#"href="/workers" rel="prev""#, "site-50"]);
+    // There is no such page any more: the last one is.
+    visitor.get("/workers?page=1844674407370955161").await.has(&["51 to 51 of 51 workers", "site-50"]);
+    visitor.get("/workers?q=SITE-0").await.has(&["10 workers"]);
+    visitor.get("/events").await.has(&["The newest 100", "/events?before="]);
+}
+
+#[tokio::test]
 async fn requests_that_another_site_makes_change_nothing() {
     let house = House::new().await;
     let visitor = house.sign_in().await;
