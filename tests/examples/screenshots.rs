@@ -76,9 +76,7 @@ fn main() -> Result<()> {
             let _at_work = furnish(&lab, &house, browser, &directory)?;
             eprintln!("waiting {TRAFFIC:?}: the plots shall be full");
             std::thread::sleep(TRAFFIC);
-            for sdk in [Sdk::Go, Sdk::PyVmomi] {
-                lab.appliance().captured(lab.sdk(sdk, ["list"])?).check()?;
-            }
+            stir(&lab, browser)?;
             for (name, path) in [
                 ("workers", "/workers"),
                 ("worker", "/workers/1"),
@@ -161,11 +159,24 @@ fn furnish(lab: &Lab, house: &House, browser: &Browser, directory: &Path) -> Res
         client.wait_for_line("connected", SOON)?;
         processes.push(client);
     }
-    // What does not work belongs to the picture, too.
-    let refused =
-        tests::Command::new("python3").args(["-c", CLIENT, "refused.corp.example", "443", "1", "curl"]);
-    lab.appliance().captured(refused).output()?;
     Ok(AtWork { _processes: processes })
+}
+
+/// Has some more happen, good and bad: that belongs to the pictures, too.
+fn stir(lab: &Lab, browser: &Browser) -> Result<()> {
+    lab.appliance().captured(lab.sdk(Sdk::Go, ["list"])?).check()?;
+    for (host, port) in [("xen-pool.oslo.example", "443"), ("refused.corp.example", "444")] {
+        let refused = tests::Command::new("python3").args(["-c", CLIENT, host, port, "1", "curl"]);
+        lab.appliance().captured(refused).output()?;
+    }
+    browser.open("/workers/3/rotate")?;
+    browser.click("button", "Make a new key")?;
+    browser.find_text("h1", "oslo-lab has a new key")?;
+    browser.open("/workers/new")?;
+    browser.fill("#name", "berlin-dc1")?;
+    browser.click("button", "Save changes")?;
+    browser.find("#wrongs")?;
+    lab.appliance().captured(lab.sdk(Sdk::PyVmomi, ["list"])?).check().map(drop)
 }
 
 /// A worker on a host with this name.
