@@ -174,8 +174,9 @@ impl Uplink {
         mut incoming: mpsc::Receiver<Incoming>,
         lane: &Lane,
     ) -> LaneEnd {
+        // Before the driver's first step: what comes with the lane's first bytes is news, too.
+        let mut told = lane.told();
         let serving = async {
-            let mut told = lane.told();
             loop {
                 let incoming = tokio::select! {
                     // The lane that holds the other end is alive.

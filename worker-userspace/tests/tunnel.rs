@@ -122,6 +122,22 @@ impl Appliance {
         (uplink, drain)
     }
 
+    /// A worker with so many lanes, whose own file allows all that the appliance does.
+    fn uplink_of(&self, lanes: u8, key: &Key) -> (Arc<Uplink>, Drain) {
+        let drain = Drain::new(Duration::from_millis(200));
+        let uplink = Uplink::new(Parts {
+            dial: self.dial("localhost", self.ca.clone(), key),
+            hello: hello("worker"),
+            lanes,
+            settings: Settings::default(),
+            dialler: Dialler::new(Policy::new(None, &[]), Duration::from_secs(5)),
+            ledger: Ledger::default(),
+            drain: drain.clone(),
+        });
+        uplink.start();
+        (uplink, drain)
+    }
+
     fn dial(&self, host: &str, ca: CertificateDer<'static>, key: &Key) -> Dial {
         Dial {
             host: host.parse().unwrap(),
@@ -338,6 +354,27 @@ async fn a_stranger_does_not_take_the_places_of_all() {
     let tcp = socket.connect(appliance.address).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap());
     connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+}
+
+/// What the appliance tells may come with a lane's very first bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_worker_hears_what_it_may_dial() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("a", &key, &["vc.example"], false)]).await;
+    // One lane each, so that no other one brings what one has missed; a few at a time, as places for strangers are.
+    for _ in 0..8 {
+        let uplinks: Vec<_> = (0..8).map(|_| appliance.uplink_of(1, &key)).collect();
+        for (uplink, drain) in uplinks {
+            let told = async {
+                while uplink.told().policy.is_none() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let soon = Duration::from_secs(20);
+            tokio::time::timeout(soon, told).await.expect("a worker was not told its policy");
+            drain.finish().await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
