@@ -61,7 +61,10 @@ impl Carry<'_> {
             let refusal = tokio::select! {
                 biased;
                 answer = attempts.answer(&stream) => match answer {
-                    Ok(()) => return splice(socket, &stream, meter, Reads::Up).await,
+                    Ok(()) => {
+                        early.catch_up(&stream).await?;
+                        return splice(socket, &stream, meter, Reads::Up).await;
+                    }
                     Err(refusal) => refusal,
                 },
                 fed = early.feed(socket, &stream, meter) => {
@@ -170,21 +173,33 @@ struct Early {
 }
 
 impl Early {
+    /// Sends what was kept and the present stream has not had.
+    ///
+    /// # Errors
+    /// The stream failed.
+    async fn catch_up(&mut self, stream: &Stream) -> Result<(), Refusal> {
+        while self.sent < self.kept.len() {
+            let rest = &self.kept[self.sent..];
+            let part = &rest[..stream.sendable().await?.min(rest.len())];
+            stream.send(BytesMut::from(part));
+            self.sent += part.len();
+        }
+        Ok(())
+    }
+
     /// Sends what was kept and then what the socket has, until something comes that can't be kept. Whoever drops
     /// the future may call it again: nothing is read and not sent.
     ///
     /// # Errors
     /// The socket failed. That the stream failed is left to who waits for its answer.
     async fn feed(&mut self, socket: &TcpStream, stream: &Stream, meter: &Meter) -> Result<(), Refusal> {
-        while self.sent < self.kept.len() {
-            let rest = &self.kept[self.sent..];
-            let part = &rest[..sendable(stream).await.min(rest.len())];
-            stream.send(BytesMut::from(part));
-            self.sent += part.len();
+        if self.catch_up(stream).await.is_err() {
+            return std::future::pending().await;
         }
         while !self.ended {
             socket.readable().await.map_err(unread)?;
-            let mut buffer = BytesMut::with_capacity(sendable(stream).await.min(KEPT));
+            let Ok(room) = stream.sendable().await else { return std::future::pending().await };
+            let mut buffer = BytesMut::with_capacity(room.min(KEPT));
             match socket.try_read_buf(&mut buffer) {
                 Ok(0) => self.ended = true,
                 Ok(n) => {
@@ -220,14 +235,6 @@ impl Early {
     /// True where a target that received it, perhaps, is none the worse for receiving it again.
     fn may_be_sent_twice(&self) -> bool {
         !self.spoiled && (self.kept.is_empty() || hello::is_plain_hello(&self.kept))
-    }
-}
-
-/// Waits for room in a stream, for ever in one that failed.
-async fn sendable(stream: &Stream) -> usize {
-    match stream.sendable().await {
-        Ok(room) => room,
-        Err(_) => std::future::pending().await,
     }
 }
 

@@ -41,16 +41,28 @@ pub(crate) struct Lanes {
     lanes: Mutex<Vec<(String, Lane)>>,
     changes: watch::Sender<u64>,
     opened: AtomicU32,
+    /// Streams that are given out before any lane is asked.
+    prepared: Mutex<Vec<Stream>>,
 }
 
 impl Lanes {
     pub(crate) fn new() -> Arc<Lanes> {
-        Arc::new(Lanes { lanes: Mutex::default(), changes: watch::Sender::new(0), opened: AtomicU32::new(0) })
+        Arc::new(Lanes {
+            lanes: Mutex::default(),
+            changes: watch::Sender::new(0),
+            opened: AtomicU32::new(0),
+            prepared: Mutex::default(),
+        })
     }
 
     /// Streams ever opened.
     pub(crate) fn opened(&self) -> u32 {
         self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Gives out this stream next, whatever has become of it by then.
+    pub(crate) fn prepare(&self, stream: Stream) {
+        self.prepared.lock().unwrap().push(stream);
     }
 
     /// A worker that takes so many bytes ahead of its answer.
@@ -83,6 +95,9 @@ impl Lanes {
 
 impl Router for Lanes {
     fn open(&self, request: &Request) -> Result<Opened, Refusal> {
+        if let Some(stream) = self.prepared.lock().unwrap().pop() {
+            return Ok(Opened { stream, carrier: "site/prepared".into() });
+        }
         let lanes = self.lanes.lock().unwrap();
         let Some((name, lane)) = lanes.iter().find(|(_, lane)| !lane.is_closing()) else {
             return Err(Refusal::new(Code::NoWorker, "no worker of group site is connected"));

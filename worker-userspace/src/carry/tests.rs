@@ -114,6 +114,38 @@ async fn a_client_hello_is_said_again_to_the_next_carrier() {
     assert_eq!(report.bytes_up, hello.len() as u64 + 9, "counted twice");
 }
 
+/// The next carrier may be so fast that its answer is there before anything was said to it.
+#[tokio::test]
+async fn a_hello_is_said_again_to_a_carrier_that_has_answered_already() {
+    let router = Lanes::new();
+    let mut first = router.connect("first", credit::INITIAL);
+    let mut connection = Connection::new(&router, SOON).await;
+    let stream = first.asked().await;
+    let hello = a_hello();
+    connection.say(&hello).await;
+    assert_eq!(read_some(&stream, hello.len()).await, hello);
+
+    let others = Lanes::new();
+    let mut second = others.connect("second", credit::INITIAL);
+    let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+    let prepared = others.open(&Request { target, deadline: SOON, trace: 1 }).unwrap().stream;
+    let far = second.asked().await;
+    accept(&far);
+    timeout(SOON, prepared.opened()).await.unwrap().unwrap();
+    router.prepare(prepared);
+    first.die();
+    let retried = async {
+        while connection.report().retries == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, retried).await.expect("it is not tried again");
+    connection.say(b" and more").await;
+    connection.application.shutdown().await.unwrap();
+    let heard = timeout(SOON, read_all(&far)).await.unwrap();
+    assert_eq!(heard, [&hello[..], b" and more"].concat());
+}
+
 #[tokio::test]
 async fn a_hello_that_is_split_by_the_loss_arrives_whole() {
     let hello = a_hello();

@@ -133,7 +133,7 @@ impl ReceiveWindow {
         }
     }
 
-    /// Counts bytes that moved on. True where [`grant`](Self::grant) is due: half the window is used.
+    /// Counts bytes that moved on. True where [`grant`](Self::grant) is due: a quarter of the window is used.
     pub fn on_consumed(&mut self, n: usize) -> bool {
         self.consumed += n as u64;
         self.granted - self.consumed <= u64::from(self.window - self.window / 4)
