@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::inspect::ledger::{Flow, Meter};
+use crate::inspect::ledger::{FlowGuard, Meter};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Request, Router, open_or_wait};
 use crate::splice::{Reads, broken, splice, unread};
@@ -37,7 +37,7 @@ pub struct Carry<'a> {
     /// Who knows the carriers.
     pub router: &'a dyn Router,
     /// The connection, and what becomes of it.
-    pub flow: &'a Flow,
+    pub flow: &'a FlowGuard,
     /// How long the dial at the far end may take, retries included.
     pub deadline: Duration,
 }

@@ -137,10 +137,13 @@ impl Witness for Watch {
     }
 }
 
-/// A connection's event: each has one when it comes in, and another where it is not made.
+/// A connection's event: each has one, when its target is dialled or when that came to nothing.
 fn told(event: &FlowEvent<'_>) -> Option<NewEvent> {
     let (flow, kind, text) = match event {
-        FlowEvent::Opened(flow) => (flow, EventKind::StreamOpened, format!("connection {}", flow.id)),
+        FlowEvent::Dialled(flow) => {
+            let by = flow.carrier().map(|carrier| format!(", carried by {carrier}")).unwrap_or_default();
+            (flow, EventKind::StreamOpened, format!("connection {}{by}", flow.id))
+        }
         FlowEvent::Ended(flow) => match flow.outcome() {
             Some(Err(refusal)) if !flow.is_dialled() => {
                 (flow, EventKind::StreamRefused, format!("connection {}: {refusal}", flow.id))
@@ -170,7 +173,7 @@ mod tests {
     use crate::refusal::{Code, Refusal};
 
     #[test]
-    fn a_connection_is_told_once_and_its_refusal_too() {
+    fn a_connection_is_told_once_as_opened_or_as_refused() {
         let ledger = Ledger::default();
         let events: Arc<Mutex<Vec<NewEvent>>> = Arc::default();
         let kept = events.clone();
@@ -182,6 +185,7 @@ mod tests {
         };
         open(1).end(Err(Refusal::new(Code::Denied, "not yours")));
         let dialled = open(2);
+        dialled.carried_by("site-b/node".into());
         dialled.dialled("192.0.2.1:2".parse().unwrap(), Duration::ZERO);
         dialled.end(Err(Refusal::new(Code::Reset, "cut")));
         let told: Vec<(EventKind, String, String)> =
@@ -190,9 +194,8 @@ mod tests {
         assert_eq!(
             told,
             [
-                event(EventKind::StreamOpened, 1, "connection 1"),
                 event(EventKind::StreamRefused, 1, "connection 1: denied: not yours"),
-                event(EventKind::StreamOpened, 2, "connection 2"),
+                event(EventKind::StreamOpened, 2, "connection 2, carried by site-b/node"),
             ]
         );
     }

@@ -29,7 +29,7 @@ use super::DIAL;
 use crate::accept::{self, Places};
 use crate::carry::Carry;
 use crate::drain::Drain;
-use crate::inspect::ledger::{Entry, Flow, FlowGuard, Ledger, Origin};
+use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin};
 use crate::refusal::Refusal;
 use crate::route::Router;
 use crate::splice::{Reads, reset_on_close, splice};
@@ -93,7 +93,7 @@ impl Proxy {
         self.ledger.open(entry, rand::random(), target, origin)
     }
 
-    async fn dial(&self, flow: &Flow) -> Result<Stream, Refusal> {
+    async fn dial(&self, flow: &FlowGuard) -> Result<Stream, Refusal> {
         Carry { router: &*self.router, flow, deadline: DIAL }.dial().await
     }
 }
@@ -117,7 +117,7 @@ async fn forward(
     socket: &mut TcpStream,
     stream: &Stream,
     mut ahead: BytesMut,
-    flow: &Flow,
+    flow: &FlowGuard,
 ) -> Result<(), Refusal> {
     // The answer was given: from here on every way out is a cut and must look like one.
     reset_on_close(socket);

@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -33,8 +34,8 @@ const RATE: Duration = Duration::from_secs(1);
 /// What an observer hears of. It reads the connection as it is at that moment.
 #[derive(Debug, Clone, Copy)]
 pub enum FlowEvent<'a> {
-    /// It came in.
-    Opened(&'a Flow),
+    /// Its target was dialled.
+    Dialled(&'a Flow),
     /// It has ended, or was not made.
     Ended(&'a Flow),
 }
@@ -63,7 +64,7 @@ impl Ledger {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has `observer` called when a connection comes in and when it ends. It is called by the task that carries
+    /// Has `observer` called when a connection's target was dialled and when it ends. It is called by the task that carries
     /// the connection, so it must not wait. The first observer stays; `false` where there is one.
     pub fn observe(&self, observer: impl Fn(&FlowEvent<'_>) + Send + Sync + 'static) -> bool {
         self.0.observer.set(Box::new(observer)).is_ok()
@@ -82,7 +83,6 @@ impl Ledger {
         let flow = Arc::new(Flow::new(book.next, entry, trace, target, origin));
         book.open.insert(flow.id, flow.clone());
         drop(book);
-        self.tell(FlowEvent::Opened(&flow));
         FlowGuard { ledger: self.clone(), flow }
     }
 
@@ -170,6 +170,12 @@ pub struct FlowGuard {
 }
 
 impl FlowGuard {
+    /// Notes the address that was dialled and how long that took.
+    pub fn dialled(&self, address: SocketAddr, took: Duration) {
+        self.flow.dialled(address, took);
+        self.ledger.tell(FlowEvent::Dialled(&self.flow));
+    }
+
     /// Writes down how the connection ended.
     pub fn end(self, outcome: Result<(), Refusal>) {
         self.flow.end(outcome);

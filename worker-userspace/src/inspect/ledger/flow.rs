@@ -150,8 +150,7 @@ impl Flow {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// Notes the address that was dialled and how long that took.
-    pub fn dialled(&self, address: SocketAddr, took: Duration) {
+    pub(super) fn dialled(&self, address: SocketAddr, took: Duration) {
         let _ = self.dialled.set((address, took));
     }
 

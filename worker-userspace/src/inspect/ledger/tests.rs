@@ -95,13 +95,13 @@ fn a_page_is_never_larger_than_it_may_be() {
 }
 
 #[test]
-fn an_observer_hears_of_each_opening_and_each_end_and_may_look_back() {
+fn an_observer_hears_of_each_dial_and_each_end_and_may_look_back() {
     let ledger = Ledger::default();
     let heard: Arc<Mutex<Vec<String>>> = Arc::default();
     let (notes, book) = (heard.clone(), Arc::downgrade(&ledger.0));
     assert!(ledger.observe(move |event| {
         let (flow, what) = match *event {
-            FlowEvent::Opened(flow) => (flow, "opened"),
+            FlowEvent::Dialled(flow) => (flow, "dialled"),
             FlowEvent::Ended(flow) => (flow, "ended"),
         };
         // Were the book locked, this would never return.
@@ -111,8 +111,9 @@ fn an_observer_hears_of_each_opening_and_each_end_and_may_look_back() {
     assert!(!ledger.observe(|_| {}), "the first one stays");
     let (first, second) = (open(&ledger), open(&ledger));
     second.end(Err(Refusal::new(Code::Denied, "no")));
+    first.dialled("192.0.2.1:443".parse().unwrap(), Duration::ZERO);
     drop(first);
-    let told = ["1 opened: opening", "2 opened: opening", "2 ended: denied", "1 ended: shutdown"];
+    let told = ["2 ended: denied", "1 dialled: open", "1 ended: shutdown"];
     assert_eq!(*heard.lock().unwrap(), told);
 }
 
