@@ -103,7 +103,7 @@ async fn main() -> ExitCode {
     look_ups(&mut table, &registry);
     saves(&mut table, &admin).await;
     lists(&mut table, &admin).await;
-    pages(&mut table, &admin, &registry, &drain).await;
+    pages(&mut table, &admin, &audit, &registry, &drain).await;
     events(&mut table, &admin, &audit, &*store).await;
 
     drain.finish().await;
@@ -260,13 +260,14 @@ async fn lists(table: &mut Table, admin: &Admin) {
 }
 
 /// Whole answers of the web page, templates included.
-async fn pages(table: &mut Table, admin: &Admin, registry: &Arc<Registry>, drain: &Drain) {
+async fn pages(table: &mut Table, admin: &Admin, audit: &Audit, registry: &Arc<Registry>, drain: &Drain) {
     const PROMISED: Option<Duration> = Some(Duration::from_millis(200));
     let token = new_token().expect("a token");
     let router = page::router(page::Parts {
         admin: admin.clone(),
         registry: registry.clone(),
         ledger: Ledger::default(),
+        audit: audit.clone(),
         login: Login::new(true, Some(KeyHash::of(&token)), |_| ()),
         tls: true,
         host: "appliance".into(),

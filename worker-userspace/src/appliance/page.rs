@@ -45,6 +45,7 @@ use axum::Router;
 use tokio::sync::Semaphore;
 
 use super::admin::Admin;
+use super::audit::Audit;
 use super::login::Login;
 use super::registry::Registry;
 use crate::drain::Drain;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// Connections.
     pub ledger: Ledger,
+    /// What is done by hand.
+    pub audit: Audit,
     /// Who may look.
     pub login: Login,
     /// Whether browsers and workers come over TLS.
@@ -74,6 +77,7 @@ struct Page {
     admin: Admin,
     registry: Arc<Registry>,
     ledger: Ledger,
+    audit: Audit,
     login: Login,
     tls: bool,
     host: String,
@@ -85,11 +89,12 @@ struct Page {
 
 /// The page's paths, to be merged with those of the API; sizes, deadlines and the other headers are put around both.
 pub fn router(parts: Parts) -> Router {
-    let Parts { admin, registry, ledger, login, tls, host, drain } = parts;
+    let Parts { admin, registry, ledger, audit, login, tls, host, drain } = parts;
     routes::router(Arc::new(Page {
         admin,
         registry,
         ledger,
+        audit,
         login,
         tls,
         host,

@@ -92,23 +92,6 @@ pub struct Node {
     pub last_seen: Timestamp,
 }
 
-/// A node's id as the store and the API write it: 32 hexadecimal digits.
-pub fn node_id(id: &Id) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Reads what [`node_id`] writes.
-pub fn parse_node_id(text: &str) -> Option<Id> {
-    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut id = Id::default();
-    for (at, byte) in id.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(id)
-}
-
 /// A managed endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cloud {

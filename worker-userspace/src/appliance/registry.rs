@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-pub use group::Group;
+pub use group::{Group, HISTORY};
 use group::{Joined, Live, NewPrimary};
 
 use super::roster::{self, Roster};
@@ -26,7 +26,7 @@ use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::target::{Pattern, PatternMap, Target};
 use crate::tunnel::lane::Lane;
-use crate::tunnel::message::{Hello, Id, Open};
+use crate::tunnel::message::{Hello, Id, Open, id_text};
 use crate::tunnel::policy::Push;
 use crate::tunnel::session::{LaneGuard, Session};
 
@@ -377,6 +377,10 @@ impl Router for Registry {
 
 /// Makes the peer's `HELLO` fit for the log.
 pub fn node(hello: &Hello) -> String {
-    let id: String = hello.node[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{id}", hello.name)
+    named(&hello.name, &hello.node)
+}
+
+/// A node's name with enough of its id to tell it from others of that name.
+pub fn named(name: &str, id: &Id) -> String {
+    format!("{name}-{}", &id_text(id)[..8])
 }

@@ -1,4 +1,4 @@
-//! What happens to workers and connections by itself, as events of the audit; and who was seen, for the records.
+//! What happens to workers and connections, as events of the audit; and who was seen, for the records.
 //!
 //! What must hold: nobody who comes with a wrong key again and again fills the audit; nothing here waits.
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::admin::{Admin, NodeSeen, Page, WorkerFilter};
 use super::audit::{Actor, Audit, EventKind, NewEvent};
-use super::registry::{Witness, node};
+use super::registry::{Witness, named, node};
 use super::roster::Group;
 use crate::accept;
 use crate::config::{Key, KeyHash};
@@ -87,6 +87,13 @@ impl Watch {
     }
 }
 
+/// Closes a connection because `actor` wants it. `false`: it is not open.
+pub fn close_by_hand(ledger: &Ledger, audit: &Audit, id: u64, actor: Actor) -> bool {
+    let Some(flow) = ledger.get(id).filter(|_| ledger.close(id, &actor.name)) else { return false };
+    audit.record(actor.did(EventKind::StreamClosed, flow.target, format!("connection {id}, by hand")));
+    true
+}
+
 /// `worker/host-1a2b3c4d`.
 fn subject(group: &Group, hello: &Hello) -> String {
     format!("{}/{}", group.name, node(hello))
@@ -117,8 +124,7 @@ impl Witness for Watch {
     fn primary(&self, group: &Group, node: Option<(&str, &Id)>, epoch: u64) {
         let text = match node {
             Some((name, id)) => {
-                let id: String = id[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-                format!("{name}-{id} is primary (epoch {epoch})")
+                format!("{} is primary (epoch {epoch})", named(name, id))
             }
             None => format!("no node is connected (epoch {epoch})"),
         };

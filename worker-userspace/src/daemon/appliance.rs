@@ -147,6 +147,7 @@ impl Appliance {
             admin: self.admin.clone(),
             registry: self.registry.clone(),
             ledger: ledger.clone(),
+            audit: self.audit.clone(),
             login: self.login.clone(),
             tls: port.tls.is_some(),
             host: hello.name.clone(),

@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::tunnel::message::Id;
+use crate::tunnel::message::{Id, id_text, parse_id};
 
 /// Makes the state directory where it is missing, and takes it for this process until the result is dropped:
 /// two daemons with one id would be one node to their appliance. `None`: another process has it.
@@ -28,18 +28,17 @@ pub(super) fn take(state_dir: &Path) -> io::Result<Option<File>> {
 pub(super) fn id(state_dir: &Path) -> io::Result<Id> {
     let path = state_dir.join("node-id");
     match fs::read_to_string(&path) {
-        Ok(text) => parse(text.trim()).ok_or_else(|| {
+        Ok(text) => parse_id(text.trim()).ok_or_else(|| {
             let what =
                 format!("{}: not 32 hexadecimal digits: remove it, and a new one is made", path.display());
             io::Error::new(io::ErrorKind::InvalidData, what)
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let id: Id = rand::random();
-            let text: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
             // Whole or not at all, whenever the power fails.
             let fresh = state_dir.join("node-id.new");
             let mut file = File::create(&fresh)?;
-            writeln!(file, "{text}")?;
+            writeln!(file, "{}", id_text(&id))?;
             file.sync_all()?;
             fs::rename(&fresh, &path)?;
             File::open(state_dir)?.sync_all()?;
@@ -47,18 +46,6 @@ pub(super) fn id(state_dir: &Path) -> io::Result<Id> {
         }
         Err(error) => Err(error),
     }
-}
-
-fn parse(text: &str) -> Option<Id> {
-    let digits = text.as_bytes();
-    if digits.len() != 32 {
-        return None;
-    }
-    let mut id = Id::default();
-    for (byte, pair) in id.iter_mut().zip(digits.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(id)
 }
 
 /// The host's name, for people.

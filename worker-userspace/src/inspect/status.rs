@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::ledger::FlowReport;
 use crate::tunnel::lane::Lane;
+use crate::tunnel::message::id_text;
 use crate::tunnel::policy::Pushed;
 use crate::tunnel::session::Session;
 
@@ -157,7 +158,7 @@ impl NodeStatus {
     pub fn of(session: &Session, role: &str, address: SocketAddr) -> NodeStatus {
         let peer = session.peer();
         NodeStatus {
-            id: peer.node.iter().map(|byte| format!("{byte:02x}")).collect(),
+            id: id_text(&peer.node),
             name: peer.name.clone(),
             role: role.to_owned(),
             software: peer.software.clone(),

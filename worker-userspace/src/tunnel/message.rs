@@ -19,6 +19,23 @@ pub(super) const MAX_TEXT: usize = 512;
 /// Sixteen random bytes that name a node or a session.
 pub type Id = [u8; 16];
 
+/// A node's id as the store and the API write it: 32 hexadecimal digits.
+pub fn id_text(id: &Id) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads what [`id_text`] writes.
+pub fn parse_id(text: &str) -> Option<Id> {
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut id = Id::default();
+    for (at, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(id)
+}
+
 /// What a peer left out or wrote wrongly.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {

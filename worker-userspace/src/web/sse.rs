@@ -17,8 +17,6 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Messages that wait for a reader.
-const QUEUE: usize = 16;
 /// How long a full queue is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -30,9 +28,10 @@ pub struct Sender(mpsc::Sender<Bytes>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
-/// An answer, and the end that writes it. It ends when the sender is dropped.
-pub fn channel() -> (Sender, Response) {
-    let (sender, queue) = mpsc::channel(QUEUE);
+/// An answer, and the end that writes it; so many messages wait for its reader. It ends when the sender is
+/// dropped.
+pub fn channel(depth: usize) -> (Sender, Response) {
+    let (sender, queue) = mpsc::channel(depth);
     let mut response = Response::new(Body::new(Queue(queue)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     (Sender(sender), response)
@@ -44,9 +43,20 @@ impl Sender {
     /// # Errors
     /// Nobody reads it.
     pub async fn send(&self, name: &str, data: &impl Serialize) -> Result<(), Gone> {
-        // JSON of one line: a line feed in a text is `\n` there.
-        let data = serde_json::to_string(data).unwrap_or_default();
-        self.put(format!("event: {name}\ndata: {data}\n\n")).await
+        self.send_text(name, &serde_json::to_string(data).unwrap_or_default()).await
+    }
+
+    /// Sends a message called `name`.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub async fn send_text(&self, name: &str, data: &str) -> Result<(), Gone> {
+        let mut text = format!("event: {name}\n");
+        for line in data.split(['\n', '\r']) {
+            text.extend(["data: ", line, "\n"]);
+        }
+        text.push('\n');
+        self.put(text).await
     }
 
     /// Says that the connection is alive.
@@ -92,15 +102,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn messages_are_lines_and_who_does_not_read_is_dropped() {
-        let (sender, response) = channel();
+        let (sender, response) = channel(16);
         sender.send("text", &"two\nlines").await.unwrap();
         sender.keep_alive().await.unwrap();
+        sender.send_text("page", "<p>\n\na\rb").await.unwrap();
+        sender.send_text("end", "").await.unwrap();
         drop(sender);
         let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
-        assert_eq!(body, "event: text\ndata: \"two\\nlines\"\n\n:\n\n");
+        assert_eq!(
+            body,
+            "event: text\ndata: \"two\\nlines\"\n\n:\n\nevent: page\ndata: <p>\ndata: \ndata: a\ndata: b\n\nevent: end\ndata: \n\n"
+        );
 
-        let (sender, response) = channel();
-        for _ in 0..QUEUE {
+        let (sender, response) = channel(16);
+        for _ in 0..16 {
             sender.keep_alive().await.unwrap();
         }
         assert_eq!(sender.keep_alive().await, Err(Gone));

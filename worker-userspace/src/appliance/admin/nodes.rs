@@ -14,11 +14,12 @@ use super::error::AdminError;
 use super::state::State;
 use super::{Admin, Plan, Ref};
 use crate::appliance::audit::{Actor, EventKind};
-use crate::appliance::records::{Node, node_id, now};
+use crate::appliance::records::{Node, now};
+use crate::appliance::registry::named;
 use crate::appliance::store::Change;
 use crate::config::mask_secrets;
 use crate::drain::Drain;
-use crate::tunnel::message::Id;
+use crate::tunnel::message::{Id, id_text};
 
 /// Nodes that are kept of one worker. One more, and the one that was not seen for longest is forgotten: a key
 /// that got into wrong hands can't fill the store.
@@ -187,14 +188,14 @@ impl State {
         let owner = self.worker(&Ref::Id(worker))?;
         match self.nodes.get(&(worker, *node)) {
             Some(node) => Ok((subject(&owner.name, node), node.clone())),
-            None => Err(AdminError::NotFound { what: "node", name: node_id(node) }),
+            None => Err(AdminError::NotFound { what: "node", name: id_text(node) }),
         }
     }
 }
 
 /// `worker/host-1a2b3c4d`, as logs name nodes too.
 fn subject(worker: &str, node: &Node) -> String {
-    format!("{worker}/{}-{}", node.host_name, &node_id(&node.id)[..8])
+    format!("{worker}/{}", named(&node.host_name, &node.id))
 }
 
 fn plan(state: &State, seen: BTreeMap<(i64, Id), Seen>) -> Plan {

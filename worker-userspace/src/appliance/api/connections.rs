@@ -6,8 +6,8 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
-use crate::appliance::audit::EventKind;
 use crate::appliance::login::Caller;
+use crate::appliance::watch::close_by_hand;
 use crate::inspect::ledger::{Entry, Filter, FlowReport, Phase};
 use crate::web::Problem;
 use crate::web::extract::{Json, Path, Query};
@@ -86,10 +86,8 @@ pub(super) async fn close(
     Path(id): Path<u64>,
 ) -> Result<StatusCode, Problem> {
     let flow = api.ledger.get(id).ok_or_else(|| unknown(id))?;
-    let actor = caller.actor();
-    if !api.ledger.close(id, &actor.name) {
+    if !close_by_hand(&api.ledger, &api.audit, id, caller.actor()) {
         return Err(Problem::not_found(format!("connection {id} has ended already: {}", flow.state)));
     }
-    api.audit.record(actor.did(EventKind::StreamClosed, flow.target, format!("connection {id}, by hand")));
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,9 +12,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use crate::appliance::admin::{Page as Part, WorkerFilter};
 use crate::appliance::login::Caller;
-use crate::appliance::records::{self, node_id, parse_node_id};
+use crate::appliance::records;
 use crate::inspect::status::NodeStatus;
-use crate::tunnel::message::Id;
+use crate::tunnel::message::{Id, id_text, parse_id};
 use crate::web::Problem;
 use crate::web::extract::{Json, Path, Query};
 use crate::web::paging::{Limit, Page, Place, cursor};
@@ -90,7 +90,7 @@ impl Node {
     fn of(worker: &str, known: &records::Node, live: Option<&NodeStatus>) -> Node {
         let lanes = live.map_or(&[][..], |live| &live.lanes);
         Node {
-            id: node_id(&known.id),
+            id: id_text(&known.id),
             worker: worker.to_owned(),
             host_name: known.host_name.clone(),
             software: known.software.clone(),
@@ -152,20 +152,20 @@ impl Api {
         }
         let known = self.admin.nodes(worker.id);
         let node = |known: &std::sync::Arc<records::Node>| {
-            Node::of(&worker.name, known, connected.get(&*node_id(&known.id)).copied())
+            Node::of(&worker.name, known, connected.get(&*id_text(&known.id)).copied())
         };
         known.iter().map(node).collect()
     }
 
     fn find_node(&self, worker: &str, node: &str) -> Result<(std::sync::Arc<records::Worker>, Id), Problem> {
         let worker = self.find_worker(worker)?;
-        let id = parse_node_id(node)
+        let id = parse_id(node)
             .ok_or_else(|| Problem::not_found("a node is named by its id, 32 hexadecimal digits"))?;
         Ok((worker, id))
     }
 
     fn node_view(&self, worker: &records::Worker, id: &Id) -> Result<Node, Problem> {
-        let id = node_id(id);
+        let id = id_text(id);
         let found = self.nodes_of(worker).into_iter().find(|node| node.id == id);
         found.ok_or_else(|| Problem::not_found(format!("worker {} has no node {id}", worker.name)))
     }

@@ -26,6 +26,8 @@ use crate::web::extract::Query;
 use crate::web::sse::{self, Gone, Sender};
 use crate::web::{Kind, Problem};
 
+/// Messages that wait for a reader.
+const QUEUE: usize = 16;
 /// Streams at once.
 const MOST: usize = 32;
 /// How often it is looked for changes.
@@ -196,7 +198,7 @@ pub(super) async fn show(
         let detail = format!("{MOST} streams are open already: close a page that shows live data");
         return Err(Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(10)));
     };
-    let (sender, response) = sse::channel();
+    let (sender, response) = sse::channel(QUEUE);
     let drain = api.drain.clone();
     let feeding = api.clone();
     drain.spawn("stream", async move {

@@ -17,7 +17,7 @@ use crate::config::api_url;
 use crate::inspect::ledger::{Entry, FlowReport};
 use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
 use crate::target::Target;
-use crate::tunnel::message::Id;
+use crate::tunnel::message::id_text;
 
 /// Rows of a full page of workers or clouds.
 const ROWS: usize = 50;
@@ -27,23 +27,6 @@ const CONNECTIONS: usize = 200;
 pub(super) const EVENTS: usize = 100;
 /// Events on a worker's page.
 const RECENT: u32 = 8;
-
-/// The text of a node's id, as paths have it.
-pub(super) fn node_text(id: &Id) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The id that a path has.
-pub(super) fn node_id(text: &str) -> Option<Id> {
-    let mut id = Id::default();
-    if text.len() != 2 * id.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in id.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(id)
-}
 
 /// The page that is asked for, or the last one: a list may have become shorter.
 fn last_at_most<T>(page: usize, ask: impl Fn(Part) -> Listed<T>) -> (usize, Listed<T>) {
@@ -139,7 +122,7 @@ impl Page {
         let live = group.as_ref().map(|group| group.status());
         let nodes = live.as_ref().map_or(&[][..], |live| &live.nodes);
         let mut roles = Roles::default();
-        for node in nodes {
+        for node in once(nodes) {
             match role(node) {
                 Role::Primary => roles.primary += 1,
                 Role::Standby => roles.standby += 1,
@@ -147,7 +130,7 @@ impl Page {
             }
         }
         let offline = |node: &&std::sync::Arc<records::Node>| {
-            let id = node_text(&node.id);
+            let id = id_text(&node.id);
             !nodes.iter().any(|live| live.id == id)
         };
         roles.offline = known.iter().filter(offline).count();
@@ -322,11 +305,19 @@ impl Page {
     }
 }
 
+/// Each node once: one that came again has two sessions for a while, and the one that counts comes first.
+fn once(live: &[NodeStatus]) -> impl Iterator<Item = &NodeStatus> {
+    live.iter()
+        .enumerate()
+        .filter(|(at, node)| live[..*at].iter().all(|before| before.id != node.id))
+        .map(|(_, node)| node)
+}
+
 /// The nodes that are connected, then those that were.
 fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, now: Timestamp) -> Vec<Node> {
     let live = live.map_or(&[][..], |live| &live.nodes);
-    let record = |id: &str| known.iter().find(|node| node_text(&node.id) == id);
-    let connected = live.iter().map(|node| {
+    let record = |id: &str| known.iter().find(|node| id_text(&node.id) == id);
+    let connected = once(live).map(|node| {
         let record = record(&node.id);
         let since = UNIX_EPOCH + Duration::from_secs(node.since);
         let since = Timestamp::try_from(since).unwrap_or(now);
@@ -345,11 +336,11 @@ fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, no
         }
     });
     let offline = known.iter().filter(|node| {
-        let id = node_text(&node.id);
+        let id = id_text(&node.id);
         !live.iter().any(|live| live.id == id)
     });
     let offline = offline.map(|node| Node {
-        id: node_text(&node.id),
+        id: id_text(&node.id),
         host_name: node.host_name.clone(),
         role: Role::Offline,
         round_trip: None,
@@ -413,12 +404,33 @@ fn entry(entry: Entry) -> &'static str {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_nodes_id_reads_back_and_nothing_else_is_one() {
-        let id: Id = std::array::from_fn(|at| at as u8 * 17);
-        assert_eq!(node_id(&node_text(&id)), Some(id));
-        for text in ["", "00", "zz", &"0".repeat(31), &"0".repeat(33), &"é".repeat(16), &"+1".repeat(16)] {
-            assert_eq!(node_id(text), None, "{text}");
+    fn session(id: u8, role: &str) -> NodeStatus {
+        NodeStatus {
+            id: id_text(&[id; 16]),
+            name: format!("node{id}"),
+            role: role.into(),
+            software: "1".into(),
+            address: ([192, 0, 2, id], 1).into(),
+            since: 0,
+            lanes: vec![],
         }
+    }
+
+    /// Its old session ends what it carries while the new one has taken over.
+    #[test]
+    fn a_node_that_came_again_has_one_row() {
+        let sessions = [session(1, "primary"), session(2, "standby"), session(1, "leaving")];
+        let status = GroupStatus {
+            id: 1,
+            name: "site".into(),
+            proxy_hosts: vec![],
+            up: true,
+            may_open: false,
+            rate: Rate::default(),
+            nodes: sessions.to_vec(),
+        };
+        let rows = nodes(&[], Some(&status), Timestamp::now());
+        let shown: Vec<_> = rows.iter().map(|row| (row.host_name.as_str(), row.role)).collect();
+        assert_eq!(shown, [("node1", Role::Primary), ("node2", Role::Standby)]);
     }
 }

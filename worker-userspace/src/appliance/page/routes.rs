@@ -31,7 +31,7 @@ use crate::appliance::admin::{AdminError, Warning};
 use crate::appliance::login::{Caller, Denied, LIVE};
 use crate::web::extract::Query;
 use crate::web::layers;
-use crate::web::{Kind, Peer, Problem};
+use crate::web::{Peer, Problem};
 
 /// No inline script or style, nothing from elsewhere, and nobody frames it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -59,35 +59,6 @@ pub(super) fn router(page: Arc<Page>) -> Router {
         .with_state(page)
 }
 
-/// What a handler gives where it does not give a page.
-pub(super) struct Fault(Problem);
-
-impl IntoResponse for Fault {
-    fn into_response(self) -> Response {
-        self.0.into_response()
-    }
-}
-
-impl From<Problem> for Fault {
-    fn from(problem: Problem) -> Fault {
-        Fault(problem)
-    }
-}
-
-impl From<AdminError> for Fault {
-    fn from(error: AdminError) -> Fault {
-        let kind = match &error {
-            AdminError::NotFound { .. } => Kind::NotFound,
-            AdminError::Invalid(_) | AdminError::Refused(_) => Kind::Invalid,
-            AdminError::Conflict { .. } => Kind::Stale,
-            AdminError::Store(_) | AdminError::Randomness(_) => Kind::Internal,
-            AdminError::Stopping => Kind::Unavailable,
-            _ => Kind::Conflict,
-        };
-        Fault(Problem::new(kind, error.to_string()))
-    }
-}
-
 /// Lets those pass who are signed in; others are led to the sign-in.
 async fn door(State(page): State<Arc<Page>>, request: Request, next: Next) -> Response {
     let path = request.uri().path_and_query().map(|path| path.as_str().to_owned()).unwrap_or_default();
@@ -108,7 +79,7 @@ async fn door(State(page): State<Arc<Page>>, request: Request, next: Next) -> Re
             Redirect::to(&format!("/sign-in{}", super::query(&[("why", why), ("next", &path)])))
                 .into_response()
         }
-        denied => Fault(denied.into()).into_response(),
+        denied => Problem::from(denied).into_response(),
     }
 }
 
@@ -157,7 +128,9 @@ fn error_page(mut response: Response, path: &str) -> Response {
         (None, StatusCode::METHOD_NOT_ALLOWED) => "This address does not take such a request.",
         (None, _) => "The appliance could not read this request.",
     };
-    let trace = status.is_server_error().then(|| format!("{:016x}", rand::random::<u64>()));
+    // What is only too much for now explains itself.
+    let trace =
+        (status == StatusCode::INTERNAL_SERVER_ERROR).then(|| format!("{:016x}", rand::random::<u64>()));
     if let Some(trace) = &trace {
         tracing::error!(%trace, %path, "the page failed: {detail}");
     }

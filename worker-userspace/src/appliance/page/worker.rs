@@ -12,6 +12,7 @@ use super::plot::{self, Throughput};
 use super::words;
 use super::workers::{Question, State, confirm};
 use crate::appliance::audit::Event;
+use crate::appliance::registry::HISTORY;
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,10 +113,6 @@ pub(super) struct Detail {
     pub(super) now: Timestamp,
 }
 
-/// Samples that the plot shows, and how long they take.
-pub(super) const SLOTS: usize = 150;
-const SPAN: &str = "150 s";
-
 /// The whole page.
 pub(super) fn detail(frame: &Frame, worker: &Detail) -> Markup {
     let live = format!("/live/workers/{}", worker.id);
@@ -142,7 +139,7 @@ pub(super) fn live_detail(csrf: &str, worker: &Detail) -> Markup {
             }
             section.card aria-labelledby="throughput" {
                 div.card-head { h2 #throughput { "Throughput" } (plot::keys(&worker.throughput)) }
-                div.card-body { (plot::chart(&worker.throughput, SLOTS, SPAN)) }
+                div.card-body { (plot::chart(&worker.throughput, HISTORY, &format!("{HISTORY} s"))) }
             }
             (nodes(csrf, worker))
             div.columns.side {

@@ -24,7 +24,7 @@ const SESSIONS: usize = 64;
 /// Lanes that one session may have at once.
 const LANES: usize = 16;
 /// Seconds of throughput that are kept.
-const HISTORY: usize = 150;
+pub const HISTORY: usize = 150;
 
 /// A group as the roster of a moment has it. What is live stays the same over rosters.
 #[derive(Debug)]

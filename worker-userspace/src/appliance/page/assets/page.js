@@ -226,12 +226,6 @@ document.addEventListener("click", (event) => {
     dialog.close();
   } else if (on("[data-copy]")) {
     copy(on("[data-copy]"));
-  } else if (on("[data-reveal]")) {
-    const button = on("[data-reveal]");
-    const field = find(`#${button.dataset.reveal}`);
-    const shown = field.type === "text";
-    field.type = shown ? "password" : "text";
-    button.setAttribute("aria-pressed", String(!shown));
   }
 });
 

@@ -9,7 +9,7 @@ use axum::routing::get;
 use maud::Markup;
 use serde::Deserialize;
 
-use super::{Asked, Fault, not_saved, wrongs};
+use super::{Asked, Problem, not_saved, wrongs};
 use crate::appliance::admin::{AdminError, EditCloud, NewCloud, Ref};
 use crate::appliance::login::Caller;
 use crate::appliance::page::{Page, clouds};
@@ -71,7 +71,7 @@ async fn new(State(page): Shared, caller: Caller) -> Markup {
     clouds::form(&page.frame(&caller, "/clouds/new"), &form, &page.choices(), &[])
 }
 
-async fn add(State(page): Shared, caller: Caller, Form(fields): Form<Fields>) -> Result<Response, Fault> {
+async fn add(State(page): Shared, caller: Caller, Form(fields): Form<Fields>) -> Result<Response, Problem> {
     let new = NewCloud {
         name: fields.name.clone(),
         kind: fields.kind.clone(),
@@ -87,7 +87,7 @@ async fn add(State(page): Shared, caller: Caller, Form(fields): Form<Fields>) ->
     }
 }
 
-async fn edit(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn edit(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let form = page.cloud_form(id)?;
     Ok(clouds::form(&page.frame(&caller, "/clouds"), &form, &page.choices(), &[]))
 }
@@ -97,7 +97,7 @@ async fn save(
     caller: Caller,
     Path(id): Path<i64>,
     Form(fields): Form<Fields>,
-) -> Result<Response, Fault> {
+) -> Result<Response, Problem> {
     let existing = page.cloud_form(id)?.existing;
     let edit = EditCloud {
         name: Some(fields.name.clone()),
@@ -115,20 +115,20 @@ async fn save(
 }
 
 /// The form again, with what is wrong.
-fn refused(page: &Page, caller: &Caller, form: clouds::Form, error: AdminError) -> Result<Response, Fault> {
+fn refused(page: &Page, caller: &Caller, form: clouds::Form, error: AdminError) -> Result<Response, Problem> {
     let Some(wrongs) = wrongs(&error, "api_url") else { return Err(error.into()) };
     let html = clouds::form(&page.frame(caller, "/clouds"), &form, &page.choices(), &wrongs).into_string();
     Ok((not_saved(&error), Html(html)).into_response())
 }
 
-async fn ask_remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn ask_remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let cloud = page.admin.cloud(&Ref::Id(id))?;
     let worker = cloud.worker.and_then(|worker| page.record(worker).ok());
     let worker = worker.as_ref().map(|worker| worker.name.as_str());
     Ok(clouds::remove(&page.frame(&caller, "/clouds"), id, &cloud.name, worker))
 }
 
-async fn remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Fault> {
+async fn remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
     let cloud = page.admin.cloud(&Ref::Id(id))?;
     page.admin.remove_cloud(id, &caller.actor()).await?;
     Ok(page.done(&caller, "/clouds", format!("{} is removed.", cloud.name), &[]))

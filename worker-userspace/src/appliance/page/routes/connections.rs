@@ -8,10 +8,11 @@ use axum::response::Redirect;
 use axum::routing::get;
 use maud::Markup;
 
-use super::{Asked, Fault};
+use super::Asked;
 use crate::appliance::login::Caller;
 use crate::appliance::page::connections::Which;
 use crate::appliance::page::{Page, connections, events};
+use crate::appliance::watch::close_by_hand;
 use crate::web::Problem;
 use crate::web::extract::{Path, Query};
 
@@ -29,18 +30,18 @@ async fn list(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -
     connections::list(&frame, &page.connections(&asked.q, Which::of(&asked.state)))
 }
 
-fn gone() -> Fault {
-    Problem::not_found("This connection is not open any more.").into()
+fn gone() -> Problem {
+    Problem::not_found("This connection is not open any more.")
 }
 
-async fn ask_close(State(page): Shared, caller: Caller, Path(id): Path<u64>) -> Result<Markup, Fault> {
+async fn ask_close(State(page): Shared, caller: Caller, Path(id): Path<u64>) -> Result<Markup, Problem> {
     let row = page.connection(id).ok_or_else(gone)?;
     Ok(connections::close(&page.frame(&caller, "/connections"), id, &row.target, row.process.as_deref()))
 }
 
-async fn close(State(page): Shared, caller: Caller, Path(id): Path<u64>) -> Result<Redirect, Fault> {
+async fn close(State(page): Shared, caller: Caller, Path(id): Path<u64>) -> Result<Redirect, Problem> {
     let row = page.connection(id).ok_or_else(gone)?;
-    if !page.ledger.close(id, &caller.actor().name) {
+    if !close_by_hand(&page.ledger, &page.audit, id, caller.actor()) {
         return Err(gone());
     }
     Ok(page.done(&caller, "/connections", format!("The connection to {} is closed.", row.target), &[]))
@@ -50,7 +51,7 @@ async fn list_events(
     State(page): Shared,
     caller: Caller,
     Query(asked): Query<Asked>,
-) -> Result<Markup, Fault> {
+) -> Result<Markup, Problem> {
     // A kind that this version does not know is no kind.
     let found = page.events(&asked.q, asked.kind.parse().ok(), asked.before).await?;
     Ok(events::list(&page.frame(&caller, "/events"), &found))

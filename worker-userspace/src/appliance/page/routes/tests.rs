@@ -79,6 +79,7 @@ impl House {
             admin: admin.clone(),
             registry,
             ledger: ledger.clone(),
+            audit: audit.clone(),
             login: login.clone(),
             tls: true,
             host: "appliance".into(),
@@ -431,6 +432,7 @@ async fn connections_are_found_and_closed_by_hand() {
     visitor.post("/connections/2/close", &[]).await.leads_to("/connections");
     visitor.get("/connections").await.has(&["The connection to vc.example:902 is closed."]);
     assert_eq!(visitor.post("/connections/1/close", &[]).await.status, 404);
+    assert_eq!(house.kinds().await.last(), Some(&EventKind::StreamClosed));
 }
 
 /// Reads a stream until `wanted` is in it.
@@ -509,15 +511,13 @@ async fn streams_are_bounded_and_end_when_the_daemon_stops() {
     assert_eq!(visitor.get("/live/events").await.status, 503);
     // One that is closed leaves its place.
     all.pop();
-    while visitor
-        .house
-        .ask(Method::HEAD, "/live/events", &[("cookie", &visitor.cookie)], String::new())
-        .await
-        .status
-        == 503
-    {
-        tokio::task::yield_now().await;
-    }
+    let freed = async {
+        let cookie = [("cookie", visitor.cookie.as_str())];
+        while house.ask(Method::HEAD, "/live/events", &cookie, String::new()).await.status == 503 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), freed).await.expect("the place is kept");
     assert_eq!(house.drain.finish().await, 0, "nothing had to be cut");
 }
 

@@ -12,15 +12,14 @@ use http::header::HOST;
 use maud::Markup;
 use serde::Deserialize;
 
-use super::{Asked, Fault, not_saved, wrongs};
+use super::{Asked, not_saved, wrongs};
 use crate::appliance::admin::{AdminError, EditWorker, HostList, NewWorker, Warning};
 use crate::appliance::login::Caller;
-use crate::appliance::page::data::node_id;
 use crate::appliance::page::worker_form::{self, NewKey};
 use crate::appliance::page::{Page, worker, workers};
 use crate::appliance::records::Worker;
 use crate::config::Key;
-use crate::tunnel::message::Id;
+use crate::tunnel::message::{Id, parse_id};
 use crate::web::Problem;
 use crate::web::extract::{Path, Query};
 
@@ -45,7 +44,7 @@ async fn list(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -
     workers::list(&page.frame(&caller, "/workers"), &page.workers(&asked.q, asked.page))
 }
 
-async fn one(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn one(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let detail = page.worker(id).await?;
     Ok(worker::detail(&page.frame(&caller, &format!("/workers/{id}")), &detail))
 }
@@ -90,7 +89,7 @@ async fn add(
     caller: Caller,
     headers: HeaderMap,
     Form(fields): Form<Fields>,
-) -> Result<Response, Fault> {
+) -> Result<Response, Problem> {
     let new = NewWorker {
         name: fields.name.clone(),
         description: fields.description.clone(),
@@ -146,7 +145,7 @@ async fn key(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Respon
     }
 }
 
-async fn edit(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn edit(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let form = page.worker_form(id)?;
     Ok(worker_form::form(&page.frame(&caller, &format!("/workers/{id}/edit")), &form, &[]))
 }
@@ -156,7 +155,7 @@ async fn save(
     caller: Caller,
     Path(id): Path<i64>,
     Form(fields): Form<Fields>,
-) -> Result<Response, Fault> {
+) -> Result<Response, Problem> {
     let now = page.worker_form(id)?;
     // What the configuration file says is not in the form.
     let ours = |text: &String| (!now.from_file).then(|| text.clone());
@@ -188,13 +187,13 @@ fn refused(
     caller: &Caller,
     form: worker_form::Form,
     error: AdminError,
-) -> Result<Response, Fault> {
+) -> Result<Response, Problem> {
     let Some(wrongs) = wrongs(&error, "proxy_hosts") else { return Err(error.into()) };
     let html = worker_form::form(&page.frame(caller, "/workers"), &form, &wrongs).into_string();
     Ok((not_saved(&error), Html(html)).into_response())
 }
 
-async fn ask_rotate(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn ask_rotate(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let worker = page.record(id)?;
     Ok(worker::rotate(&page.frame(&caller, "/workers"), id, &worker.name))
 }
@@ -210,7 +209,7 @@ async fn rotate(
     Path(id): Path<i64>,
     headers: HeaderMap,
     Form(form): Form<Grace>,
-) -> Result<Response, Fault> {
+) -> Result<Response, Problem> {
     let grace = Duration::from_secs(form.grace);
     let (worker, key) = page.admin.rotate_key(id, grace, &caller.actor()).await?;
     let said = match worker.previous_key {
@@ -220,35 +219,35 @@ async fn rotate(
     Ok(show_key(&page, &caller, &headers, &worker, key, Some(said), &[]))
 }
 
-async fn enable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Fault> {
+async fn enable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
     let worker = page.admin.set_enabled(id, true, &caller.actor()).await?;
     Ok(page.done(&caller, &format!("/workers/{id}"), format!("{} is enabled.", worker.name), &[]))
 }
 
-async fn ask_disable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn ask_disable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let worker = page.record(id)?;
     Ok(worker::disable(&page.frame(&caller, "/workers"), id, &worker.name, page.worker_streams(id)))
 }
 
-async fn disable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Fault> {
+async fn disable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
     let worker = page.admin.set_enabled(id, false, &caller.actor()).await?;
     Ok(page.done(&caller, &format!("/workers/{id}"), format!("{} is disabled.", worker.name), &[]))
 }
 
-async fn ask_remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Fault> {
+async fn ask_remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let worker = page.record(id)?;
     let frame = page.frame(&caller, "/workers");
     Ok(worker::remove(&frame, id, &worker.name, page.worker_streams(id), &page.clouds_of(id)))
 }
 
-async fn remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Fault> {
+async fn remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
     let worker = page.record(id)?;
     page.admin.remove_worker(id, &caller.actor()).await?;
     Ok(page.done(&caller, "/workers", format!("{} is removed.", worker.name), &[]))
 }
 
-fn id_of(text: &str) -> Result<Id, Fault> {
-    node_id(text).ok_or_else(|| Problem::not_found("No node has such an id.").into())
+fn id_of(text: &str) -> Result<Id, Problem> {
+    parse_id(text).ok_or_else(|| Problem::not_found("No node has such an id."))
 }
 
 #[derive(Debug, Deserialize)]
@@ -262,7 +261,7 @@ async fn order(
     caller: Caller,
     Path((id, node)): Path<(i64, String)>,
     Form(form): Form<Order>,
-) -> Result<Redirect, Fault> {
+) -> Result<Redirect, Problem> {
     let priority = match form.priority.trim() {
         "" => None,
         text => Some(text.parse().map_err(|_| {
@@ -281,7 +280,7 @@ async fn ask_forget(
     State(page): Shared,
     caller: Caller,
     Path((id, node)): Path<(i64, String)>,
-) -> Result<Markup, Fault> {
+) -> Result<Markup, Problem> {
     let wanted = id_of(&node)?;
     let found = page.admin.nodes(id).into_iter().find(|known| known.id == wanted);
     let found = found.ok_or_else(|| Problem::not_found("There is no such node any more."))?;
@@ -292,7 +291,7 @@ async fn forget(
     State(page): Shared,
     caller: Caller,
     Path((id, node)): Path<(i64, String)>,
-) -> Result<Redirect, Fault> {
+) -> Result<Redirect, Problem> {
     page.admin.forget_node(id, id_of(&node)?, &caller.actor()).await?;
     Ok(page.done(&caller, &format!("/workers/{id}"), "The node is forgotten.".to_owned(), &[]))
 }

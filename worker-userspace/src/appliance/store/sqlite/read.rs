@@ -10,9 +10,10 @@ use sqlx::{QueryBuilder, Row};
 
 use super::Sqlite;
 use crate::appliance::audit::{Event, EventKind, EventQuery};
-use crate::appliance::records::{Cloud, Node, Origin, Worker, parse_node_id};
+use crate::appliance::records::{Cloud, Node, Origin, Worker};
 use crate::appliance::store::{Snapshot, StoreError};
 use crate::target::Pattern;
+use crate::tunnel::message::parse_id;
 
 impl Sqlite {
     pub(super) async fn read_all(&self) -> Result<Snapshot, StoreError> {
@@ -119,7 +120,7 @@ fn node(row: &Fields<'_>) -> Result<Node, StoreError> {
     let id: String = row.get("node")?;
     Ok(Node {
         worker: row.get("worker")?,
-        id: parse_node_id(&id).ok_or_else(|| row.wrong("node", "not 32 hexadecimal digits"))?,
+        id: parse_id(&id).ok_or_else(|| row.wrong("node", "not 32 hexadecimal digits"))?,
         host_name: row.get("host_name")?,
         software: row.get("software")?,
         address: row.parsed("address")?,

@@ -6,8 +6,9 @@ use sqlx::{Connection, SqliteConnection};
 
 use super::Sqlite;
 use crate::appliance::audit::Event;
-use crate::appliance::records::{Cloud, Node, Worker, node_id};
+use crate::appliance::records::{Cloud, Node, Worker};
 use crate::appliance::store::{Change, Saved, StoreError};
+use crate::tunnel::message::id_text;
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
 
@@ -60,7 +61,7 @@ impl Sqlite {
             Change::Node(node) => self.run(save, node_query(node)).await.map(|_| 0),
             Change::RemoveNode { worker, node } => {
                 let query = sqlx::query("DELETE FROM nodes WHERE worker = ? AND node = ?");
-                self.run(save, query.bind(worker).bind(node_id(node))).await.map(|_| 0)
+                self.run(save, query.bind(worker).bind(id_text(node))).await.map(|_| 0)
             }
             Change::RemoveWorker(id) => {
                 let rows = self.run(save, sqlx::query("DELETE FROM workers WHERE id = ?").bind(id)).await?;
@@ -188,7 +189,7 @@ fn node_query(node: &Node) -> Query<'_> {
          first_seen = excluded.first_seen, last_seen = excluded.last_seen",
     )
     .bind(node.worker)
-    .bind(node_id(&node.id))
+    .bind(id_text(&node.id))
     .bind(&node.host_name)
     .bind(&node.software)
     .bind(node.address.to_string())
