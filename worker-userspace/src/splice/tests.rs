@@ -2,6 +2,7 @@
 
 use tokio::io::duplex;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::refusal::Code;
@@ -59,8 +60,8 @@ async fn a_relay_whose_opener_is_lost_behind_its_fin_ends() {
     assert_eq!(relayed.await.unwrap().unwrap_err().code, Code::Reset);
 }
 
-#[tokio::test]
-async fn a_connection_that_is_lost_behind_its_fin_is_cut_though_nobody_reads() {
+/// A spliced connection whose application has ended its direction, and the far end of its stream.
+async fn ended_by_the_application() -> (TcpStream, Stream, JoinHandle<Result<(), Refusal>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut socket, _) = listener.accept().await.unwrap();
@@ -68,6 +69,12 @@ async fn a_connection_that_is_lost_behind_its_fin_is_cut_though_nobody_reads() {
     let spliced = tokio::spawn(async move { splice(&mut socket, &near, &Meter::default(), Reads::Up).await });
     application.shutdown().await.unwrap();
     assert!(!timeout(SOON, far.receive(&mut VecDeque::new())).await.unwrap().unwrap(), "the FIN arrives");
+    (application, far, spliced)
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_behind_its_fin_is_cut_though_nobody_reads() {
+    let (_application, far, spliced) = ended_by_the_application().await;
     // The application reads nothing: all buffers and the credit are used up once nothing moves for a while.
     while let Ok(room) = timeout(Duration::from_millis(300), far.sendable()).await {
         far.send(BytesMut::zeroed(room.unwrap()));
@@ -79,13 +86,7 @@ async fn a_connection_that_is_lost_behind_its_fin_is_cut_though_nobody_reads() {
 
 #[tokio::test]
 async fn a_reset_behind_a_fin_is_noticed_while_the_target_is_quiet() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut socket, _) = listener.accept().await.unwrap();
-    let (near, far) = stream().await;
-    let spliced = tokio::spawn(async move { splice(&mut socket, &near, &Meter::default(), Reads::Up).await });
-    application.shutdown().await.unwrap();
-    assert!(!timeout(SOON, far.receive(&mut VecDeque::new())).await.unwrap().unwrap(), "the FIN arrives");
+    let (application, far, spliced) = ended_by_the_application().await;
     reset_on_close(&application);
     drop(application);
     let refusal = timeout(SOON, far.failed()).await.expect("the target is never told");

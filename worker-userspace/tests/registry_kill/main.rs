@@ -4,11 +4,12 @@
 //! is opened again, and all of it is compared. It is no `libtest` test because the same program is also the process
 //! that is killed ([`saver`]).
 
+#[path = "../alone/mod.rs"]
+mod alone;
 mod saver;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
-use std::panic::catch_unwind;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -38,24 +39,7 @@ fn main() -> ExitCode {
     if let Some(directory) = saver::is_wanted() {
         return saver::save(&directory);
     }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen =
-        TESTS.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)));
-    if arguments.iter().any(|argument| argument == "--list") {
-        chosen.for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    let (mut passed, mut failed) = (0, Vec::new());
-    for (name, test) in chosen {
-        match catch_unwind(test) {
-            Ok(()) => passed += 1,
-            Err(_) => failed.push(*name),
-        }
-        println!("test {name} ... {}", if failed.last() == Some(name) { "FAILED" } else { "ok" });
-    }
-    println!("\ntest result: {passed} passed; {} failed {failed:?}", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    alone::run(TESTS, || {})
 }
 
 /// All that any process was answered.

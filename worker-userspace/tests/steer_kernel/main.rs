@@ -7,6 +7,8 @@
 //! They are no `libtest` tests because the process must be in its namespace before it has threads, because the
 //! same program is also the captured process ([`client`]), and because nobody else may run while the cost is measured.
 
+#[path = "../alone/mod.rs"]
+mod alone;
 mod client;
 mod cost;
 mod dns;
@@ -15,7 +17,6 @@ mod tcp;
 mod update;
 mod world;
 
-use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 /// A list of functions with their names.
@@ -79,24 +80,5 @@ fn main() -> ExitCode {
     if client::is_wanted() {
         return client::serve();
     }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen =
-        TESTS.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)));
-    if has("--list") {
-        chosen.for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    world::enter();
-    let (mut passed, mut failed) = (0, Vec::new());
-    for (name, test) in chosen {
-        match catch_unwind(test) {
-            Ok(()) => passed += 1,
-            Err(_) => failed.push(*name),
-        }
-        println!("test {name} ... {}", if failed.last() == Some(name) { "FAILED" } else { "ok" });
-    }
-    println!("\ntest result: {passed} passed; {} failed {failed:?}", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    alone::run(TESTS, world::enter)
 }

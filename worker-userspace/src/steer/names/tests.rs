@@ -168,10 +168,18 @@ fn names_become_proxy_hosts_and_cease_to_be() {
 fn no_name_gets_an_address_while_the_patterns_change() {
     let dir = TempDir::new().unwrap();
     let names = open_wild(&dir);
-    let change = names.change();
+    let (change, asks) = (names.change(), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| names.lookup(&name("a.example")).unwrap());
-        assert!(change.known().is_empty());
+        let asking = scope.spawn(|| {
+            asks.store(true, Ordering::Release);
+            names.lookup(&name("a.example")).unwrap()
+        });
+        while !asks.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        // Without the lock it would be through by now.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!asking.is_finished() && change.known().is_empty());
         change.set(Arc::default());
         drop(change);
         assert_eq!(asking.join().unwrap(), None, "it was asked for before, and waited");

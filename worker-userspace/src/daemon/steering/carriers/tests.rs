@@ -140,9 +140,12 @@ async fn a_change_that_can_not_be_is_tried_again_until_it_can() {
     fs::create_dir(&hosts).unwrap();
     appliance.apply(&[(2, &["10.0.0.2"])]);
     let problem = || appliance.house.steering.status().problem;
-    while problem().is_none() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let told = async {
+        while problem().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(GRACE + SOON, told).await.expect("nothing is said of it");
     assert!(problem().unwrap().contains(hosts.to_str().unwrap()));
     assert_eq!(appliance.house.connect("10.0.0.1:1"), steered("10.0.0.1"));
     // Its carrier is not in the roster any more.
