@@ -338,6 +338,22 @@ mod tests {
     }
 
     #[test]
+    fn data_of_every_length_is_announced_as_it_is() {
+        for length in [1, 255, 256, 65_535, 65_536, 65_537, MAX_DATA] {
+            let mut wire = BytesMut::new();
+            put_header(&mut wire, 7, Type::Data, length);
+            wire.resize(HEADER + length, 9);
+            put_u64(&mut wire, 7, Type::Credit, 1 << 40);
+            let arrived = joined(decode(&mut Decoder::default(), &wire).unwrap());
+            let credit = (7, Some(Type::Credit), (1u64 << 40).to_be_bytes().to_vec());
+            assert_eq!(arrived, [(7, None, vec![9; length]), credit]);
+        }
+        let too_long = FrameError::TooLong { kind: Type::Data, length: MAX_DATA + 1, limit: MAX_DATA };
+        let wire = frame(7, Type::Data as u8, &vec![9; MAX_DATA + 1]);
+        assert_eq!(decode(&mut Decoder::default(), &wire), Err(too_long));
+    }
+
+    #[test]
     fn a_message_may_not_end_within_a_frame() {
         let whole = frame(1, Type::Data as u8, b"hello");
         for cut in 1..whole.len() {
@@ -357,7 +373,12 @@ mod tests {
             cuts in vec(1usize..700, 0..40),
         ) {
             let wire: Vec<u8> = frames.iter().flat_map(|(id, kind, payload)| frame(*id, *kind as u8, payload)).collect();
-            let whole = joined(decode(&mut Decoder::default(), &wire).unwrap());
+            let sent = frames.into_iter().map(|(id, kind, payload)| match kind {
+                Type::Data => Piece::Data(id, BytesMut::from(&payload[..])),
+                kind => Piece::Control(Header { stream: id, kind, length: payload.len() }, payload[..].into()),
+            });
+            let sent = joined(sent.collect());
+            prop_assert_eq!(joined(decode(&mut Decoder::default(), &wire).unwrap()), &sent[..]);
             let mut decoder = Decoder::default();
             let mut pieces = Vec::new();
             let mut rest = &wire[..];
@@ -367,7 +388,7 @@ mod tests {
                 rest = after;
             }
             pieces.extend(decode(&mut decoder, rest).unwrap());
-            prop_assert_eq!(joined(pieces), whole);
+            prop_assert_eq!(joined(pieces), sent);
             prop_assert_eq!(decoder.end_of_message(), Ok(()));
         }
 
