@@ -44,6 +44,12 @@ pub(super) struct Focus {
     clouds: HashSet<i64>,
 }
 
+impl Focus {
+    pub(super) fn is_empty(&self) -> bool {
+        self.workers.is_empty() && self.clouds.is_empty()
+    }
+}
+
 impl State {
     /// Applies changes; `ids` has the id of each new record, at its change's place.
     pub(super) fn apply(&mut self, changes: &[Change], ids: &[i64]) -> Focus {
