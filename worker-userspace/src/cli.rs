@@ -41,11 +41,11 @@ pub(crate) struct Whom {
     /// An appliance in the network, instead of the control socket
     #[arg(long, value_name = "https://HOST[:PORT]", conflicts_with = "socket")]
     url: Option<String>,
-    /// A file with the admin token alone
+    /// A file with the admin token alone; comes before the environment
     #[arg(long, value_name = "FILE", requires = "url")]
     token_file: Option<PathBuf>,
     /// The admin token; everybody on this host sees it in `ps`, so rather use the file or the environment
-    #[arg(long, env = "DWORKER_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    #[arg(long, env = "DWORKER_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// PEM certificates trusted beside the system's
     #[arg(long, value_name = "FILE", requires = "url")]

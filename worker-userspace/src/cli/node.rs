@@ -186,6 +186,8 @@ impl Forget {
             self.yes,
             &format!("forget node {} ({}) of worker {}", node.host_name, short(&node), self.worker),
         )?;
+        // A person may have thought for longer than an idle connection is kept.
+        let mut client = self.common.client().await?;
         let () =
             client.ask(Method::DELETE, &format!("{}/{}", of_worker(&self.worker), node.id), None).await?;
         self.common

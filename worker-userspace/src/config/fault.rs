@@ -18,7 +18,7 @@ const LONGEST_QUOTE: usize = 80;
 /// The longest half of a message, in characters: our own words are shorter.
 const LONGEST_MESSAGE: usize = 400;
 /// What a worker key and an admin token begin with, wherever somebody may have pasted one.
-const SECRETS: [&str; 2] = ["dwk_", "dwa_"];
+pub(super) const SECRETS: [&str; 2] = ["dwk_", "dwa_"];
 /// What follows it. So many letters, digits, `-` and `_` without a dot are hardly anything else.
 const SECRET_BODY: usize = 43;
 

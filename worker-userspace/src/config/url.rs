@@ -4,7 +4,7 @@
 use std::net::Ipv6Addr;
 
 use super::ApplianceUrl;
-use super::fault::{Wrong, wrong};
+use super::fault::{SECRETS, Wrong, wrong};
 use crate::target::Host;
 
 const FORM: &str = "write \"https://HOST\" or \"https://HOST:PORT\"";
@@ -81,6 +81,9 @@ pub(crate) fn api_url(text: &str) -> Result<ApiUrl, Wrong> {
     if path.contains(['?', '#', '\\']) {
         let remedy = format!("leave away what begins with `?`, `#` or `\\`; {API_FORM}");
         return Err(wrong("something other than a path stands behind the host", remedy));
+    }
+    if SECRETS.iter().any(|begin| authority.contains(begin)) {
+        return Err(wrong("a key or token where the host belongs", "remove it here"));
     }
     let (host, port) = host_and_port(authority, plaintext, API_FORM)?;
     Ok(ApiUrl { host, port })

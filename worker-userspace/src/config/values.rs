@@ -9,7 +9,7 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing_subscriber::EnvFilter;
 
-use super::fault::{Wrong, quote, wrong};
+use super::fault::{SECRETS, Wrong, quote, wrong};
 use super::schema::nearest;
 use crate::target::Pattern;
 
@@ -79,9 +79,9 @@ where
 
 /// A proxy host, or what egress may dial.
 pub(crate) fn pattern(text: &str) -> Result<Pattern, Wrong> {
-    // The parser's message would repeat a part of a password, and a worker key has the form of a name.
-    if text.contains("dwk_") {
-        return Err(wrong("a worker key where a host belongs", "remove it here"));
+    // The parser's message would repeat a part of a password, and a key or a token has the form of a name.
+    if SECRETS.iter().any(|begin| text.contains(begin)) {
+        return Err(wrong("a key or token where a host belongs", "remove it here"));
     }
     if text.contains('@') {
         return Err(wrong(

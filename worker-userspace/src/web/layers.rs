@@ -61,6 +61,10 @@ pub fn too_large() -> Problem {
     Problem::new(Kind::TooLarge, format!("a body has at most {LARGEST_BODY} bytes"))
 }
 
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json")
+}
+
 /// Errors as problem documents that name the path; elsewhere than in the API as a line of text.
 async fn told(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
@@ -72,7 +76,8 @@ async fn told(request: Request, next: Next) -> Response {
     let (mut parts, body) = response.into_parts();
     let problem = match parts.extensions.remove::<Problem>() {
         Some(problem) => problem,
-        None if !is_api(&path) && parts.headers.contains_key(CONTENT_TYPE) => {
+        // What has a form of its own keeps it: a page, or what is not ready.
+        None if !is_api(&path) && parts.headers.contains_key(CONTENT_TYPE) || is_json(&parts.headers) => {
             return Response::from_parts(parts, body);
         }
         None if status == StatusCode::PAYLOAD_TOO_LARGE => too_large(),
@@ -165,6 +170,7 @@ mod tests {
         let router = Router::new()
             .route("/api/v1/length", post(async |Json(text): Json<String>| text.len().to_string()))
             .route("/api/v1/panic", get(async || (StatusCode::IM_A_TEAPOT, "short and stout")))
+            .route("/readyz", get(async || (StatusCode::SERVICE_UNAVAILABLE, Json([false]))))
             .route("/page", get(async || ([(CACHE_CONTROL, "max-age=60")], "page")));
         let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
         let response = around(router).oneshot(request.body(body).unwrap()).await.unwrap();
@@ -195,6 +201,9 @@ mod tests {
             assert!(!problem.detail.is_empty());
             assert_eq!(headers.contains_key(ALLOW), status == 405);
         }
+        let (status, headers, body) = ask("GET", "/readyz", Body::empty()).await;
+        assert_eq!((status.as_u16(), body.as_str()), (503, "[false]"), "it says itself what is not ready");
+        assert_eq!(headers[CONTENT_TYPE], "application/json");
         let (status, _, body) = ask("POST", "/api/v1/length", json(&"x".repeat(LARGEST_BODY - 2))).await;
         assert_eq!((status, body.as_str()), (StatusCode::OK, "65534"));
     }

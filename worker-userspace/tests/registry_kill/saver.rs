@@ -156,12 +156,12 @@ async fn come_and_go(admin: Admin) {
         let (cloud, _) = admin.add_cloud(cloud, &me()).await.expect("a cloud");
         if n % 2 == 0 {
             Said::Removing(name.clone()).say();
-            match admin.remove_worker(worker.id, &me()).await {
+            match admin.remove_worker(worker.id, None, &me()).await {
                 Err(AdminError::InUse { .. }) => {}
                 other => panic!("a worker that a cloud needs: {other:?}"),
             }
-            admin.remove_cloud(cloud.id, &me()).await.expect("a removal");
-            admin.remove_worker(worker.id, &me()).await.expect("a removal");
+            admin.remove_cloud(cloud.id, None, &me()).await.expect("a removal");
+            admin.remove_worker(worker.id, None, &me()).await.expect("a removal");
             Said::Removed(name).say();
         }
     }

@@ -214,15 +214,22 @@ impl Admin {
         self.edit_cloud(id, edit, None, actor).await
     }
 
-    /// Removes a cloud.
+    /// Removes a cloud. With a `revision` only that state of it.
     ///
     /// # Errors
-    /// There is no such cloud, or the store.
-    pub async fn remove_cloud(&self, id: i64, actor: &Actor) -> Result<(), AdminError> {
+    /// There is no such cloud, it was changed since, or the store.
+    pub async fn remove_cloud(
+        &self,
+        id: i64,
+        revision: Option<i64>,
+        actor: &Actor,
+    ) -> Result<(), AdminError> {
         let subject = self.cloud_subject(id);
         let by = actor.clone();
         let plan = move |state: &State| {
             let cloud = state.cloud(&Ref::Id(id))?;
+            let current = (cloud.revision, &*cloud.changed_by, cloud.changed);
+            super::based_on(revision, current, || format!("cloud {}", cloud.name))?;
             let text = format!("{} at {}", cloud.kind, cloud.api_url);
             Ok(Plan {
                 changes: vec![Change::RemoveCloud(id)],

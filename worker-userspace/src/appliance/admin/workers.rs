@@ -300,15 +300,22 @@ impl Admin {
         Ok((done.state.worker(&Ref::Id(id))?, key))
     }
 
-    /// Removes a worker and forgets its nodes.
+    /// Removes a worker and forgets its nodes. With a `revision` only that state of it.
     ///
     /// # Errors
-    /// There is no such worker, it stands in the configuration file, clouds use it, or the store.
-    pub async fn remove_worker(&self, id: i64, actor: &Actor) -> Result<(), AdminError> {
+    /// There is no such worker, it was changed since, it stands in the configuration file, clouds use it, or the store.
+    pub async fn remove_worker(
+        &self,
+        id: i64,
+        revision: Option<i64>,
+        actor: &Actor,
+    ) -> Result<(), AdminError> {
         let subject = self.worker_subject(id);
         let by = actor.clone();
         let plan = move |state: &State| {
             let worker = state.worker(&Ref::Id(id))?;
+            let current = (worker.revision, &*worker.changed_by, worker.changed);
+            super::based_on(revision, current, || format!("worker {}", worker.name))?;
             if worker.origin == Origin::File {
                 return Err(AdminError::ManagedByFile {
                     worker: worker.name.clone(),

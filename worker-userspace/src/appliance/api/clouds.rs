@@ -268,7 +268,8 @@ pub(super) async fn remove(
     based_on: IfMatch,
 ) -> Result<StatusCode, Problem> {
     let old = api.find_cloud(&cloud)?;
-    based_on.expect(&format!("cloud {}", old.name), old.revision, None)?;
-    api.admin.remove_cloud(old.id, &caller.actor()).await?;
+    let revision = based_on.expect(&format!("cloud {}", old.name), old.revision, None)?;
+    let removed = api.admin.remove_cloud(old.id, revision, &caller.actor()).await;
+    removed.map_err(|error| based_on.refused(error))?;
     Ok(StatusCode::NO_CONTENT)
 }

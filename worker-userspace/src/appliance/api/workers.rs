@@ -353,8 +353,9 @@ pub(super) async fn remove(
     based_on: IfMatch,
 ) -> Result<StatusCode, Problem> {
     let old = api.find_worker(&worker)?;
-    based_on.expect(&format!("worker {}", old.name), old.revision, None)?;
-    api.admin.remove_worker(old.id, &caller.actor()).await?;
+    let revision = based_on.expect(&format!("worker {}", old.name), old.revision, None)?;
+    let removed = api.admin.remove_worker(old.id, revision, &caller.actor()).await;
+    removed.map_err(|error| based_on.refused(error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -112,7 +112,10 @@ async fn what_the_file_says_is_changed_there() {
         house.admin.rotate_key(id, Duration::ZERO, &me()).await,
         Err(AdminError::ManagedByFile { .. })
     ));
-    assert!(matches!(house.admin.remove_worker(id, &me()).await, Err(AdminError::ManagedByFile { .. })));
+    assert!(matches!(
+        house.admin.remove_worker(id, None, &me()).await,
+        Err(AdminError::ManagedByFile { .. })
+    ));
     // What the file does not say; a form that sends back what it was given is no change of it.
     let edit = EditWorker {
         name: Some("site-a".into()),

@@ -65,7 +65,8 @@ fn what_is_no_proxy_host_names_the_remedy() {
         ("a.example:443,70000", "\"a.example:443,70000\": not a proxy host: \"70000\" is not a port".into()),
         ("<script>", "\"<script>\": not a host name: a name has letters".into()),
         ("z\u{fc}rich.example", "xn--".into()),
-        (&long, "***: a worker key where a host belongs: remove it here".into()),
+        (&long, "***: a key or token where a host belongs: remove it here".into()),
+        (&format!("dwa_{}", &long[4..]), "***: a key or token where a host belongs".into()),
         (&format!("https://{long}@vc.example"), "***: a URL".into()),
     ] {
         let problems = hosts(text).expect_err(text);

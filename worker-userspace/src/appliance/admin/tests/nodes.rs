@@ -144,7 +144,7 @@ async fn nodes_go_with_their_worker() {
     let a = house.add("site-a", "").await.expect("a worker").id;
     house.see(a, seen(1, "host\n<b>")).await;
     assert_eq!(house.node(a, 1).expect("it").host_name, "host\u{fffd}<b>");
-    house.admin.remove_worker(a, &me()).await.expect("removed");
+    house.admin.remove_worker(a, None, &me()).await.expect("removed");
     assert_eq!(house.admin.nodes(a), []);
     assert_eq!(house.store.load().await.expect("all").nodes, []);
 }

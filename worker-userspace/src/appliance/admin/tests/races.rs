@@ -37,6 +37,13 @@ async fn a_change_that_is_based_on_an_older_state_says_who_was_faster() {
     );
     let events = house.events().await;
     assert_eq!(events.iter().filter(|event| event.starts_with("save-refused ")).count(), 2, "{events:?}");
+    // A removal is a change like others.
+    let error = house.admin.remove_cloud(cloud.id, Some(1), &me()).await.expect_err("an old state");
+    assert!(matches!(error, AdminError::Conflict { expected: 1, revision: 2, .. }), "{error}");
+    let error = house.admin.remove_worker(a.id, Some(2), &me()).await.expect_err("an old state");
+    assert!(matches!(error, AdminError::Conflict { expected: 2, revision: 3, .. }), "{error}");
+    house.admin.remove_cloud(cloud.id, Some(2), &me()).await.expect("the present state");
+    house.admin.remove_worker(a.id, Some(3), &me()).await.expect("the present state");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

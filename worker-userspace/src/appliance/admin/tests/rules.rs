@@ -55,8 +55,8 @@ async fn each_change_is_in_force_at_once_and_has_its_event() {
     assert_eq!(house.carried()[0].1[2], "10.0.0.1:80");
     house.admin.assign(cloud.id, None, &me()).await.expect("no worker");
     assert_eq!(house.carried()[0].1.len(), 2);
-    house.admin.remove_cloud(cloud.id, &me()).await.expect("removed");
-    house.admin.remove_worker(a, &me()).await.expect("removed");
+    house.admin.remove_cloud(cloud.id, None, &me()).await.expect("removed");
+    house.admin.remove_worker(a, None, &me()).await.expect("removed");
     assert_eq!(house.carried(), []);
     assert_eq!(
         house.events().await,
@@ -188,10 +188,11 @@ async fn a_worker_that_clouds_need_stays() {
             .await
             .expect("a cloud");
     }
-    let error = house.admin.remove_worker(a, &me()).await.expect_err("in use").to_string();
+    let error = house.admin.remove_worker(a, None, &me()).await.expect_err("in use").to_string();
     assert!(error.starts_with("worker site-a carries clouds \"Cloud 00\", \"Cloud 01\", "), "{error}");
     assert!(error.ends_with("\"Cloud 09\" and 2 more: give them to another worker first"), "{error}");
-    let missing = house.admin.remove_worker(a + 1, &me()).await.expect_err("no such worker").to_string();
+    let missing =
+        house.admin.remove_worker(a + 1, None, &me()).await.expect_err("no such worker").to_string();
     assert_eq!(missing, format!("there is no worker {}: it may have been removed", a + 1));
     let error = house.add_cloud("X", "https://x.example", Some("site-x")).await.expect_err("no such worker");
     assert_eq!(

@@ -130,6 +130,6 @@ async fn ask_remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) ->
 
 async fn remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
     let cloud = page.admin.cloud(&Ref::Id(id))?;
-    page.admin.remove_cloud(id, &caller.actor()).await?;
+    page.admin.remove_cloud(id, None, &caller.actor()).await?;
     Ok(page.done(&caller, "/clouds", format!("{} is removed.", cloud.name), &[]))
 }

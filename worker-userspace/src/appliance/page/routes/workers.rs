@@ -242,7 +242,7 @@ async fn ask_remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) ->
 
 async fn remove(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
     let worker = page.record(id)?;
-    page.admin.remove_worker(id, &caller.actor()).await?;
+    page.admin.remove_worker(id, None, &caller.actor()).await?;
     Ok(page.done(&caller, "/workers", format!("{} is removed.", worker.name), &[]))
 }
 
