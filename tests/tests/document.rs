@@ -31,7 +31,9 @@ fn the_document_validates_and_thousands_of_requests_are_answered_as_it_says() ->
         for (path, item) in document["paths"].as_object().context("no paths")? {
             for (method, operation) in item.as_object().into_iter().flatten() {
                 operations += 1;
-                if operation["security"] != json!([{}]) {
+                // What is for everybody needs no credential; some of it says more with one.
+                let is_open = operation["security"].as_array().is_some_and(|any| any.contains(&json!({})));
+                if !is_open {
                     let path = path.replace(['{', '}'], "");
                     admin.answer(admin.curl(&method.to_uppercase(), &path))?.problem(401)?;
                 }

@@ -263,12 +263,14 @@ async fn lists(table: &mut Table, admin: &Admin) {
 async fn pages(table: &mut Table, admin: &Admin, audit: &Audit, registry: &Arc<Registry>, drain: &Drain) {
     const PROMISED: Option<Duration> = Some(Duration::from_millis(200));
     let token = new_token().expect("a token");
+    let login = Login::new(true, |_| ());
+    login.set_token(Some(KeyHash::of(&token)));
     let router = page::router(page::Parts {
         admin: admin.clone(),
         registry: registry.clone(),
         ledger: Ledger::default(),
         audit: audit.clone(),
-        login: Login::new(true, Some(KeyHash::of(&token)), |_| ()),
+        login,
         tls: true,
         host: "appliance".into(),
         drain: drain.clone(),

@@ -7,6 +7,7 @@
 mod appliance;
 mod node;
 mod proxy;
+mod readiness;
 mod steering;
 
 use std::fs::File;
@@ -31,7 +32,7 @@ use crate::drain::Drain;
 use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
 use crate::inspect;
-use crate::inspect::api::Reports;
+use crate::inspect::api::{Lack, Reports};
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{
@@ -47,6 +48,7 @@ use crate::tunnel::tls::{self, TlsError};
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 use appliance::Appliance;
+use readiness::Believed;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -151,6 +153,7 @@ impl Daemon {
             uplink: None,
             steering: None,
             proxy: None,
+            found: Believed::default(),
         };
 
         let mut port = None;
@@ -263,6 +266,7 @@ struct Roles {
     uplink: Option<Arc<Uplink>>,
     steering: Option<Arc<Steering>>,
     proxy: Option<ProxyStatus>,
+    found: Believed<Vec<Lack>>,
 }
 
 impl Roles {
@@ -314,30 +318,6 @@ impl Roles {
     }
 }
 
-impl Roles {
-    /// What the configuration asks for and is not so.
-    async fn unready(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        if let Some(appliance) = &self.appliance {
-            reasons.extend(appliance.unwritable().await);
-        }
-        if let Some(uplink) = self.uplink.as_ref().filter(|uplink| !uplink.session().is_up()) {
-            let problem = uplink.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
-            reasons.push(format!("not connected to appliance {}{problem}", uplink.appliance()));
-        }
-        if let Some(steering) = &self.steering {
-            let links = steering.status().programs.into_iter().flat_map(|program| program.links);
-            let mut dead: Vec<PathBuf> = links.filter(|link| !link.alive).map(|link| link.cgroup).collect();
-            dead.sort();
-            dead.dedup();
-            reasons.extend(dead.iter().map(|cgroup| {
-                format!("nothing is captured in {}: the cgroup was removed", cgroup.display())
-            }));
-        }
-        reasons
-    }
-}
-
 /// What the daemon says of itself to who asks over HTTP.
 fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
     let (reported, asked, drain) = (roles.clone(), roles.clone(), drain.clone());
@@ -346,7 +326,10 @@ fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
         unready: Arc::new(move || {
             let (roles, stopping) = (asked.clone(), drain.is_stopping());
             Box::pin(async move {
-                if stopping { vec!["dworker is stopping".to_owned()] } else { roles.unready().await }
+                match stopping {
+                    true => vec![Lack { part: "stopping", detail: "dworker is stopping".to_owned() }],
+                    false => roles.unready().await,
+                }
             })
         }),
     }

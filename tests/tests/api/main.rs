@@ -4,6 +4,7 @@
 mod cli;
 mod hostile;
 mod keys;
+mod ready;
 mod secrets;
 mod stream;
 

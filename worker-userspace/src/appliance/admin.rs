@@ -48,10 +48,16 @@ use crate::config::KeyHash;
 use crate::drain::Drain;
 use state::State;
 
-/// Makes a roster the one that counts. It is called after each save, in the order of the saves, and must not wait.
+/// Makes what was saved the one that counts. It is called after each save, in the order of the saves, and must not
+/// wait.
 pub trait Publish: Send + Sync + 'static {
     /// This is the roster now.
     fn publish(&self, roster: Roster);
+
+    /// This is the admin token now; mostly it is the one that it was.
+    fn admit(&self, token: Option<KeyHash>) {
+        let _ = token;
+    }
 }
 
 impl<F: Fn(Roster) + Send + Sync + 'static> Publish for F {
@@ -222,7 +228,7 @@ impl Admin {
         self.state().admin_token
     }
 
-    /// Replaces the admin token.
+    /// Replaces the admin token. Once it is saved, the one before opens nothing, whoever waits for the answer.
     ///
     /// # Errors
     /// The store.
@@ -318,6 +324,7 @@ impl Admin {
 
     fn put(&self, state: Arc<State>, routing: bool) {
         *self.inner.state.write().unwrap_or_else(PoisonError::into_inner) = state.clone();
+        self.inner.publish.admit(state.admin_token);
         if routing {
             self.inner.publish.publish(state.roster(now()));
         }

@@ -36,7 +36,7 @@ use utoipa_axum::routes;
 
 use super::admin::{Admin, AdminError, Ref};
 use super::audit::Audit;
-use super::login::{Login, guard, local};
+use super::login::{Login, greet, guard, local};
 use super::registry::Registry;
 use crate::drain::Drain;
 use crate::inspect;
@@ -88,14 +88,18 @@ pub fn routers(parts: Parts) -> Routers {
     let Parts { admin, audit, registry, ledger, login, reports, drain } = parts;
     let door = login.clone();
     let api = Api { admin, audit, registry, ledger, login, drain, streams: Arc::default() };
-    let open = open().with_state(api.clone()).merge(inspect::api::open().with_state(reports.clone()));
+    let (open, mut described) = open().with_state(api.clone()).split_for_parts();
+    let (reporting, more) = inspect::api::open().with_state(reports.clone()).split_for_parts();
+    described.merge(more);
     let guarded = guarded().with_state(api).merge(inspect::api::guarded().with_state(reports));
-    let (open, mut described) = open.split_for_parts();
     let (guarded, more) = guarded.split_for_parts();
     described.merge(more);
     let document = Extension(Document::new(&document::finish(described)));
-    let network = open.clone().merge(guarded.clone().route_layer(from_fn_with_state(door, guard)));
-    let socket = open.merge(guarded.route_layer(from_fn(local)));
+    let network = open
+        .clone()
+        .merge(reporting.clone().route_layer(from_fn_with_state(door.clone(), greet)))
+        .merge(guarded.clone().route_layer(from_fn_with_state(door, guard)));
+    let socket = open.merge(reporting).merge(guarded.route_layer(from_fn(local)));
     Routers { network: network.layer(document.clone()), socket: socket.layer(document) }
 }
 

@@ -32,7 +32,6 @@ use axum::body::Body;
 use axum::extract::{Form, FromRequest, FromRequestParts, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -45,6 +44,7 @@ use super::audit::{Actor, EventKind, NewEvent};
 use super::strangers::Stranger;
 use crate::accept;
 use crate::config::{KeyHash, secret};
+use crate::inspect::api::Insider;
 use crate::web::layers::{self, LARGEST_BODY};
 use crate::web::{Kind, Peer, Problem};
 use limits::{Limited, Limits};
@@ -207,27 +207,28 @@ pub struct SignedIn {
 }
 
 impl Login {
-    /// A door that opens to who has the token with this hash. `tls`: clients come over TLS. `record` keeps
-    /// events, and must not wait.
-    pub fn new(
-        tls: bool,
-        token: Option<KeyHash>,
-        record: impl Fn(NewEvent) + Send + Sync + 'static,
-    ) -> Login {
+    /// A door that opens to nobody until it [has a token](Login::set_token). `tls`: clients come over TLS. `record`
+    /// keeps events, and must not wait.
+    pub fn new(tls: bool, record: impl Fn(NewEvent) + Send + Sync + 'static) -> Login {
         Login(Arc::new(Door {
             tls,
-            token: RwLock::new(Token { hash: token, epoch: 0 }),
+            token: RwLock::new(Token { hash: None, epoch: 0 }),
             sessions: Mutex::default(),
             limits: Mutex::new(Limits::new()),
             record: Box::new(record),
         }))
     }
 
-    /// Replaces the token, and ends all sessions.
-    pub fn replace_token(&self, hash: KeyHash) {
+    /// Opens to who has the token with this hash, and to nobody else. Where it is another one than before, all
+    /// sessions end.
+    pub fn set_token(&self, hash: Option<KeyHash>) {
         let mut token = self.0.token.write().unwrap_or_else(PoisonError::into_inner);
-        *token = Token { hash: Some(hash), epoch: token.epoch + 1 };
+        if token.hash == hash {
+            return;
+        }
+        *token = Token { hash, epoch: token.epoch + 1 };
         drop(token);
+        // After the epoch: a session that begins later finds that it has risen.
         self.sessions().end_all();
     }
 
@@ -292,9 +293,18 @@ impl Login {
     /// The token is wrong, there were too many attempts, or another site's page sends this.
     pub fn sign_in(&self, source: IpAddr, headers: &HeaderMap, token: &str) -> Result<SignedIn, Denied> {
         let is_ours = self.origin(headers) != Origin::Other;
-        self.judge(is_ours.then_some(token.trim()), source)?;
-        let (session, value) =
-            self.sessions().begin().map_err(|error| Denied::Randomness(error.to_string()))?;
+        let epoch = self.judge(is_ours.then_some(token.trim()), source)?;
+        self.begin(source, epoch)
+    }
+
+    /// Begins a session for who has shown the token of `epoch`, which may have been replaced since.
+    fn begin(&self, source: IpAddr, epoch: u64) -> Result<SignedIn, Denied> {
+        let mut sessions = self.sessions();
+        if self.token().epoch != epoch {
+            return Err(Denied::WrongToken);
+        }
+        let (session, value) = sessions.begin().map_err(|error| Denied::Randomness(error.to_string()))?;
+        drop(sessions);
         self.record(Actor::at("admin (browser)", source).did(EventKind::LoginOk, "admin", "signed in"));
         Ok(SignedIn { session, cookie: self.cookie(&value, "") })
     }
@@ -337,36 +347,42 @@ impl Login {
 
     /// The request with its caller among its extensions.
     async fn admit(&self, request: Request) -> Result<(Request, Caller), Denied> {
-        let (mut parts, body) = request.into_parts();
+        let (mut parts, mut body) = request.into_parts();
+        let caller = self.recognise(&parts)?;
+        let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if let Caller::Browser { source, session } = &caller
+            && !is_safe
+        {
+            if self.origin(&parts.headers) != Origin::Ours {
+                return Err(self.smells(*source, Denied::CrossSite));
+            }
+            if !has_csrf(&parts.headers, &mut body, session.csrf()).await.map_err(Denied::Body)? {
+                return Err(self.smells(*source, Denied::Csrf));
+            }
+        }
+        parts.extensions.insert(caller.clone());
+        Ok((Request::from_parts(parts, body), caller))
+    }
+
+    /// Whose credential a request shows. It may not change anything yet: a browser sends its cookie by itself.
+    fn recognise(&self, parts: &Parts) -> Result<Caller, Denied> {
         let Some(source) = parts.extensions.get::<Peer>().and_then(|peer| peer.address()) else {
             return Err(Denied::NoCredential);
         };
-        let mut body = Some(body);
         let caller = match bearer(&parts.headers) {
             Some(token) => Caller::Token { source, epoch: self.judge_bearer(token, source)? },
             None => {
                 let cookie = self.find_cookie(&parts.headers).ok_or(Denied::NoCredential)?;
                 let path = parts.uri.path();
                 let is_use = path != STREAM && !path.starts_with(LIVE);
-                let session = self.sessions().find(cookie, is_use);
-                let session = session.ok_or(Denied::SessionOver)?;
-                let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-                if !is_safe {
-                    if self.origin(&parts.headers) != Origin::Ours {
-                        return Err(self.smells(source, Denied::CrossSite));
-                    }
-                    if !has_csrf(&mut parts, &mut body, session.csrf()).await.map_err(Denied::Body)? {
-                        return Err(self.smells(source, Denied::Csrf));
-                    }
-                }
+                let session = self.sessions().find(cookie, is_use).ok_or(Denied::SessionOver)?;
                 Caller::Browser { source, session }
             }
         };
         if let Some(stranger) = parts.extensions.get::<Stranger>() {
             stranger.known();
         }
-        parts.extensions.insert(caller.clone());
-        Ok((Request::from_parts(parts, body.unwrap_or_default()), caller))
+        Ok(caller)
     }
 
     /// What smells of an attack is an event.
@@ -441,23 +457,22 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// True where the header, or the field of a form, has this CSRF token. A form's body is read for it, and put back.
-async fn has_csrf(parts: &mut Parts, body: &mut Option<Body>, csrf: &str) -> Result<bool, Problem> {
+async fn has_csrf(headers: &HeaderMap, body: &mut Body, csrf: &str) -> Result<bool, Problem> {
     #[derive(Deserialize)]
     struct Field {
         csrf: String,
     }
     let equal = |given: &str| KeyHash::of(given) == KeyHash::of(csrf);
-    if let Some(given) = parts.headers.get(CSRF_HEADER) {
+    if let Some(given) = headers.get(CSRF_HEADER) {
         return Ok(equal(given.to_str().unwrap_or_default()));
     }
-    let media_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !media_type.is_some_and(|text| text.starts_with("application/x-www-form-urlencoded")) {
         return Ok(false);
     }
-    let request = Request::new(body.take().unwrap_or_default());
-    let bytes = axum::body::to_bytes(request.into_body(), LARGEST_BODY).await;
-    let bytes: Bytes = bytes.map_err(|_| layers::too_large())?;
-    *body = Some(Body::from(bytes.clone()));
+    let bytes = axum::body::to_bytes(std::mem::take(body), LARGEST_BODY).await;
+    let bytes = bytes.map_err(|_| layers::too_large())?;
+    *body = Body::from(bytes.clone());
     let mut copy = Request::new(Body::from(bytes));
     *copy.method_mut() = Method::POST;
     copy.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
@@ -468,6 +483,16 @@ async fn has_csrf(parts: &mut Parts, body: &mut Option<Body>, csrf: &str) -> Res
 /// Stands before the API's routes on the network: who has no credential gets a problem document.
 pub async fn guard(State(login): State<Login>, request: Request, next: Next) -> Response {
     login.pass(request, next).await.unwrap_or_else(Denied::into_response)
+}
+
+/// Stands before routes that are for everybody: who shows a credential that works is an [`Insider`] there. One that does
+/// not work is told and counted as elsewhere, and its owner served as everybody.
+pub async fn greet(State(login): State<Login>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    if login.recognise(&parts).is_ok() {
+        parts.extensions.insert(Insider);
+    }
+    next.run(Request::from_parts(parts, body)).await
 }
 
 /// Stands before the same routes on the control socket, whose file says who may connect.

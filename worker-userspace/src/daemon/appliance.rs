@@ -5,21 +5,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
 
 use super::{StartError, listen};
-use crate::appliance::admin::{Admin, SystemResolver};
+use crate::appliance::admin::{Admin, Publish, SystemResolver};
 use crate::appliance::api::{self, Routers};
 use crate::appliance::audit::{Actor, Audit, EventKind, Limits};
 use crate::appliance::endpoint::Endpoint;
 use crate::appliance::login::{Login, new_token};
 use crate::appliance::page;
 use crate::appliance::registry::Registry;
+use crate::appliance::roster::Roster;
 use crate::appliance::steerable::Steerable;
 use crate::appliance::store::Store;
 use crate::appliance::store::sqlite::Sqlite;
@@ -34,8 +34,6 @@ use crate::tunnel::message::Hello;
 use crate::tunnel::tls;
 use crate::web::layers::around;
 
-/// How long it is believed what the store said of itself: anybody may ask.
-const BELIEVED: Duration = Duration::from_secs(5);
 /// How long a stop waits until the last events are kept.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
 
@@ -51,8 +49,22 @@ pub(super) struct Appliance {
     /// What keeps events: it stops when nothing happens any more.
     keeping: Drain,
     login: Login,
-    /// What the store said last, and when.
-    probed: Mutex<Option<(Instant, Option<String>)>>,
+}
+
+/// Where a saved change is in force.
+struct InForce {
+    registry: Arc<Registry>,
+    login: Login,
+}
+
+impl Publish for InForce {
+    fn publish(&self, roster: Roster) {
+        self.registry.apply(roster);
+    }
+
+    fn admit(&self, token: Option<KeyHash>) {
+        self.login.set_token(token);
+    }
 }
 
 /// Its port, bound and not served yet.
@@ -103,8 +115,9 @@ impl Appliance {
         audit.record(Actor::local("dworker").did(EventKind::Started, "dworker", env!("CARGO_PKG_VERSION")));
         let watch = Watch::new(audit.clone());
         let registry = Arc::new(Registry::new(appliance.failback, config.drain, Box::new(watch.clone())));
-        let published = registry.clone();
-        let publish = move |roster| published.apply(roster);
+        let recorded = audit.clone();
+        let login = Login::new(tls.is_some(), move |event| recorded.record(event));
+        let publish = InForce { registry: registry.clone(), login: login.clone() };
         let admin =
             Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), &keeping).await?;
         watch.note_in(admin.clone());
@@ -117,10 +130,7 @@ impl Appliance {
         if admin.admin_token().is_none() {
             first_token(&admin).await?;
         }
-        let recorded = audit.clone();
-        let login = Login::new(tls.is_some(), admin.admin_token(), move |event| recorded.record(event));
-        let probed = Mutex::new(None);
-        let appliance = Appliance { listen: bound, registry, store, admin, audit, keeping, login, probed };
+        let appliance = Appliance { listen: bound, registry, store, admin, audit, keeping, login };
         Ok((appliance, Port { tls, listeners }))
     }
 
@@ -169,17 +179,9 @@ impl Appliance {
         socket
     }
 
-    /// Why no save could be made now; `None`: it could.
+    /// Why no save could be made now; `None`: it could. Writes to find out.
     pub(super) async fn unwritable(&self) -> Option<String> {
-        let mut probed = self.probed.lock().await;
-        if let Some((at, said)) = &*probed
-            && at.elapsed() < BELIEVED
-        {
-            return said.clone();
-        }
-        let said = self.store.probe().await.err().map(|error| format!("the registry: {error}"));
-        *probed = Some((Instant::now(), said.clone()));
-        said
+        self.store.probe().await.err().map(|error| format!("the registry: {error}"))
     }
 
     /// Keeps the last events, and lets go of the files. All other tasks have ended.

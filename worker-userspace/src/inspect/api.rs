@@ -3,9 +3,9 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,6 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::status::Status;
+use crate::web::Peer;
 use crate::web::extract::Json;
 
 /// Where the path of the status is.
@@ -26,9 +27,23 @@ type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub struct Reports {
     /// All of it.
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
-    /// Why it is not ready; empty where it is.
-    pub unready: Arc<dyn Fn() -> Pending<Vec<String>> + Send + Sync>,
+    /// Why it is not ready; empty where it is. Anybody may ask, as often as they like.
+    pub unready: Arc<dyn Fn() -> Pending<Vec<Lack>> + Send + Sync>,
 }
+
+/// Something that the configuration asks for and that is not so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// The part of the daemon that lacks it: a word for everybody.
+    pub part: &'static str,
+    /// What exactly, with addresses and paths: for who may look into the daemon.
+    pub detail: String,
+}
+
+/// The mark, among a request's extensions, of who may look into the daemon, on routes that are for everybody. Who
+/// comes through the control socket needs none.
+#[derive(Debug, Clone, Copy)]
+pub struct Insider;
 
 /// Whether the daemon is alive.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -42,7 +57,9 @@ pub struct Health {
 pub struct Readiness {
     /// True where it does.
     pub ready: bool,
-    /// What it does not; empty where it is ready.
+    /// What it does not; empty where it is ready. In full for who shows a credential that works, and on the control
+    /// socket. Everybody else is told which parts: `stopping`, `registry`, `worker` (not connected to its appliance) or
+    /// `steering`, each once.
     pub reasons: Vec<String>,
 }
 
@@ -68,12 +85,25 @@ async fn health() -> Json<Health> {
 }
 
 /// Whether the daemon does all that its configuration asks for
+///
+/// For everybody, as load balancers need it; only who may look into the daemon is told why it does not. What costs
+/// something to find out is believed for 5 seconds.
 #[utoipa::path(
-    get, path = "/readyz", tag = "daemon", security(()),
+    get, path = "/readyz", tag = "daemon", security((), ("token" = []), ("session" = [])),
     responses((status = 200, body = Readiness), (status = 503, body = Readiness))
 )]
-async fn readiness(State(reports): State<Reports>) -> Response {
-    let reasons = (reports.unready)().await;
+async fn readiness(
+    State(reports): State<Reports>,
+    peer: Option<Extension<Peer>>,
+    insider: Option<Extension<Insider>>,
+) -> Response {
+    let is_insider = insider.is_some() || matches!(peer, Some(Extension(Peer::Process { .. })));
+    let lacks = (reports.unready)().await.into_iter();
+    let mut reasons: Vec<String> = match is_insider {
+        true => lacks.map(|lack| lack.detail).collect(),
+        false => lacks.map(|lack| lack.part.to_owned()).collect(),
+    };
+    reasons.dedup();
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Readiness { ready: reasons.is_empty(), reasons })).into_response()
 }
@@ -82,4 +112,55 @@ async fn readiness(State(reports): State<Reports>) -> Response {
 #[utoipa::path(get, path = "/api/v1/status", tag = "daemon", responses((status = 200, body = Status)))]
 async fn status(State(reports): State<Reports>) -> Json<Status> {
     Json((reports.status)())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::body::to_bytes;
+    use http::Request;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn strangers_are_told_which_part_is_not_ready_and_insiders_why() {
+        let lack = |part, detail: &str| Lack { part, detail: detail.to_owned() };
+        let lacks = vec![
+            lack("registry", "the registry: /var/lib/dworker is full"),
+            lack("steering", "nothing is captured in /a"),
+            lack("steering", "nothing is captured in /b"),
+        ];
+        let reports = Reports {
+            status: Arc::new(|| unreachable!("nobody asked for it")),
+            unready: Arc::new(move || Box::pin(std::future::ready(lacks.clone()))),
+        };
+        let network = Peer::Network(([192, 0, 2, 7], 50_000).into());
+        let socket = Peer::Process { uid: 0 };
+        let whole: Vec<&str> = vec![
+            "the registry: /var/lib/dworker is full",
+            "nothing is captured in /a",
+            "nothing is captured in /b",
+        ];
+        let parts = vec!["registry", "steering"];
+        for (peer, insider, expected) in [
+            (None, false, &parts),
+            (Some(network), false, &parts),
+            (Some(network), true, &whole),
+            (Some(socket), false, &whole),
+        ] {
+            let mut request = Request::get("/readyz").body(Body::empty()).unwrap();
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            if insider {
+                request.extensions_mut().insert(Insider);
+            }
+            let response = alone(reports.clone()).oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 503);
+            let body = to_bytes(response.into_body(), 1 << 16).await.unwrap();
+            let told: Readiness = serde_json::from_slice(&body).unwrap();
+            assert!(!told.ready);
+            assert_eq!(&told.reasons, expected, "{peer:?}");
+        }
+    }
 }

@@ -32,6 +32,13 @@ pub struct Cgroup {
     pub id: u64,
 }
 
+impl Cgroup {
+    /// False when the directory was removed since. One that was made again in its place is another cgroup.
+    pub fn is_alive(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|directory| directory.ino() == self.id)
+    }
+}
+
 /// Why this machine cannot steer, or not there.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {

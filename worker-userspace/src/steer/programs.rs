@@ -8,10 +8,9 @@
 mod maps;
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::programs::links::{FdLink, LinkError};
@@ -269,9 +268,8 @@ impl Attached {
 
 impl Attachment {
     fn status(&self) -> Result<LinkStatus, LinkError> {
-        // A cgroup that was removed and made again is another one: the link hangs on the dead one.
-        let alive = fs::metadata(&self.cgroup.path).is_ok_and(|directory| directory.ino() == self.cgroup.id);
-        Ok(LinkStatus { id: self.link.info()?.id(), cgroup: self.cgroup.path.clone(), alive })
+        let (cgroup, alive) = (self.cgroup.path.clone(), self.cgroup.is_alive());
+        Ok(LinkStatus { id: self.link.info()?.id(), cgroup, alive })
     }
 }
 

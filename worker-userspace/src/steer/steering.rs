@@ -30,7 +30,7 @@ use super::kernel::{FlowRecord, Kernel, KernelError, Refused, next_event};
 use super::names::{
     Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
 };
-use super::probe::{self, ProbeError};
+use super::probe::{self, Cgroup, ProbeError};
 use super::programs::{Programs, ProgramsError};
 use super::rules::{Rule, RulesError};
 use crate::config::Steer;
@@ -120,6 +120,8 @@ pub struct Steering {
     refused: Mutex<VecDeque<RefusedStatus>>,
     /// Where the one connection came from by which the daemon made itself known to the programs.
     registered: OnceLock<SocketAddr>,
+    /// What is captured.
+    cgroups: OnceLock<Vec<Cgroup>>,
 }
 
 /// What [`Steering::start`] leaves to be run.
@@ -148,6 +150,7 @@ impl Steering {
         if let Some(source) = programs.attach(&cgroups)? {
             let _ = started.steering.registered.set(source);
         }
+        let _ = started.steering.cgroups.set(cgroups);
         Ok(started)
     }
 
@@ -194,6 +197,7 @@ impl Steering {
             down_for: config.down_for,
             refused: Mutex::default(),
             registered: OnceLock::new(),
+            cgroups: OnceLock::new(),
         });
         steering.update(carriers)?;
         Ok(Started { steering, forwarder, dns: server })
@@ -314,6 +318,17 @@ impl Steering {
         if let Err(error) = self.kernel.set_group_state(slot, errno) {
             tracing::error!(carrier, "the kernel can't be told who carries: {error}");
         }
+    }
+
+    /// The cgroups that were removed since they were captured: nobody is captured there any more. Costs a system call
+    /// for each cgroup.
+    pub fn dead_cgroups(&self) -> impl Iterator<Item = &Path> {
+        self.cgroups
+            .get()
+            .into_iter()
+            .flatten()
+            .filter(|cgroup| !cgroup.is_alive())
+            .map(|cgroup| &*cgroup.path)
     }
 
     /// Captures nothing any more. What was captured goes on.

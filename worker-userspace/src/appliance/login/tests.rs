@@ -2,6 +2,7 @@ use super::*;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
+use bytes::Bytes;
 use tokio::time::advance;
 use tower::ServiceExt;
 
@@ -20,7 +21,8 @@ impl World {
         let events = Arc::new(Mutex::new(Vec::new()));
         let (kept, token) = (events.clone(), new_token().unwrap());
         let record = move |event| kept.lock().unwrap().push(event);
-        let login = Login::new(tls, Some(KeyHash::of(&token)), record);
+        let login = Login::new(tls, record);
+        login.set_token(Some(KeyHash::of(&token)));
         let echo = async |caller: Caller, body: Bytes| format!("{} {}", caller.actor().name, body.len());
         let route = get(echo).post(echo).delete(async || StatusCode::NO_CONTENT);
         let router = Router::new().route("/", route).layer(from_fn_with_state(login.clone(), guard));
@@ -82,9 +84,9 @@ async fn the_token_opens_and_nothing_else_does() {
     assert_eq!(world.router.clone().oneshot(request).await.unwrap().status(), 401);
 
     let other = new_token().unwrap();
-    let caller = Caller::Token { source: SOURCE.parse().unwrap(), epoch: 0 };
+    let caller = Caller::Token { source: SOURCE.parse().unwrap(), epoch: 1 };
     assert!(world.login.still_admits(&caller));
-    world.login.replace_token(KeyHash::of(&other));
+    world.login.set_token(Some(KeyHash::of(&other)));
     assert!(!world.login.still_admits(&caller));
     assert_eq!(world.status("GET", &[("authorization", &bearer)]).await, 401);
     assert_eq!(world.status("GET", &[("authorization", &format!("Bearer {other}"))]).await, 200);
@@ -167,10 +169,25 @@ async fn a_session_ends_by_sign_out_idleness_and_a_new_token() {
     advance(Duration::from_secs(31 * 60)).await;
     assert_eq!(world.status("GET", &[("cookie", &other)]).await, 401);
     let (cookie, _) = world.sign_in();
-    world.login.replace_token(KeyHash::of("another"));
+    world.login.set_token(Some(KeyHash::of("another")));
     assert_eq!(world.status("GET", &[("cookie", &cookie)]).await, 401);
     let wrong = world.login.sign_in(SOURCE.parse().unwrap(), &HeaderMap::new(), &world.token);
     assert_eq!(wrong.err(), Some(Denied::WrongToken));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_that_straddles_a_new_token_begins_no_session() {
+    let world = World::new(true);
+    let source = SOURCE.parse().unwrap();
+    let (_, kept) = world.sign_in();
+    let judged = world.login.judge(Some(&world.token), source).unwrap();
+    world.login.set_token(Some(KeyHash::of(&world.token)));
+    assert!(world.login.still_admits(&Caller::Browser { source, session: kept }), "it is the same token");
+    world.login.set_token(Some(KeyHash::of("another")));
+    assert_eq!(world.login.begin(source, judged).err(), Some(Denied::WrongToken));
+    assert_eq!(world.kinds(), [EventKind::LoginOk], "nobody signed in the second time");
+    let judged = world.login.judge(Some("another"), source).unwrap();
+    assert!(world.login.begin(source, judged).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,6 +213,6 @@ async fn another_sites_page_does_not_sign_in_and_a_lab_without_tls_can() {
     ];
     assert_eq!(world.status("POST", &headers).await, 200);
 
-    let world = Login::new(true, None, |_| {});
+    let world = Login::new(true, |_| {});
     assert_eq!(world.sign_in(source, &HeaderMap::new(), "").err(), Some(Denied::NoToken));
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU32;
 
 use super::*;
+use crate::appliance::login::Login;
 use crate::appliance::store::{Change, Pending, Saved, Snapshot};
 
 #[tokio::test]
@@ -131,7 +132,7 @@ impl Store for Unsure {
 }
 
 /// A house whose store is unsure.
-async fn unsure(permits: usize) -> (House, Arc<Unsure>) {
+async fn unsure(permits: usize) -> (House, Arc<Unsure>, Login) {
     let house = House::new().await;
     let store = Arc::new(Unsure {
         store: house.store.clone(),
@@ -139,17 +140,33 @@ async fn unsure(permits: usize) -> (House, Arc<Unsure>) {
         after: AtomicU32::new(0),
         gate: tokio::sync::Semaphore::new(permits),
     });
-    let seen = house.published.clone();
-    let publish = move |roster| seen.lock().unwrap().push(roster);
+    let login = Login::new(true, |_| {});
+    let publish = Doors { rosters: house.published.clone(), login: login.clone() };
     let admin =
         Admin::start(store.clone(), house.audit.clone(), publish, house.names.clone(), &house.drain).await;
     let admin = admin.expect("an administration");
-    (House { admin, ..house }, store)
+    (House { admin, ..house }, store, login)
+}
+
+/// What is in force, and the door.
+struct Doors {
+    rosters: Arc<Mutex<Vec<Roster>>>,
+    login: Login,
+}
+
+impl Publish for Doors {
+    fn publish(&self, roster: Roster) {
+        self.rosters.lock().unwrap().push(roster);
+    }
+
+    fn admit(&self, token: Option<KeyHash>) {
+        self.login.set_token(token);
+    }
 }
 
 #[tokio::test]
 async fn what_was_answered_with_an_error_is_asked_of_the_store() {
-    let (house, store) = unsure(1000).await;
+    let (house, store, _) = unsure(1000).await;
     store.before.store(1, Ordering::SeqCst);
     let error = house.add("site-a", "a.example").await.expect_err("a full disk").to_string();
     assert_eq!(
@@ -168,7 +185,7 @@ async fn what_was_answered_with_an_error_is_asked_of_the_store() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_leaves_a_whole_change() {
-    let (house, store) = unsure(0).await;
+    let (house, store, _) = unsure(0).await;
     let mut published = house.admin.subscribe();
     let mut call = Box::pin(house.add("site-a", "a.example"));
     // Until it waits for the store.
@@ -183,4 +200,36 @@ async fn a_caller_that_goes_away_leaves_a_whole_change() {
     let event = event.expect("the change was dropped").expect("an event");
     assert_eq!((event.kind, event.subject.as_str()), (EventKind::WorkerAdded, "site-a"));
     assert_eq!(house.carried(), [("site-a".into(), vec!["a.example".into()])]);
+}
+
+#[tokio::test]
+async fn a_new_token_is_in_force_once_it_is_saved_whoever_waits_for_it() {
+    let (house, store, login) = unsure(1).await;
+    let source = "192.0.2.7".parse().expect("an address");
+    let opens = |token: &str| login.sign_in(source, &http::HeaderMap::new(), token).is_ok();
+    house.admin.set_admin_token(KeyHash::of("first"), &me()).await.expect("a token");
+    assert!(opens("first") && !opens("second"));
+
+    let mut published = house.admin.subscribe();
+    let (administrator, actor) = (house.admin.clone(), me());
+    let mut call = Box::pin(administrator.set_admin_token(KeyHash::of("second"), &actor));
+    // Until it waits for the store.
+    tokio::select! {
+        biased;
+        _ = &mut call => panic!("the store did not wait"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(call);
+    assert!(opens("first"), "it is not saved yet");
+    store.gate.add_permits(1);
+    let event = tokio::time::timeout(Duration::from_secs(10), published.recv()).await;
+    let event = event.expect("the change was dropped").expect("an event");
+    assert_eq!(event.kind, EventKind::TokenChanged);
+    assert!(opens("second") && !opens("first"));
+
+    // Saved and answered with an error all the same: what the store has is in force.
+    store.after.store(1, Ordering::SeqCst);
+    store.gate.add_permits(1);
+    house.admin.set_admin_token(KeyHash::of("third"), &me()).await.expect_err("a full disk");
+    assert!(opens("third") && !opens("second"));
 }

@@ -73,7 +73,8 @@ impl House {
             Admin::start(store, audit.clone(), publish, SystemResolver::default(), &drain).await.unwrap();
         let token = new_token().unwrap();
         let record = audit.clone();
-        let login = Login::new(true, Some(KeyHash::of(&token)), move |event| record.record(event));
+        let login = Login::new(true, move |event| record.record(event));
+        login.set_token(Some(KeyHash::of(&token)));
         let ledger = Ledger::default();
         let parts = Parts {
             admin: admin.clone(),
