@@ -24,10 +24,21 @@ struct Slow {
     saves: AtomicU64,
     /// What pruning was asked for.
     pruned: std::sync::Mutex<Vec<(Timestamp, u64, u32)>>,
+    /// Each step of pruning takes one.
+    prunes: Semaphore,
+    /// A step of pruning has begun.
+    pruning: Semaphore,
+    /// How many steps there are: the last one is not a whole one.
+    steps: usize,
 }
 
 impl Slow {
     fn new(saves: usize) -> Arc<Slow> {
+        Slow::pruned_in(saves, 3, 3)
+    }
+
+    /// With so many steps of pruning, of which so many are let through.
+    fn pruned_in(saves: usize, steps: usize, prunes: usize) -> Arc<Slow> {
         Arc::new(Slow {
             kept: std::sync::Mutex::default(),
             gate: Semaphore::new(saves),
@@ -35,6 +46,9 @@ impl Slow {
             broken: AtomicBool::new(false),
             saves: AtomicU64::new(0),
             pruned: std::sync::Mutex::default(),
+            prunes: Semaphore::new(prunes),
+            pruning: Semaphore::new(0),
+            steps,
         })
     }
 
@@ -67,10 +81,11 @@ impl Store for Slow {
 
     fn prune(&self, before: Timestamp, keep: u64, step: u32) -> Pending<'_, u64> {
         Box::pin(async move {
+            self.pruning.add_permits(1);
+            self.prunes.acquire().await.expect("open").forget();
             let mut pruned = self.pruned.lock().unwrap();
             pruned.push((before, keep, step));
-            // Two whole steps and a part of one.
-            Ok(if pruned.len() < 3 { u64::from(step) } else { 1 })
+            Ok(if pruned.len() < self.steps { u64::from(step) } else { 1 })
         })
     }
 
@@ -154,6 +169,28 @@ async fn old_events_are_removed_in_small_steps() {
     let age = Timestamp::now().duration_since(pruned[0].0).as_secs();
     assert!((3600..3700).contains(&age), "{age}");
     assert!(pruned.iter().all(|(_, keep, step)| (*keep, *step) == (1000, 500)), "{pruned:?}");
+    assert_eq!(drain.finish().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_while_old_events_are_removed_is_kept() {
+    const STEPS: usize = 20;
+    let store = Slow::pruned_in(1000, STEPS, 0);
+    let (audit, drain) = audit(store.clone());
+    for step in 0..STEPS {
+        // The writer is in this step.
+        store.pruning.acquire().await.expect("open").forget();
+        assert_eq!(store.texts().len(), step * 256, "before step {step}");
+        // More in all than the queue holds.
+        for i in 0..256 {
+            audit.record(event(format!("{}", step * 256 + i)));
+        }
+        store.prunes.add_permits(1);
+    }
+    audit.flush().await;
+    assert_eq!(store.texts(), (0..STEPS * 256).map(|i| i.to_string()).collect::<Vec<_>>());
+    const { assert!(STEPS * 256 > QUEUE) };
+    assert_eq!(store.pruned.lock().unwrap().len(), STEPS, "and all of them are removed");
     assert_eq!(drain.finish().await, 0);
 }
 

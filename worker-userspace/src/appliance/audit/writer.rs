@@ -44,9 +44,18 @@ impl Writer {
     pub(super) async fn run(mut self, drain: Drain) {
         let mut prune = interval_at(Instant::now() + PRUNE_EVERY, PRUNE_EVERY);
         prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pruning = false;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            // The order matters: what is always there must not hide what is there now and then.
             tokio::select! {
+                biased;
+                () = drain.stopping(), if !self.messages.is_closed() => self.messages.close(),
+                _ = prune.tick() => {
+                    pruning = true;
+                    // What was lost may have been the last for a long time.
+                    self.keep(&mut batch).await;
+                }
                 n = self.messages.recv_many(&mut batch, BATCH) => {
                     if n == 0 {
                         return;
@@ -54,13 +63,10 @@ impl Writer {
                     self.gather(&mut batch, &drain).await;
                     self.keep(&mut batch).await;
                 }
-                _ = prune.tick() => {
-                    // What was lost may have been the last for a long time.
-                    self.keep(&mut batch).await;
-                    self.prune(&drain).await;
-                }
-                () = drain.stopping(), if !self.messages.is_closed() => self.messages.close(),
+                () = tokio::task::yield_now(), if pruning => {}
             }
+            // One step a turn: a million events that are too old must not keep the queue from being read.
+            pruning = pruning && !drain.is_stopping() && self.prune().await;
         }
     }
 
@@ -112,15 +118,13 @@ impl Writer {
         }
     }
 
-    async fn prune(&self, drain: &Drain) {
-        while !drain.is_stopping() {
-            match self.shared.store.prune(oldest(self.limits), self.limits.count, PRUNE_STEP).await {
-                Ok(removed) if removed < u64::from(PRUNE_STEP) => return,
-                Ok(_) => tokio::task::yield_now().await,
-                Err(error) => {
-                    tracing::error!("old events could not be removed: {error}");
-                    return;
-                }
+    /// Removes some events that are too old or too many; true where there may be more.
+    async fn prune(&self) -> bool {
+        match self.shared.store.prune(oldest(self.limits), self.limits.count, PRUNE_STEP).await {
+            Ok(removed) => removed >= u64::from(PRUNE_STEP),
+            Err(error) => {
+                tracing::error!("old events could not be removed: {error}");
+                false
             }
         }
     }
