@@ -10,7 +10,8 @@ mod stream;
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use dworker::appliance::api::nodes::{Node, Role};
 use serde_json::{Value, json};
 use tests::api::Admin;
 use tests::{Config, Daemon, Lab};
@@ -132,6 +133,42 @@ fn of_two_saves_at_once_one_is_told_and_nothing_is_lost() -> Result<()> {
         house.admin.send("DELETE", path, None, &["If-Match: \"3\""])?.problem(412)?;
         house.admin.send("DELETE", path, None, &["If-Match: \"4\""])?.ok()?;
         house.admin.send("GET", path, None, &[])?.problem(404)?;
+        Ok(())
+    })
+}
+
+/// Whatever ends it: here the worker is disabled.
+#[test]
+fn a_node_was_seen_until_it_went() -> Result<()> {
+    let lab = Lab::new()?;
+    let house = House::new(&lab)?;
+    lab.explain(|| {
+        let key = house.add("site-a", &["vc.corp.example"])?["key"].as_str().unwrap_or_default().to_owned();
+        let group = tests::Group { name: "site-a".into(), key, proxy_hosts: vec![], may_open: false };
+        let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
+        let _worker = lab.site().daemon("worker", config)?;
+        house.appliance.wait_for_group("site-a", SOON)?;
+        let node = || -> Result<Node> {
+            let mut all = house.admin.all("/api/v1/workers/site-a/nodes")?;
+            Ok(serde_json::from_value(all.pop().context("no node")?)?)
+        };
+        // It is kept by now that it is there, and it stays for a while.
+        house.admin.event("node-added", "connected for the first time", SOON)?;
+        let connected = node()?;
+        assert_eq!(connected.role, Role::Primary);
+
+        house.admin.patch("/api/v1/workers/site-a", &json!({ "enabled": false }))?.ok()?;
+        let left = house.admin.event("node-disconnected", "its last lane is down", SOON)?;
+        assert!(left["subject"].as_str().is_some_and(|subject| subject.starts_with("site-a/")), "{left}");
+        let started = std::time::Instant::now();
+        let gone = loop {
+            let node = node()?;
+            if node.role == Role::Offline && node.last_seen >= connected.last_seen {
+                break node;
+            }
+            assert!(started.elapsed() < SOON, "{connected:?} became {node:?}");
+        };
+        assert_eq!((gone.id, gone.first_seen), (connected.id, connected.first_seen));
         Ok(())
     })
 }

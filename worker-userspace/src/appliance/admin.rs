@@ -46,10 +46,10 @@ use super::roster::Roster;
 use super::store::{Change, Store, StoreError};
 use crate::config::KeyHash;
 use crate::drain::Drain;
+use crate::tunnel::message::Id;
 use state::State;
 
-/// Makes what was saved the one that counts. It is called after each save, in the order of the saves, and must not
-/// wait.
+/// What lives by the records. It is told after each save what counts now, in the order of the saves, and must not wait.
 pub trait Publish: Send + Sync + 'static {
     /// This is the roster now.
     fn publish(&self, roster: Roster);
@@ -57,6 +57,12 @@ pub trait Publish: Send + Sync + 'static {
     /// This is the admin token now; mostly it is the one that it was.
     fn admit(&self, token: Option<KeyHash>) {
         let _ = token;
+    }
+
+    /// The nodes of a worker that are connected now.
+    fn connected(&self, worker: i64) -> Vec<Id> {
+        let _ = worker;
+        Vec::new()
     }
 }
 

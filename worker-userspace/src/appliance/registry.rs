@@ -228,13 +228,7 @@ impl Registry {
         let elected = state.elect(Instant::now());
         state.tell_role(lane.lane());
         drop(state);
-        let connected = Connected {
-            registry: self.clone(),
-            group: admission.group,
-            live: group.live.clone(),
-            session,
-            lane: Some(lane),
-        };
+        let connected = Connected { registry: self.clone(), group: group.clone(), session, lane: Some(lane) };
         if is_new {
             self.witness.connected(&group.config, connected.session.peer(), address);
         }
@@ -312,8 +306,8 @@ fn no_key() -> Refusal {
 /// A lane that is connected. Dropping it takes the lane, and a session without lanes, out.
 pub struct Connected {
     registry: Arc<Registry>,
-    group: i64,
-    live: Arc<Live>,
+    /// As it was when the lane joined.
+    group: Arc<Group>,
     session: Arc<Session>,
     lane: Option<LaneGuard>,
 }
@@ -329,8 +323,8 @@ impl Connected {
     }
 
     fn elect(&self) {
-        let elected = self.live.lock().elect(Instant::now());
-        if let Some(group) = self.registry.group(self.group) {
+        let elected = self.group.live.lock().elect(Instant::now());
+        if let Some(group) = self.registry.group(self.group.config.id) {
             self.registry.tell(&group, elected);
         }
         self.registry.changed();
@@ -340,8 +334,9 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
-        let ended = self.live.lock().leave(&self.session, lane);
-        if let (true, Some(group)) = (ended, self.registry.group(self.group)) {
+        if self.group.live.lock().leave(&self.session, lane) {
+            // Also where its worker was disabled or removed meanwhile: that is what ended it.
+            let group = self.registry.group(self.group.config.id).unwrap_or_else(|| self.group.clone());
             self.registry.witness.disconnected(&group.config, self.session.peer());
         }
         self.elect();

@@ -116,6 +116,9 @@ impl Witness for Watch {
     }
 
     fn disconnected(&self, group: &Group, hello: &Hello) {
+        if let Some(admin) = self.0.admin.get() {
+            admin.node_left(group.id, hello.node);
+        }
         let event =
             actor(group).did(EventKind::NodeDisconnected, subject(group, hello), "its last lane is down");
         self.0.audit.record(event);

@@ -30,7 +30,7 @@ use crate::inspect::api::Reports;
 use crate::inspect::ledger::Ledger;
 use crate::telemetry;
 use crate::tunnel::lane::Settings;
-use crate::tunnel::message::Hello;
+use crate::tunnel::message::{Hello, Id};
 use crate::tunnel::tls;
 use crate::web::layers::around;
 
@@ -64,6 +64,10 @@ impl Publish for InForce {
 
     fn admit(&self, token: Option<KeyHash>) {
         self.login.set_token(token);
+    }
+
+    fn connected(&self, worker: i64) -> Vec<Id> {
+        self.registry.group(worker).map(|group| group.connected()).unwrap_or_default()
     }
 }
 

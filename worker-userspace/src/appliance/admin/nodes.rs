@@ -1,12 +1,12 @@
 //! Nodes: seen, given a place in their worker's order, forgotten.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -14,7 +14,7 @@ use super::error::AdminError;
 use super::state::State;
 use super::{Admin, Plan, Ref};
 use crate::appliance::audit::{Actor, EventKind};
-use crate::appliance::records::{Node, now};
+use crate::appliance::records::{Node, Worker, now};
 use crate::appliance::registry::named;
 use crate::appliance::store::Change;
 use crate::config::mask_secrets;
@@ -28,7 +28,11 @@ const MOST_NODES: usize = 256;
 const MOST_SEEN: usize = 20_000;
 /// How often it is kept when nodes were last seen.
 const KEEP_EVERY: Duration = Duration::from_secs(30);
-/// How long a new node waits for others: when an appliance starts, many come at once.
+/// A node that stays connected is kept again as seen after this long, so that after a crash its record is not older.
+const REFRESH: SignedDuration = SignedDuration::from_mins(5);
+/// Nodes that are so refreshed at once; the others follow.
+const MOST_REFRESHED: usize = 2_000;
+/// How long a node waits for others: when an appliance starts, many come at once.
 const GATHER: Duration = Duration::from_millis(20);
 /// The longest host name and software version that are kept, in characters.
 const LONGEST_NAME: usize = 253;
@@ -50,15 +54,73 @@ pub struct NodeSeen {
 #[derive(Debug, Default)]
 pub(super) struct SeenQueue {
     seen: Mutex<BTreeMap<(i64, Id), Seen>>,
-    /// Somebody new is among them.
+    /// Somebody new is among them, or somebody who has gone.
     news: Notify,
 }
 
 #[derive(Debug, Clone)]
 struct Seen {
-    node: NodeSeen,
+    /// What it said when it connected; `None`: it has only gone since.
+    node: Option<NodeSeen>,
     first: Timestamp,
     last: Timestamp,
+}
+
+impl Seen {
+    /// The two as one.
+    fn then(self, later: Seen) -> Seen {
+        let first = if self.node.is_some() { self.first } else { later.first };
+        Seen { node: later.node.or(self.node), first, last: later.last }
+    }
+
+    /// The node's record; `None`: it was forgotten before it had gone.
+    fn record(&self, worker: i64, id: Id, known: Option<&Node>) -> Option<Node> {
+        let last_seen = known.map_or(self.last, |known| known.last_seen.max(self.last));
+        let Some(NodeSeen { host_name, software, address, .. }) = self.node.clone() else {
+            return known.map(|known| Node { last_seen, ..Node::clone(known) });
+        };
+        Some(Node {
+            worker,
+            id,
+            host_name,
+            software,
+            address,
+            priority: known.and_then(|known| known.priority),
+            first_seen: known.map_or(self.first, |known| known.first_seen),
+            last_seen,
+        })
+    }
+}
+
+impl SeenQueue {
+    fn note(&self, node: (i64, Id), new: Seen) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = seen.len() >= MOST_SEEN;
+        match seen.entry(node) {
+            Entry::Occupied(mut place) => {
+                let both = place.get().clone().then(new);
+                place.insert(both);
+            }
+            Entry::Vacant(place) if !is_full => drop(place.insert(new)),
+            Entry::Vacant(_) => tracing::warn!("more nodes connect than can be noted; some are noted later"),
+        }
+    }
+
+    fn take(&self) -> BTreeMap<(i64, Id), Seen> {
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts back what could not be kept.
+    fn put_back(&self, old: BTreeMap<(i64, Id), Seen>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for (node, old) in old {
+            let all = match seen.remove(&node) {
+                Some(later) => old.then(later),
+                None => old,
+            };
+            seen.insert(node, all);
+        }
+    }
 }
 
 impl Admin {
@@ -80,20 +142,20 @@ impl Admin {
             (&known.host_name, &known.software, known.address)
                 != (&node.host_name, &node.software, node.address)
         });
-        let mut seen = queue.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = seen.len() >= MOST_SEEN;
-        match seen.entry((worker, node.id)) {
-            Entry::Occupied(mut seen) => (seen.get_mut().node, seen.get_mut().last) = (node, at),
-            Entry::Vacant(place) if !is_full => drop(place.insert(Seen { node, first: at, last: at })),
-            Entry::Vacant(_) => tracing::warn!("more nodes connect than can be noted; some are noted later"),
-        }
-        drop(seen);
+        queue.note((worker, node.id), Seen { node: Some(node), first: at, last: at });
         if is_news {
             queue.news.notify_one();
         }
     }
 
-    /// Keeps what was seen: new nodes at once, the rest now and then; all of it when `drain` stops.
+    /// Notes that a node of a worker was connected until now. Never waits; it is kept soon.
+    pub fn node_left(&self, worker: i64, node: Id) {
+        let at = now();
+        self.inner.seen.note((worker, node), Seen { node: None, first: at, last: at });
+        self.inner.seen.news.notify_one();
+    }
+
+    /// Keeps what was seen: who is new or has gone at once, the rest now and then; all of it when `drain` stops.
     pub(super) async fn keep_seen(self, drain: Drain) {
         let mut ticks = interval(KEEP_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,20 +175,20 @@ impl Admin {
         }
     }
 
-    /// Keeps what was seen until now.
+    /// Keeps what was seen until now, and that who is connected is seen still.
     pub async fn keep_seen_now(&self) {
-        let seen = std::mem::take(&mut *self.inner.seen.seen.lock().unwrap_or_else(PoisonError::into_inner));
-        if seen.is_empty() {
-            return;
-        }
-        let taken = seen.clone();
-        if let Err(error) = self.commit(move |state| Ok(plan(state, taken))).await {
+        let seen = self.inner.seen.take();
+        let (admin, taken) = (self.clone(), seen.clone());
+        let here = move |worker| admin.connected(worker);
+        if let Err(error) = self.commit(move |state| Ok(plan(state, taken, here))).await {
             tracing::error!("which nodes were seen could not be kept: {error}");
-            let mut queue = self.inner.seen.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            for (node, old) in seen {
-                queue.entry(node).and_modify(|seen| seen.first = old.first).or_insert(old);
-            }
+            self.inner.seen.put_back(seen);
         }
+    }
+
+    /// A worker's nodes that are connected now.
+    fn connected(&self, worker: i64) -> HashSet<Id> {
+        self.inner.publish.connected(worker).into_iter().collect()
     }
 
     /// Gives a node a place in its worker's order: the lowest is primary, `None` comes behind all.
@@ -166,11 +228,14 @@ impl Admin {
     /// # Errors
     /// There is no such node, or the store.
     pub async fn forget_node(&self, worker: i64, node: Id, actor: &Actor) -> Result<(), AdminError> {
-        let by = actor.clone();
+        let (admin, by) = (self.clone(), actor.clone());
         let subject = self.worker_subject(worker);
         let plan = move |state: &State| {
             let (name, old) = state.node(worker, &node)?;
-            let text = format!("it was last seen at {:.0}", old.last_seen);
+            let text = match admin.connected(worker).contains(&node) {
+                true => "it is connected, and will be new when it connects again".to_owned(),
+                false => format!("it was last seen at {:.0}", old.last_seen),
+            };
             Ok(Plan {
                 changes: vec![Change::RemoveNode { worker, node }],
                 events: vec![by.did(EventKind::NodeForgotten, name, text)],
@@ -198,45 +263,63 @@ fn subject(worker: &str, node: &Node) -> String {
     format!("{worker}/{}", named(&node.host_name, &node.id))
 }
 
-fn plan(state: &State, seen: BTreeMap<(i64, Id), Seen>) -> Plan {
-    let actor = Actor::local("dworker");
+/// The plan that keeps what was `seen`, where `here` says who of a worker's nodes is connected.
+fn plan(state: &State, seen: BTreeMap<(i64, Id), Seen>, here: impl Fn(i64) -> HashSet<Id>) -> Plan {
+    let at = now();
     let mut plan = Plan { changes: Vec::new(), events: Vec::new(), routing: false };
-    let mut counts: BTreeMap<i64, Vec<Arc<Node>>> = BTreeMap::new();
-    for ((worker, id), Seen { node, first, last }) in seen {
-        let Some(owner) = state.workers.get(&worker) else { continue };
-        let NodeSeen { host_name, software, address, .. } = node;
-        let known = state.nodes.get(&(worker, id));
-        let new = Node {
-            worker,
-            id,
-            host_name,
-            software,
-            address,
-            priority: known.and_then(|known| known.priority),
-            first_seen: known.map_or(first, |known| known.first_seen),
-            last_seen: known.map_or(last, |known| known.last_seen.max(last)),
-        };
-        if known.is_none() {
-            plan.routing = true;
-            let text = format!("{} connected for the first time", new.software);
-            let actor = Actor { source: Some(address), ..actor.clone() };
-            plan.events.push(actor.did(EventKind::NodeAdded, subject(&owner.name, &new), text));
-            let others = counts.entry(worker).or_insert_with(|| state.nodes_of(worker).cloned().collect());
-            if others.len() >= MOST_NODES {
-                // Those with a place of their own in the order go last.
-                let key = |(_, node): &(usize, &Arc<Node>)| (node.priority.is_some(), node.last_seen);
-                if let Some((at, oldest)) = others.iter().enumerate().min_by_key(key) {
-                    let name = subject(&owner.name, oldest);
-                    let text =
-                        format!("a worker has at most {MOST_NODES} nodes, and it was not seen for longest");
-                    plan.events.push(actor.did(EventKind::NodeForgotten, name, text));
-                    plan.changes.push(Change::RemoveNode { worker, node: oldest.id });
-                    others.remove(at);
-                }
-            }
-            others.push(Arc::new(new.clone()));
+    let mut refreshable = MOST_REFRESHED;
+    for owner in state.workers.values() {
+        let (worker, here) = (owner.id, here(owner.id));
+        let mut changed = BTreeMap::new();
+        for ((_, id), seen) in seen.range((worker, Id::default())..=(worker, [u8::MAX; 16])) {
+            let known = state.nodes.get(&(worker, *id));
+            changed.extend(seen.record(worker, *id, known.map(|node| &**node)).map(|node| (*id, node)));
         }
-        plan.changes.push(Change::Node(Arc::new(new)));
+        let is_stale = |node: &&Arc<Node>| {
+            here.contains(&node.id)
+                && !changed.contains_key(&node.id)
+                && at.duration_since(node.last_seen) >= REFRESH
+        };
+        let stale: Vec<_> = state.nodes_of(worker).filter(is_stale).take(refreshable).collect();
+        refreshable -= stale.len();
+        changed.extend(stale.into_iter().map(|node| (node.id, Node { last_seen: at, ..Node::clone(node) })));
+        plan.keep(state, owner, changed, &here);
     }
     plan
+}
+
+impl Plan {
+    /// Keeps a worker's nodes that have `changed`, and forgets those that are too many then.
+    fn keep(&mut self, state: &State, owner: &Worker, mut changed: BTreeMap<Id, Node>, here: &HashSet<Id>) {
+        let actor = Actor::local("dworker");
+        let known = |id: &Id| state.nodes.get(&(owner.id, *id));
+        if changed.keys().any(|id| known(id).is_none()) {
+            let unchanged = state.nodes_of(owner.id).filter(|node| !changed.contains_key(&node.id));
+            // Those that are connected go last, and before them those with a place of their own in the order.
+            let key =
+                |node: &Node| (here.contains(&node.id), node.priority.is_some(), node.last_seen, node.id);
+            let mut all: Vec<_> = unchanged.map(|node| key(node)).chain(changed.values().map(key)).collect();
+            all.sort_unstable();
+            let surplus = all.len().saturating_sub(MOST_NODES);
+            for (.., id) in all.into_iter().take(surplus) {
+                changed.remove(&id);
+                if let Some(node) = known(&id) {
+                    let text =
+                        format!("a worker has at most {MOST_NODES} nodes, and it was not seen for longest");
+                    self.events.push(actor.did(EventKind::NodeForgotten, subject(&owner.name, node), text));
+                    self.changes.push(Change::RemoveNode { worker: owner.id, node: id });
+                    self.routing = true;
+                }
+            }
+        }
+        for node in changed.into_values() {
+            if known(&node.id).is_none() {
+                let text = format!("{} connected for the first time", node.software);
+                let actor = Actor { source: Some(node.address), ..actor.clone() };
+                self.events.push(actor.did(EventKind::NodeAdded, subject(&owner.name, &node), text));
+                self.routing = true;
+            }
+            self.changes.push(Change::Node(Arc::new(node)));
+        }
+    }
 }

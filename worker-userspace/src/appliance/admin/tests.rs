@@ -8,7 +8,7 @@ mod races;
 mod rules;
 mod spelling;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -41,9 +41,28 @@ struct House {
     store: Arc<Sqlite>,
     /// What was published, in order.
     published: Arc<Mutex<Vec<Roster>>>,
+    /// Who is connected: workers and their nodes.
+    connected: Arc<Mutex<HashSet<(i64, Id)>>>,
     names: Names,
     drain: Drain,
     directory: TempDir,
+}
+
+/// What lives by the records of a house.
+struct Live {
+    published: Arc<Mutex<Vec<Roster>>>,
+    connected: Arc<Mutex<HashSet<(i64, Id)>>>,
+}
+
+impl Publish for Live {
+    fn publish(&self, roster: Roster) {
+        self.published.lock().unwrap().push(roster);
+    }
+
+    fn connected(&self, worker: i64) -> Vec<Id> {
+        let all = self.connected.lock().unwrap();
+        all.iter().filter(|(of, _)| *of == worker).map(|(_, node)| *node).collect()
+    }
 }
 
 const LIMITS: Limits = Limits { age: Duration::from_secs(90 * 24 * 3600), count: 1_000_000 };
@@ -57,13 +76,12 @@ impl House {
         let store = Arc::new(Sqlite::open(directory.path()).await.expect("a store"));
         let drain = Drain::new(Duration::from_secs(10));
         let audit = Audit::start(store.clone(), LIMITS, &drain);
-        let published: Arc<Mutex<Vec<Roster>>> = Arc::default();
+        let (published, connected) = (Arc::default(), Arc::default());
         let names = Names::default();
-        let seen = published.clone();
-        let publish = move |roster| seen.lock().unwrap().push(roster);
-        let admin = Admin::start(store.clone(), audit.clone(), publish, names.clone(), &drain).await;
+        let live = Live { published: Arc::clone(&published), connected: Arc::clone(&connected) };
+        let admin = Admin::start(store.clone(), audit.clone(), live, names.clone(), &drain).await;
         let admin = admin.expect("an administration");
-        House { admin, audit, store, published, names, drain, directory }
+        House { admin, audit, store, published, connected, names, drain, directory }
     }
 
     /// Stops in order and opens the same directory again.

@@ -288,6 +288,11 @@ impl Group {
         self.sessions().iter().any(|session| session.is_up())
     }
 
+    /// The nodes that are connected, also those that only end what they carry.
+    pub fn connected(&self) -> Vec<Id> {
+        self.live.lock().members.iter().map(|member| member.session.peer().node).collect()
+    }
+
     /// Bytes of each of the last seconds, the oldest first; at most 150.
     pub fn history(&self) -> Vec<Rate> {
         self.live.lock().history.iter().copied().collect()

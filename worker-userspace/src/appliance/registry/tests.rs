@@ -254,6 +254,21 @@ async fn the_witness_hears_of_nodes_and_of_roles() {
     assert_eq!(*told.lock().unwrap(), expected);
 }
 
+/// Who is disabled or removed has gone for that reason, and its nodes were there until then.
+#[tokio::test(start_paused = true)]
+async fn the_witness_hears_of_nodes_whose_group_is_gone() {
+    let (key, told) = (key(), Arc::default());
+    let registry = Arc::new(Registry::new(SETTLE, Duration::ZERO, Box::new(Told(Arc::clone(&told)))));
+    registry.apply(Roster { groups: vec![group(1, &[&key], &[])] });
+    let (one, two) = (peer(1, 1, 0), peer(2, 1, 0));
+    let connected = [join(&registry, &key, &one), join(&registry, &key, &two)];
+    assert_eq!(registry.groups()[0].connected(), [[1; 16], [2; 16]]);
+    told.lock().unwrap().clear();
+    registry.apply(Roster::default());
+    drop(connected);
+    assert_eq!(*told.lock().unwrap(), ["node1 down in site-1", "node2 down in site-1"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn throughput_is_counted_over_lanes_that_end() {
     let key = key();

@@ -1,8 +1,8 @@
 //! Nodes: who was first stays first.
 
+use super::races::unsure;
 use super::*;
 use crate::appliance::records::Node;
-use crate::tunnel::message::Id;
 
 fn seen(id: u8, host: &str) -> NodeSeen {
     let address = "192.0.2.1".parse().expect("an address");
@@ -13,6 +13,20 @@ impl House {
     async fn see(&self, worker: i64, node: NodeSeen) {
         self.admin.node_seen(worker, node);
         self.admin.keep_seen_now().await;
+    }
+
+    /// Says that a worker's node is connected, and nothing to the administration.
+    fn connect(&self, worker: i64, node: Id) {
+        self.connected.lock().unwrap().insert((worker, node));
+    }
+
+    /// Makes the store's record of a node one that was last seen so long ago.
+    async fn age(self, worker: i64, id: u8, by: Duration) -> House {
+        let node = self.node(worker, id).expect("it");
+        let at = node.last_seen - by;
+        let old = Node { first_seen: at, last_seen: at, ..Node::clone(&node) };
+        self.store.save(&[Change::Node(Arc::new(old))], Vec::new()).await.expect("a save");
+        self.reopen().await
     }
 
     fn node(&self, worker: i64, id: u8) -> Option<Arc<Node>> {
@@ -112,11 +126,7 @@ async fn a_new_node_is_kept_soon_and_the_rest_at_the_end() {
 async fn a_stolen_key_does_not_fill_the_store() {
     let house = House::new().await;
     let a = house.add("site-a", "").await.expect("a worker").id;
-    let id = |i: usize| {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&(i as u64).to_be_bytes());
-        id
-    };
+    let id = numbered;
     for i in 0..300 {
         house.admin.node_seen(a, NodeSeen { id: id(i), ..seen(0, "host") });
         if i == 0 {
@@ -136,6 +146,126 @@ async fn a_stolen_key_does_not_fill_the_store() {
     // Nobody's node is not noted.
     house.see(a + 1, seen(1, "host")).await;
     assert_eq!(house.admin.nodes(a + 1), []);
+}
+
+fn numbered(i: usize) -> Id {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&(i as u64).to_be_bytes());
+    id
+}
+
+#[tokio::test]
+async fn a_node_that_is_connected_is_the_last_to_be_forgotten() {
+    let house = House::new().await;
+    let a = house.add("site-a", "").await.expect("a worker").id;
+    for i in 0..256 {
+        house.admin.node_seen(a, NodeSeen { id: numbered(i), ..seen(0, "host") });
+        if i == 1 {
+            house.admin.keep_seen_now().await;
+            house.admin.set_node_priority(a, numbered(1), Some(1), &me()).await.expect("a priority");
+        }
+    }
+    house.admin.keep_seen_now().await;
+    assert_eq!(house.admin.nodes(a).len(), 256);
+    // Since before all others, which have gone.
+    house.connect(a, numbered(0));
+    for i in 256..300 {
+        house.see(a, NodeSeen { id: numbered(i), ..seen(0, "host") }).await;
+    }
+    let mut ids: Vec<Id> = house.admin.nodes(a).iter().map(|node| node.id).collect();
+    ids.sort_unstable();
+    let stay: Vec<Id> = (0..2).chain(46..300).map(numbered).collect();
+    assert_eq!(ids, stay, "it stays, and the one with a priority; those that were not seen for longest go");
+    // Where all others have a place in the order, what is connected still comes first.
+    for i in 46..300 {
+        house.admin.set_node_priority(a, numbered(i), Some(2), &me()).await.expect("a priority");
+    }
+    house.connect(a, numbered(300));
+    house.see(a, NodeSeen { id: numbered(300), ..seen(0, "host") }).await;
+    let ids: Vec<Id> = house.admin.nodes(a).iter().map(|node| node.id).collect();
+    let has = |i| ids.contains(&numbered(i));
+    assert!(ids.len() == 256 && has(0) && has(300) && !has(1), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_node_that_returns_together_with_new_ones_is_not_forgotten_for_them() {
+    let house = House::new().await;
+    let a = house.add("site-a", "").await.expect("a worker").id;
+    for i in 1..=256 {
+        house.admin.node_seen(a, NodeSeen { id: numbered(i), ..seen(0, "host") });
+    }
+    house.admin.keep_seen_now().await;
+    // The two that were not seen for longest, before and behind the new one by their ids.
+    for i in [1, 2, 0] {
+        house.admin.node_seen(a, NodeSeen { id: numbered(i), ..seen(0, "host") });
+    }
+    house.admin.keep_seen_now().await;
+    let mut ids: Vec<Id> = house.admin.nodes(a).iter().map(|node| node.id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..3).chain(4..257).map(numbered).collect::<Vec<_>>());
+    assert_eq!(house.store.load().await.expect("all").nodes.len(), 256);
+}
+
+#[tokio::test]
+async fn who_is_connected_is_seen_and_who_has_gone_was_seen_until_then() {
+    let house = House::new().await;
+    let a = house.add("site-a", "").await.expect("a worker").id;
+    house.see(a, seen(1, "host")).await;
+    house.see(a, seen(2, "host")).await;
+    let house = house.age(a, 1, Duration::from_secs(3600)).await;
+    let house = house.age(a, 2, Duration::from_secs(3600)).await;
+    let last_seen = |house: &House, id| house.node(a, id).expect("it").last_seen;
+    let start = now();
+    house.connect(a, [1; 16]);
+    house.admin.keep_seen_now().await;
+    let refreshed = last_seen(&house, 1);
+    assert!(refreshed >= start && last_seen(&house, 2) < start, "only one of them is there");
+    house.admin.keep_seen_now().await;
+    assert_eq!(last_seen(&house, 1), refreshed, "the disk is not written to for a moment");
+    let roster = house.admin.roster();
+
+    house.connected.lock().unwrap().clear();
+    house.admin.node_left(a, [1; 16]);
+    let house = house.reopen().await;
+    assert!(last_seen(&house, 1) > refreshed);
+    assert_eq!(house.admin.roster(), roster, "that is nothing to routing");
+
+    // Who was forgotten while it was connected is not noted for having gone.
+    house.admin.forget_node(a, [1; 16], &me()).await.expect("forgotten");
+    house.admin.node_left(a, [1; 16]);
+    house.admin.keep_seen_now().await;
+    assert_eq!(house.node(a, 1), None);
+    // But for having come again, whatever else was noted of it.
+    let again = now();
+    house.admin.node_left(a, [1; 16]);
+    house.admin.node_seen(a, seen(1, "again"));
+    house.admin.node_left(a, [1; 16]);
+    house.admin.keep_seen_now().await;
+    let node = house.node(a, 1).expect("it");
+    assert!(node.host_name == "again" && again <= node.first_seen && node.first_seen <= node.last_seen);
+    house.connect(a, [1; 16]);
+    house.admin.forget_node(a, [1; 16], &me()).await.expect("forgotten");
+    let said = house.events().await.pop().expect("an event");
+    assert_eq!(
+        said,
+        "node-forgotten site-a/again-01010101: it is connected, and will be new when it connects again"
+    );
+}
+
+#[tokio::test]
+async fn what_could_not_be_kept_of_a_node_is_kept_later() {
+    let (house, store, _) = unsure(1000).await;
+    let a = house.add("site-a", "").await.expect("a worker").id;
+    house.admin.node_seen(a, seen(1, "host"));
+    let first = now();
+    store.before.store(1, Ordering::SeqCst);
+    house.admin.keep_seen_now().await;
+    assert_eq!(house.node(a, 1), None, "the disk was full");
+    house.admin.node_left(a, [1; 16]);
+    house.admin.keep_seen_now().await;
+    let node = house.node(a, 1).expect("it");
+    assert!(node.first_seen <= first && first <= node.last_seen, "{node:?}");
+    assert_eq!(node.host_name, "host");
 }
 
 #[tokio::test]

@@ -88,10 +88,10 @@ async fn of_many_at_once_nothing_is_lost() {
 
 /// A store whose saves fail, before or after they have happened, or wait to be let through.
 #[derive(Debug)]
-struct Unsure {
+pub(super) struct Unsure {
     store: Arc<Sqlite>,
     /// Saves to come that fail before they happen.
-    before: AtomicU32,
+    pub(super) before: AtomicU32,
     /// Saves to come that happen and fail all the same.
     after: AtomicU32,
     gate: tokio::sync::Semaphore,
@@ -132,7 +132,7 @@ impl Store for Unsure {
 }
 
 /// A house whose store is unsure.
-async fn unsure(permits: usize) -> (House, Arc<Unsure>, Login) {
+pub(super) async fn unsure(permits: usize) -> (House, Arc<Unsure>, Login) {
     let house = House::new().await;
     let store = Arc::new(Unsure {
         store: house.store.clone(),
