@@ -144,6 +144,16 @@ pub enum HostPattern {
     Net(IpNet),
 }
 
+/// The pattern that means exactly this host.
+impl From<&Host> for HostPattern {
+    fn from(host: &Host) -> HostPattern {
+        match host {
+            Host::Name(name) => HostPattern::Name(name.clone()),
+            Host::Addr(addr) => HostPattern::Net((*addr).into()),
+        }
+    }
+}
+
 /// A proxy host: a target pattern as an administrator writes it.
 ///
 /// `vcenter.corp.example`, `*.corp.example:443`, `10.20.0.0/16:443,902,8000-8010`, `[2001:db8::/32]:443`.

@@ -7,7 +7,7 @@
 //! What must hold: a warning never refuses or delays a save; the answer waits for names at most a second.
 
 use std::cell::LazyCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::error::{Holder, Warning};
 use super::state::State;
 use crate::appliance::records::{Cloud, Worker};
 use crate::config::{ApiUrl, api_url, quote};
-use crate::target::{Host, HostPattern, Name, Target};
+use crate::target::{Host, HostPattern, Name, Pattern, PatternMap, Target};
 
 /// How long an answer waits for all names together.
 const DEADLINE: Duration = Duration::from_millis(1000);
@@ -74,37 +74,41 @@ pub(super) enum Concern {
     Cloud(i64),
 }
 
-/// A cloud, and a worker that may have been meant for it.
-struct Pair<'s> {
+/// A cloud, and what a worker lists that may have been meant for it.
+struct Pair<'a, 's> {
     cloud: &'s Cloud,
-    host: Host,
-    worker: &'s Worker,
+    host: &'a Host,
+    listed: &'a Listed<'s>,
 }
 
 impl Admin {
-    /// What is odd about what was saved, judged against everything else.
+    /// What is odd about what was saved, judged against everything else. Takes time for what all workers list and all
+    /// clouds, not for each with each.
     pub(super) async fn spelling(&self, state: &State, concern: Concern) -> Vec<Warning> {
         let clouds = clouds(state, concern);
         let mut warnings = Vec::new();
         // Made of all patterns, and hardly ever needed.
         let routes = LazyCell::new(|| state.routes());
+        let listing = LazyCell::new(|| listing(state));
         for (cloud, url) in &clouds {
-            let Some(id) = cloud.worker else {
-                let target = Target { host: url.host.clone(), port: url.port };
-                let carried = routes.find(&target);
-                warnings.extend(carried.map(|(pattern, held)| {
-                    without_worker(cloud, &pattern.to_string(), &state.holder(*held))
-                }));
-                continue;
-            };
-            warnings.extend(elsewhere(state, cloud, url, id));
+            warnings.extend(match cloud.worker {
+                None => {
+                    let target = Target { host: url.host.clone(), port: url.port };
+                    let carried = routes.find(&target);
+                    carried.map(|(pattern, held)| {
+                        without_worker(cloud, &pattern.to_string(), &state.holder(*held))
+                    })
+                }
+                Some(id) => state.workers.get(&id).and_then(|own| elsewhere(cloud, url, own, &listing)),
+            });
         }
-        let pairs: Vec<Pair<'_>> =
-            clouds.iter().flat_map(|(cloud, url)| pairs(state, concern, cloud, url)).collect();
-        warnings.extend(pairs.iter().flat_map(short_names));
-        let asked: BTreeSet<&Name> = pairs.iter().flat_map(names).take(MOST_NAMES).collect();
+        let listed = listed(state, concern, &clouds);
+        let pairs: Vec<Pair<'_, '_>> =
+            clouds.iter().flat_map(|(cloud, url)| pairs(&listed, concern, cloud, url)).collect();
+        warnings.extend(pairs.iter().filter_map(short_names));
+        let asked = asked(&pairs);
         if !asked.is_empty() {
-            let found = self.resolve(asked).await;
+            let found = Found::new(self.resolve(asked).await);
             warnings.extend(pairs.iter().filter_map(|pair| mismatch(pair, &found)));
         }
         warnings.truncate(MOST_WARNINGS);
@@ -128,27 +132,125 @@ impl Admin {
     }
 }
 
+/// What one worker lists, by what is asked of it; names and addresses with their place in its list.
+struct Listed<'s> {
+    worker: &'s Worker,
+    patterns: PatternMap<()>,
+    names: HashMap<&'s Name, usize>,
+    addresses: HashMap<IpAddr, usize>,
+    /// The first of its names with this first label: the first that has others, and the first that is short.
+    labels: HashMap<(&'s str, bool), &'s Name>,
+}
+
+impl<'s> Listed<'s> {
+    fn new(worker: &'s Worker) -> Listed<'s> {
+        let mut listed = Listed {
+            worker,
+            patterns: PatternMap::default(),
+            names: HashMap::new(),
+            addresses: HashMap::new(),
+            labels: HashMap::new(),
+        };
+        for (place, pattern) in worker.proxy_hosts.iter().enumerate() {
+            listed.patterns.insert(pattern.clone(), ());
+            match &pattern.host {
+                HostPattern::Name(name) => {
+                    listed.names.entry(name).or_insert(place);
+                    listed.labels.entry(first_label(name)).or_insert(name);
+                }
+                HostPattern::Net(net) if is_host(&pattern.host) => {
+                    listed.addresses.entry(net.addr()).or_insert(place);
+                }
+                _ => {}
+            }
+        }
+        listed
+    }
+}
+
+/// The first label of a name, and whether it has others.
+fn first_label(name: &Name) -> (&str, bool) {
+    name.as_str().split_once('.').map_or((name.as_str(), false), |(first, _)| (first, true))
+}
+
+/// What the resolver said, both ways.
+struct Found {
+    addresses: HashMap<Name, Vec<IpAddr>>,
+    names: HashMap<IpAddr, Vec<Name>>,
+}
+
+impl Found {
+    fn new(addresses: HashMap<Name, Vec<IpAddr>>) -> Found {
+        let mut names: HashMap<IpAddr, Vec<Name>> = HashMap::new();
+        for (name, all) in &addresses {
+            for addr in all {
+                names.entry(*addr).or_default().push(name.clone());
+            }
+        }
+        Found { addresses, names }
+    }
+}
+
 /// The clouds that what was saved may concern.
 fn clouds(state: &State, concern: Concern) -> Vec<(&Cloud, ApiUrl)> {
-    let concerned = state.clouds.values().filter(|cloud| match concern {
-        Concern::Cloud(id) => cloud.id == id,
-        Concern::Worker(id) => match cloud.worker {
-            None => true,
-            Some(worker) => worker == id || state.workers.get(&id).is_some_and(|w| lists(w, cloud)),
-        },
-    });
-    concerned.filter_map(|cloud| Some((&**cloud, api_url(&cloud.api_url).ok()?))).collect()
+    let parsed = |cloud: &'_ Arc<Cloud>| api_url(&cloud.api_url).ok();
+    let id = match concern {
+        Concern::Worker(id) => id,
+        Concern::Cloud(id) => {
+            let cloud = state.clouds.get(&id);
+            return cloud.and_then(|cloud| Some((&**cloud, parsed(cloud)?))).into_iter().collect();
+        }
+    };
+    let own = state.workers.get(&id).map_or(&[][..], |worker| &worker.proxy_hosts);
+    let own: HashSet<&HostPattern> = own.iter().map(|pattern| &pattern.host).collect();
+    let all = state.clouds.values().filter_map(|cloud| Some((&**cloud, parsed(cloud)?)));
+    let concerned = |(cloud, url): &(&Cloud, ApiUrl)| {
+        cloud.worker.is_none_or(|worker| worker == id) || own.contains(&HostPattern::from(&url.host))
+    };
+    all.filter(concerned).collect()
+}
+
+/// Who lists exactly a host, by the workers' ids; each with its first pattern for it.
+type Listing<'s> = HashMap<&'s HostPattern, Vec<(&'s Worker, &'s Pattern)>>;
+
+fn listing(state: &State) -> Listing<'_> {
+    let mut listing: Listing<'_> = HashMap::new();
+    for worker in state.workers.values() {
+        for pattern in worker.proxy_hosts.iter().filter(|pattern| is_host(&pattern.host)) {
+            let listed = listing.entry(&pattern.host).or_default();
+            if listed.last().is_none_or(|(last, _)| last.id != worker.id) {
+                listed.push((worker, pattern));
+            }
+        }
+    }
+    listing
+}
+
+/// The workers that hosts of these clouds may have been written down for.
+fn listed<'s>(state: &'s State, concern: Concern, clouds: &[(&Cloud, ApiUrl)]) -> BTreeMap<i64, Listed<'s>> {
+    let ids: BTreeSet<i64> = match (concern, clouds) {
+        (Concern::Cloud(_), [(Cloud { worker: None, .. }, _)]) => state.workers.keys().copied().collect(),
+        (Concern::Cloud(_), _) => clouds.iter().filter_map(|(cloud, _)| cloud.worker).collect(),
+        (Concern::Worker(id), _) => clouds.iter().map(|(cloud, _)| cloud.worker.unwrap_or(id)).collect(),
+    };
+    let workers = ids.into_iter().filter_map(|id| state.workers.get(&id));
+    workers.map(|worker| (worker.id, Listed::new(worker))).collect()
 }
 
 /// Each worker that a cloud's host may have been written down for: its own, or, where it has none, any.
-fn pairs<'s>(state: &'s State, concern: Concern, cloud: &'s Cloud, url: &ApiUrl) -> Vec<Pair<'s>> {
-    let workers = state.workers.values().filter(|worker| match (cloud.worker, concern) {
-        (Some(id), _) | (None, Concern::Worker(id)) => worker.id == id,
-        (None, Concern::Cloud(_)) => true,
-    });
+fn pairs<'a, 's>(
+    listed: &'a BTreeMap<i64, Listed<'s>>,
+    concern: Concern,
+    cloud: &'s Cloud,
+    url: &'a ApiUrl,
+) -> Vec<Pair<'a, 's>> {
+    let workers = match (cloud.worker, concern) {
+        (Some(id), _) | (None, Concern::Worker(id)) => listed.range(id..=id),
+        (None, Concern::Cloud(_)) => listed.range(..),
+    };
     // Where the worker lists the host as the cloud spells it, all is well.
-    let unlisted = workers.filter(|worker| !worker.proxy_hosts.iter().any(|own| own.covers_host(&url.host)));
-    unlisted.map(|worker| Pair { cloud, host: url.host.clone(), worker }).collect()
+    let unlisted = workers.filter(|(_, listed)| listed.patterns.covering(&url.host).next().is_none());
+    unlisted.map(|(_, listed)| Pair { cloud, host: &url.host, listed }).collect()
 }
 
 /// A cloud without a worker whose host is proxied all the same.
@@ -163,10 +265,9 @@ fn without_worker(cloud: &Cloud, pattern: &str, holder: &Holder) -> Warning {
 }
 
 /// A cloud whose host other workers list too, with ports that make them somebody else's.
-fn elsewhere(state: &State, cloud: &Cloud, url: &ApiUrl, worker: i64) -> Option<Warning> {
-    let own = state.workers.get(&worker)?;
-    let other = state.workers.values().find(|other| other.id != worker && lists(other, cloud))?;
-    let pattern = other.proxy_hosts.iter().find(|pattern| is_exactly(&pattern.host, &url.host))?;
+fn elsewhere(cloud: &Cloud, url: &ApiUrl, own: &Worker, listing: &Listing<'_>) -> Option<Warning> {
+    let all = listing.get(&HostPattern::from(&url.host))?;
+    let (other, pattern) = all.iter().find(|(other, _)| other.id != own.id)?;
     Some(Warning {
         field: "worker",
         about: cloud.name.clone(),
@@ -181,61 +282,62 @@ fn elsewhere(state: &State, cloud: &Cloud, url: &ApiUrl, worker: i64) -> Option<
     })
 }
 
-/// True where a worker lists exactly the cloud's host.
-fn lists(worker: &Worker, cloud: &Cloud) -> bool {
-    let Ok(url) = api_url(&cloud.api_url) else { return false };
-    worker.proxy_hosts.iter().any(|pattern| is_exactly(&pattern.host, &url.host))
-}
-
-fn is_exactly(pattern: &HostPattern, host: &Host) -> bool {
-    match (pattern, host) {
-        (HostPattern::Name(name), Host::Name(other)) => name == other,
-        (HostPattern::Net(net), Host::Addr(addr)) => {
-            net.prefix_len() == net.max_prefix_len() && net.addr() == *addr
-        }
-        _ => false,
+/// True where a pattern means one host, and no others.
+fn is_host(pattern: &HostPattern) -> bool {
+    match pattern {
+        HostPattern::Name(_) => true,
+        HostPattern::Suffix(_) => false,
+        HostPattern::Net(net) => net.prefix_len() == net.max_prefix_len(),
     }
 }
 
 /// `vcenter` in one place and `vcenter.corp.example` in the other.
-fn short_names(pair: &Pair<'_>) -> Option<Warning> {
-    let Host::Name(name) = &pair.host else { return None };
-    let shortened = |long: &Name, short: &Name| {
-        !short.as_str().contains('.')
-            && long.as_str().split_once('.').is_some_and(|(first, _)| first == short.as_str())
-    };
-    let other = own_names(pair.worker).find(|own| shortened(own, name) || shortened(name, own))?;
-    Some(differs(pair, &format!("{other}, which may be the same host"), &other.to_string()))
+fn short_names(pair: &Pair<'_, '_>) -> Option<Warning> {
+    let Host::Name(name) = pair.host else { return None };
+    let (first, is_long) = first_label(name);
+    let other = pair.listed.labels.get(&(first, !is_long))?;
+    Some(differs(pair, &format!("{other}, which may be the same host"), other.as_str()))
 }
 
-/// The names whose addresses could tell that a pair means one host.
-fn names<'p>(pair: &'p Pair<'_>) -> Vec<&'p Name> {
-    match &pair.host {
-        Host::Addr(_) => own_names(pair.worker).collect(),
-        Host::Name(name) if own_addresses(pair.worker).next().is_some() => vec![name],
-        Host::Name(_) => Vec::new(),
+/// The names whose addresses could tell that a pair means one host; the first of them, where they are too many.
+fn asked<'a>(pairs: &[Pair<'a, '_>]) -> BTreeSet<&'a Name> {
+    let (mut names, mut done) = (BTreeSet::new(), HashSet::new());
+    for Pair { host, listed, .. } in pairs {
+        match host {
+            Host::Name(name) if !listed.addresses.is_empty() => drop(names.insert(name)),
+            Host::Addr(_) if done.insert(listed.worker.id) => {
+                names.extend(listed.worker.proxy_hosts.iter().filter_map(|pattern| match &pattern.host {
+                    HostPattern::Name(name) => Some(name),
+                    _ => None,
+                }));
+            }
+            _ => {}
+        }
     }
+    names.into_iter().take(MOST_NAMES).collect()
 }
 
 /// One host, by name here and by address there.
-fn mismatch(pair: &Pair<'_>, found: &HashMap<Name, Vec<IpAddr>>) -> Option<Warning> {
-    let has = |name: &Name, addr: IpAddr| found.get(name).is_some_and(|all| all.contains(&addr));
-    match &pair.host {
+fn mismatch(pair: &Pair<'_, '_>, found: &Found) -> Option<Warning> {
+    let Listed { names, addresses, .. } = pair.listed;
+    match pair.host {
         Host::Addr(addr) => {
-            let name = own_names(pair.worker).find(|name| has(name, *addr))?;
+            let listed = found.names.get(addr)?.iter().filter_map(|name| Some((names.get(name)?, name)));
+            let (_, name) = listed.min()?;
             let what = format!("{name}, which this host resolves to {addr}");
             Some(differs(pair, &what, name.as_str()))
         }
         Host::Name(name) => {
-            let addr = own_addresses(pair.worker).find(|addr| has(name, *addr))?;
+            let all = found.addresses.get(name)?;
+            let (_, addr) = all.iter().filter_map(|addr| Some((addresses.get(addr)?, addr))).min()?;
             let what = format!("only {addr}, which this host resolves {name} to");
             Some(differs(pair, &what, &addr.to_string()))
         }
     }
 }
 
-fn differs(pair: &Pair<'_>, what: &str, listed: &str) -> Warning {
-    let Pair { cloud, host, worker } = pair;
+fn differs(pair: &Pair<'_, '_>, what: &str, listed: &str) -> Warning {
+    let Pair { cloud, host, listed: Listed { worker, .. } } = pair;
     let name = quote(&cloud.name);
     Warning {
         field: "proxy_hosts",
@@ -243,18 +345,4 @@ fn differs(pair: &Pair<'_>, what: &str, listed: &str) -> Warning {
         problem: format!("cloud {name} says {}, but worker {} lists {what}", cloud.api_url, worker.name),
         remedy: format!("both must be spelled alike: write {host} there, or {listed} in the cloud's API URL"),
     }
-}
-
-fn own_names(worker: &Worker) -> impl Iterator<Item = &Name> {
-    worker.proxy_hosts.iter().filter_map(|pattern| match &pattern.host {
-        HostPattern::Name(name) => Some(name),
-        _ => None,
-    })
-}
-
-fn own_addresses(worker: &Worker) -> impl Iterator<Item = IpAddr> {
-    worker.proxy_hosts.iter().filter_map(|pattern| match &pattern.host {
-        HostPattern::Net(net) if net.prefix_len() == net.max_prefix_len() => Some(net.addr()),
-        _ => None,
-    })
 }

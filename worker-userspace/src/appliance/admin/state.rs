@@ -11,7 +11,7 @@ use crate::appliance::records::{Cloud, Node, Worker};
 use crate::appliance::roster::{Group, KnownNode, Roster, ValidKey};
 use crate::appliance::store::{Change, Snapshot};
 use crate::config::{ApiUrl, KeyHash, api_url};
-use crate::target::{Claims, Host, HostPattern, Pattern, PatternMap, PortRange};
+use crate::target::{Claims, HostPattern, Pattern, PatternMap, PortRange};
 use crate::tunnel::message::Id;
 
 /// Patterns that all workers and clouds may have together.
@@ -239,9 +239,5 @@ impl Held {
 /// The proxy host that a cloud's API URL makes: its host and port. A URL that was saved is valid.
 pub(super) fn derived(cloud: &Cloud) -> Option<Pattern> {
     let ApiUrl { host, port } = api_url(&cloud.api_url).ok()?;
-    let host = match host {
-        Host::Name(name) => HostPattern::Name(name),
-        Host::Addr(addr) => HostPattern::Net(addr.into()),
-    };
-    Some(Pattern { host, ports: vec![PortRange(port, port)] })
+    Some(Pattern { host: HostPattern::from(&host), ports: vec![PortRange(port, port)] })
 }

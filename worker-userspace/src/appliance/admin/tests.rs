@@ -24,11 +24,16 @@ use crate::target::{Name, Pattern};
 
 /// A resolver that knows some names, and that is silent about `silent.example`.
 #[derive(Clone, Default)]
-struct Names(Arc<Mutex<HashMap<String, Vec<IpAddr>>>>);
+struct Names {
+    known: Arc<Mutex<HashMap<String, Vec<IpAddr>>>>,
+    /// What it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+}
 
 impl Resolve for Names {
     fn addresses(&self, name: &Name) -> Pin<Box<dyn Future<Output = Vec<IpAddr>> + Send>> {
-        let found = self.0.lock().unwrap().get(name.as_str()).cloned();
+        self.asked.lock().unwrap().push(name.to_string());
+        let found = self.known.lock().unwrap().get(name.as_str()).cloned();
         let silent = name.as_str() == "silent.example";
         Box::pin(async move { if silent { std::future::pending().await } else { found.unwrap_or_default() } })
     }

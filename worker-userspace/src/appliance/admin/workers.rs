@@ -11,7 +11,7 @@ use super::error::{AdminError, Problem, Warning};
 use super::input::{Form, HostList};
 use super::spelling::Concern;
 use super::state::State;
-use super::{Admin, Listed, Page, Plan, Ref};
+use super::{Admin, Done, Listed, Page, Plan, Ref};
 use crate::appliance::audit::{Actor, EventKind};
 use crate::appliance::records::{Origin, Worker, now};
 use crate::appliance::store::Change;
@@ -185,22 +185,35 @@ impl Admin {
         revision: Option<i64>,
         actor: &Actor,
     ) -> Result<(Arc<Worker>, Vec<Warning>), AdminError> {
-        let result = self.edit_worker_untold(id, edit, revision, actor).await;
-        self.told(actor, &self.worker_subject(id), result)
+        let (done, mut warnings) = self.save_worker(id, edit, revision, actor).await?;
+        warnings.extend(self.spelling(&done.state, Concern::Worker(id)).await);
+        Ok((done.state.worker(&Ref::Id(id))?, warnings))
     }
 
-    async fn edit_worker_untold(
+    /// Changes a worker, and tells of it. Gives the warnings that need no look-up.
+    async fn save_worker(
         &self,
         id: i64,
         edit: EditWorker,
         revision: Option<i64>,
         actor: &Actor,
-    ) -> Result<(Arc<Worker>, Vec<Warning>), AdminError> {
+    ) -> Result<(Done, Vec<Warning>), AdminError> {
+        let result = self.save_worker_untold(id, edit, revision, actor).await;
+        self.told(actor, &self.worker_subject(id), result)
+    }
+
+    async fn save_worker_untold(
+        &self,
+        id: i64,
+        edit: EditWorker,
+        revision: Option<i64>,
+        actor: &Actor,
+    ) -> Result<(Done, Vec<Warning>), AdminError> {
         let mut form = Form::default();
         let name = edit.name.as_ref().map(|name| form.worker_name(name));
         let description = edit.description.as_ref().map(|text| form.description(text));
         let proxy_hosts = edit.proxy_hosts.as_ref().map(|list| form.proxy_hosts(list));
-        let mut warnings = form.finish()?;
+        let warnings = form.finish()?;
         let actor = actor.clone();
         let plan = move |state: &State| {
             let old = state.worker(&Ref::Id(id))?;
@@ -216,12 +229,11 @@ impl Admin {
             state.free_worker_name(&new.name, Some(id))?;
             Ok(change(&old, new, &actor))
         };
-        let done = self.commit(plan).await?;
-        warnings.extend(self.spelling(&done.state, Concern::Worker(id)).await);
-        Ok((done.state.worker(&Ref::Id(id))?, warnings))
+        Ok((self.commit(plan).await?, warnings))
     }
 
-    /// Enables or disables a worker. Disabled, its key is refused and its nodes are cut.
+    /// Enables or disables a worker. Disabled, its key is refused and its nodes are cut. Waits for no look-up: nothing
+    /// that is spelled changes.
     ///
     /// # Errors
     /// There is no such worker, or the store.
@@ -232,7 +244,8 @@ impl Admin {
         actor: &Actor,
     ) -> Result<Arc<Worker>, AdminError> {
         let edit = EditWorker { enabled: Some(enabled), ..EditWorker::default() };
-        self.edit_worker(id, edit, None, actor).await.map(|(worker, _)| worker)
+        let (done, _) = self.save_worker(id, edit, None, actor).await?;
+        done.state.worker(&Ref::Id(id))
     }
 
     /// Gives a worker another key, which is shown now and never again. The old one goes on to work for `grace`;

@@ -1,11 +1,13 @@
 //! A name here and an address there.
 
+use super::super::spelling::Concern;
+use super::super::state::State;
 use super::*;
 
 impl House {
     fn resolves(&self, name: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
-        self.names.0.lock().unwrap().insert(name.into(), addresses);
+        self.names.known.lock().unwrap().insert(name.into(), addresses);
     }
 
     /// Adds a worker and gives what it is warned of.
@@ -144,4 +146,86 @@ async fn a_resolver_that_is_silent_costs_a_second() {
     let warnings = house.admin.cloud_warnings(cloud.id).await.expect("it");
     assert_eq!(warnings.len(), 1, "what answers in time counts: {warnings:?}");
     assert_eq!(before.elapsed().as_millis() / 10, 100);
+}
+
+#[tokio::test]
+async fn enabling_and_disabling_asks_no_resolver() {
+    let house = House::new().await;
+    house.warned("site-a", "silent.example").await;
+    house.add_cloud("C", "https://10.0.0.5", Some("site-a")).await.expect("a cloud");
+    let a = house.admin.worker(&"site-a".into()).expect("it").id;
+    let asked = || std::mem::take(&mut *house.names.asked.lock().unwrap());
+    assert_eq!(asked(), ["silent.example"], "by the save of the cloud");
+    for enabled in [false, true] {
+        assert_eq!(house.admin.set_enabled(a, enabled, &me()).await.expect("a save").enabled, enabled);
+    }
+    assert_eq!(asked(), [""; 0]);
+    let error = house.admin.set_enabled(a + 1, true, &me()).await.expect_err("no such worker");
+    assert!(house.events().await.contains(&format!("save-refused {}: {error}", a + 1)));
+}
+
+#[tokio::test]
+async fn each_name_is_asked_for_once_and_all_clouds_have_their_share() {
+    let house = House::new().await;
+    let hosts: Vec<String> = (0..20).map(|i| format!("h{i}.example")).collect();
+    house.warned("site-a", &format!("{} 10.0.0.5", hosts.join(" "))).await;
+    for i in 0..10 {
+        let name = format!("by address {i}");
+        house.add_cloud(&name, &format!("https://10.0.1.{i}"), Some("site-a")).await.expect("a cloud");
+    }
+    house.resolves("vc.example", &["10.0.0.5"]);
+    house.add_cloud("by name", "https://vc.example", Some("site-a")).await.expect("a cloud");
+    house.names.asked.lock().unwrap().clear();
+    let a = house.admin.worker(&"site-a".into()).expect("it").id;
+    let warnings = house.admin.worker_warnings(a).await.expect("it");
+    let about: Vec<&str> = warnings.iter().map(|warning| warning.about.as_str()).collect();
+    assert_eq!(about, ["by name"], "{warnings:?}");
+    let mut asked = house.names.asked.lock().unwrap().clone();
+    asked.sort_unstable();
+    let mut all: Vec<String> = hosts.into_iter().chain(["vc.example".into()]).collect();
+    all.sort_unstable();
+    assert_eq!(asked, all);
+}
+
+/// Each with each would take minutes.
+#[tokio::test]
+async fn thousands_of_workers_and_clouds_are_judged_at_once() {
+    const MANY: i64 = 4000;
+    let house = House::new().await;
+    let first = house.add("site-a", "").await.expect("a worker");
+    let (cloud, _) = house.add_cloud("C", "https://c.example", Some("site-a")).await.expect("a cloud");
+    let mut state = State::default();
+    for id in 1..=MANY {
+        let hosts = format!("h{id}.example, short{id}, 10.0.{}.{}, *.w{id}.example", id / 250, id % 250);
+        let proxy_hosts = hosts.split(", ").map(|host| host.parse().expect("a pattern")).collect();
+        let worker = Worker { id, name: format!("site-{id}"), proxy_hosts, ..Worker::clone(&first) };
+        state.workers.insert(id, Arc::new(worker));
+        let named = Cloud {
+            id,
+            name: format!("Cloud {id}"),
+            api_url: format!(
+                "https://{}/sdk",
+                if id == 7 { "short8.example".into() } else { format!("h{id}.example") }
+            ),
+            worker: Some(1),
+            ..Cloud::clone(&cloud)
+        };
+        state.clouds.insert(id, Arc::new(named));
+        let alone = Cloud { id: MANY + id, worker: None, ..Cloud::clone(&cloud) };
+        state.clouds.insert(MANY + id, Arc::new(alone));
+    }
+    let start = std::time::Instant::now();
+    let of_worker = house.admin.spelling(&state, Concern::Worker(1)).await;
+    let of_cloud = house.admin.spelling(&state, Concern::Cloud(7)).await;
+    Arc::make_mut(state.clouds.get_mut(&7).expect("it")).worker = None;
+    let alone = house.admin.spelling(&state, Concern::Cloud(7)).await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(of_worker.len(), 50, "as many as are given");
+    assert!(
+        of_worker[0].to_string().contains("worker site-2 lists its host too, as h2.example"),
+        "{of_worker:?}"
+    );
+    assert_eq!(of_cloud, [], "site-1 has nothing like it");
+    assert!(alone.len() == 1 && alone[0].to_string().contains("site-8 lists short8,"), "{alone:?}");
 }
