@@ -151,7 +151,7 @@ async fn fill(directory: &tempfile::TempDir, registry: &Arc<Registry>) {
             name: format!("Cloud {c}"),
             kind: "vmware".into(),
             api_url: format!("https://api.cloud{c}.example/sdk"),
-            worker: Some(Ref::Name(format!("site-{c}"))),
+            worker: Some(Ref::Text(format!("site-{c}"))),
         };
         admin.add_cloud(new, &me()).await.expect("a cloud");
     }

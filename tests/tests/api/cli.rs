@@ -54,7 +54,8 @@ fn everything_can_be_done_by_commands_here_and_there() -> Result<()> {
 
         let add = ["cloud", "add", "VC 1", "--type", "vmware", "--api-url", "https://vc1.corp.example/sdk"];
         ended(house.here(&add)?, 0)?;
-        ended(house.there(&["cloud", "assign", "VC 1", "site-a"])?, 0)?;
+        // By numbers, as by names.
+        ended(house.there(&["cloud", "assign", "1", "1"])?, 0)?;
         let clouds = ended(house.there(&["cloud", "list", "--worker", "site-a"])?, 0)?;
         assert!(clouds.contains("VC 1") && clouds.contains("site-a"), "{clouds}");
         ended(house.here(&["cloud", "edit", "VC 1", "--name", "VC one"])?, 0)?;
@@ -66,6 +67,7 @@ fn everything_can_be_done_by_commands_here_and_there() -> Result<()> {
             (&["worker", "show", "nobody"][..], 3, "there is no worker \"nobody\""),
             (&["worker", "add", "site-a"], 4, "choose another name"),
             (&["worker", "add", "Site A"], 2, "1 to 63 of a-z"),
+            (&["worker", "add", "7"], 2, "as in \"site-7\""),
             (
                 &["worker", "add", "b", "--proxy-hosts", "vc.corp.example:902"],
                 4,

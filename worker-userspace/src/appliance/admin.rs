@@ -31,6 +31,7 @@ pub use nodes::NodeSeen;
 pub use spelling::{Resolve, SystemResolver};
 pub use workers::{EditWorker, NewWorker, WorkerFilter};
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -44,7 +45,7 @@ use super::audit::{Actor, Audit, Event, EventKind, EventQuery, NewEvent, clean, 
 use super::records::now;
 use super::roster::Roster;
 use super::store::{Change, Store, StoreError};
-use crate::config::KeyHash;
+use crate::config::{KeyHash, is_number, quote};
 use crate::drain::Drain;
 use crate::tunnel::message::Id;
 use state::State;
@@ -81,21 +82,41 @@ pub trait Check: Send + Sync + 'static {
     fn check(&self, roster: &Roster) -> Result<(), Vec<String>>;
 }
 
-/// Which worker or cloud: by its number or by its name.
+/// Which worker or cloud.
+///
+/// Numbers come first, so that no name that somebody gives changes what a path means. Names of digits alone are not
+/// given any more; who has one is found by it where nobody has that number, and by its own number always.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "write a number or a name")]
 pub enum Ref {
-    /// By number.
+    /// By its number.
     Id(i64),
-    /// By name.
-    Name(String),
+    /// By its number or its name, as people write it.
+    Text(String),
+}
+
+impl Ref {
+    /// The one of `records` that is meant.
+    fn find<'r, T>(
+        &self,
+        records: &'r BTreeMap<i64, Arc<T>>,
+        name: impl Fn(&T) -> &str,
+    ) -> Option<&'r Arc<T>> {
+        let text = match self {
+            Ref::Id(id) => return records.get(id),
+            Ref::Text(text) => text,
+        };
+        let id = if is_number(text) { text.parse().ok() } else { None };
+        let numbered = id.and_then(|id: i64| records.get(&id));
+        numbered.or_else(|| records.values().find(|record| name(record) == text))
+    }
 }
 
 impl fmt::Display for Ref {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Ref::Id(id) => write!(f, "{id}"),
-            Ref::Name(name) => f.write_str(&crate::config::quote(name)),
+            Ref::Text(text) => f.write_str(&quote(text)),
         }
     }
 }
@@ -107,8 +128,8 @@ impl From<i64> for Ref {
 }
 
 impl From<&str> for Ref {
-    fn from(name: &str) -> Ref {
-        Ref::Name(name.to_owned())
+    fn from(text: &str) -> Ref {
+        Ref::Text(text.to_owned())
     }
 }
 
@@ -344,6 +365,20 @@ impl Admin {
             self.inner.audit.record(actor.did(EventKind::SaveRefused, subject, text));
         })
     }
+}
+
+/// Refuses a new name that would be taken for a number.
+fn no_number(name: &str, example: &str) -> Result<(), AdminError> {
+    if !is_number(name) {
+        return Ok(());
+    }
+    let problem = "digits alone are taken for a number, which may be another's";
+    Err(AdminError::invalid(Problem::new(
+        "name",
+        name,
+        problem,
+        format!("write it as in \"{example}{name}\""),
+    )))
 }
 
 /// Refuses a change that is based on another revision than the current one.

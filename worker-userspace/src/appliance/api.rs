@@ -34,7 +34,7 @@ use axum::{Extension, Router};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::admin::{Admin, AdminError, Ref};
+use super::admin::Admin;
 use super::audit::Audit;
 use super::login::{Login, greet, guard, local};
 use super::registry::Registry;
@@ -101,17 +101,6 @@ pub fn routers(parts: Parts) -> Routers {
         .merge(guarded.clone().route_layer(from_fn_with_state(door, guard)));
     let socket = open.merge(reporting).merge(guarded.route_layer(from_fn(local)));
     Routers { network: network.layer(document.clone()), socket: socket.layer(document) }
-}
-
-impl Api {
-    /// The worker or cloud that a path means: its number, or else its name.
-    fn which<T>(&self, text: &str, find: impl Fn(&Ref) -> Result<T, AdminError>) -> Result<T, AdminError> {
-        match text.parse().map(|id| find(&Ref::Id(id))) {
-            Ok(Ok(found)) => Ok(found),
-            // A name may be a number.
-            _ => find(&Ref::from(text)),
-        }
-    }
 }
 
 /// For everybody.

@@ -23,7 +23,7 @@ pub fn now() -> Timestamp {
 pub struct Worker {
     /// The store's number; never used again after a removal.
     pub id: i64,
-    /// 1 to 63 of `a-z`, `0-9` and `-`; unique.
+    /// 1 to 63 of `a-z`, `0-9` and `-`; unique. Digits alone only in records of earlier versions and of the file.
     pub name: String,
     /// For people; may be empty.
     pub description: String,

@@ -65,7 +65,7 @@ pub(crate) struct Add {
     /// Where its API is: https://HOST[:PORT][/PATH]
     #[arg(long, value_name = "URL")]
     api_url: String,
-    /// The worker that carries it, by name
+    /// The worker that carries it, by name or number
     #[arg(long)]
     worker: Option<String>,
     #[command(flatten)]
@@ -98,7 +98,7 @@ pub(crate) struct Edit {
 pub(crate) struct Assign {
     /// Its name or number
     cloud: String,
-    /// The worker's name
+    /// The worker's name or number
     #[arg(required_unless_present = "none", conflicts_with = "none")]
     worker: Option<String>,
     /// To none: it is reached without a worker

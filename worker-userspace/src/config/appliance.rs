@@ -92,6 +92,11 @@ fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place,
         let label = match &name {
             Some((name, place)) => {
                 once(r, &mut names, name.clone(), place, "name");
+                // A warning, since to the registry another name is another worker.
+                if values::is_number(name) {
+                    let problem = "digits alone are taken for a worker's number by commands and the API";
+                    r.warn(place, wrong(problem, format!("name it as in \"site-{name}\"")));
+                }
                 format!("group {}", quote(name))
             }
             None => format!("group {i}"),

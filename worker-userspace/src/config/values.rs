@@ -130,6 +130,11 @@ pub(crate) fn group_name(text: &str) -> Result<String, Wrong> {
     }
 }
 
+/// True for what is taken for the number of a worker or a cloud, wherever a number or a name may stand.
+pub(crate) fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
 /// A log filter. `tracing` takes a word that is no level for a target and logs all of it, so that `inof` would
 /// silence everything else without a word; such a word is refused.
 pub(super) fn log_filter(text: &str) -> Result<String, Wrong> {

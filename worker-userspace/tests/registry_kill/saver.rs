@@ -174,7 +174,7 @@ async fn note(admin: Admin, audit: Audit) {
         audit.record(me().did(EventKind::StreamOpened, "vc.example:443", &text));
         audit.flush().await;
         Said::Noted(text).say();
-        let Ok(worker) = admin.worker(&Ref::Name(format!("{EDITED}0"))) else { continue };
+        let Ok(worker) = admin.worker(&Ref::Text(format!("{EDITED}0"))) else { continue };
         let host_name = format!("host-{}-{n}-end", std::process::id());
         let mut id = [0; 16];
         id[..8].copy_from_slice(&n.to_be_bytes());

@@ -21,7 +21,7 @@ const MOST_CLOUDS: usize = 10_000;
 /// A cloud that is to be added.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NewCloud {
-    /// For people; 1 to 100 characters, unique in either case.
+    /// For people; 1 to 100 characters, not digits alone, unique in either case.
     pub name: String,
     /// The word for its type, see [`CloudType`].
     pub kind: String,
@@ -192,7 +192,7 @@ impl Admin {
                 worker,
                 ..Cloud::clone(&old)
             };
-            state.free_cloud_name(&new.name, Some(id))?;
+            state.free_cloud_name(&new.name, Some(&old))?;
             Ok(change(state, &old, new, &actor))
         };
         let done = self.commit(plan).await?;
@@ -258,10 +258,7 @@ impl Admin {
 
 impl State {
     fn cloud(&self, which: &Ref) -> Result<Arc<Cloud>, AdminError> {
-        let found = match which {
-            Ref::Id(id) => self.clouds.get(id),
-            Ref::Name(name) => self.clouds.values().find(|cloud| cloud.name == *name),
-        };
+        let found = which.find(&self.clouds, |cloud| &cloud.name);
         found.cloned().ok_or_else(|| AdminError::NotFound { what: "cloud", name: which.to_string() })
     }
 
@@ -285,9 +282,13 @@ impl State {
         }
     }
 
-    /// Refuses a name that another cloud has, in whatever case.
-    fn free_cloud_name(&self, name: &str, but: Option<i64>) -> Result<(), AdminError> {
-        let lower = name.to_lowercase();
+    /// Refuses a new name that another cloud has, in whatever case, or that is none.
+    fn free_cloud_name(&self, name: &str, old: Option<&Cloud>) -> Result<(), AdminError> {
+        if old.is_some_and(|old| old.name == name) {
+            return Ok(());
+        }
+        super::no_number(name, "Cloud ")?;
+        let (lower, but) = (name.to_lowercase(), old.map(|old| old.id));
         match self.clouds.values().any(|other| other.name.to_lowercase() == lower && Some(other.id) != but) {
             true => Err(AdminError::NameTaken { what: "cloud", name: quote(name) }),
             false => Ok(()),

@@ -26,7 +26,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A worker that is to be added: the seed's form.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NewWorker {
-    /// 1 to 63 of `a-z`, `0-9` and `-`; unique.
+    /// 1 to 63 of `a-z`, `0-9` and `-`, not digits alone; unique.
     pub name: String,
     /// For people; may be empty.
     pub description: String,
@@ -226,7 +226,7 @@ impl Admin {
             new.enabled = edit.enabled.unwrap_or(new.enabled);
             new.may_open = edit.may_open.unwrap_or(new.may_open);
             said_by_file(&old, &new)?;
-            state.free_worker_name(&new.name, Some(id))?;
+            state.free_worker_name(&new.name, Some(&old))?;
             Ok(change(&old, new, &actor))
         };
         Ok((self.commit(plan).await?, warnings))
@@ -375,16 +375,17 @@ impl Form {
 
 impl State {
     pub(super) fn worker(&self, which: &Ref) -> Result<Arc<Worker>, AdminError> {
-        let found = match which {
-            Ref::Id(id) => self.workers.get(id),
-            Ref::Name(name) => self.workers.values().find(|worker| worker.name == *name),
-        };
+        let found = which.find(&self.workers, |worker| &worker.name);
         found.cloned().ok_or_else(|| AdminError::NotFound { what: "worker", name: which.to_string() })
     }
 
-    /// Refuses a name that another worker has.
-    fn free_worker_name(&self, name: &str, but: Option<i64>) -> Result<(), AdminError> {
-        match self.workers.values().any(|other| other.name == name && Some(other.id) != but) {
+    /// Refuses a new name that another worker has, or that is none.
+    fn free_worker_name(&self, name: &str, old: Option<&Worker>) -> Result<(), AdminError> {
+        if old.is_some_and(|old| old.name == name) {
+            return Ok(());
+        }
+        super::no_number(name, "site-")?;
+        match self.workers.values().any(|other| other.name == name) {
             true => Err(AdminError::NameTaken { what: "worker", name: quote(name) }),
             false => Ok(()),
         }

@@ -75,7 +75,7 @@ pub struct CloudSaved {
 #[serde(deny_unknown_fields)]
 #[schema(as = CloudNew)]
 pub(super) struct New {
-    /// For people; unique.
+    /// For people; unique, not digits alone.
     #[schema(min_length = 1, max_length = 100)]
     name: String,
     /// `vmware`, `vmwareCloudAws`, `nutanix`, `openstack`, `xenserver` or `macstadium`.
@@ -159,7 +159,7 @@ impl Api {
     }
 
     fn find_cloud(&self, text: &str) -> Result<Arc<records::Cloud>, Problem> {
-        Ok(self.which(text, |which| self.admin.cloud(which))?)
+        Ok(self.admin.cloud(&text.into())?)
     }
 
     fn cloud_saved(

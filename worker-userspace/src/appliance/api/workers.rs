@@ -146,8 +146,8 @@ impl From<Warning> for Odd {
 #[serde(deny_unknown_fields)]
 #[schema(as = WorkerNew)]
 pub(super) struct New {
-    /// 1 to 63 of `a-z`, `0-9` and `-`; unique.
-    #[schema(pattern = "^[a-z0-9-]{1,63}$")]
+    /// 1 to 63 of `a-z`, `0-9` and `-`, not digits alone; unique.
+    #[schema(pattern = "^[0-9]*[a-z-][a-z0-9-]*$", max_length = 63)]
     name: String,
     /// For people.
     #[serde(default)]
@@ -175,7 +175,7 @@ fn yes() -> bool {
 #[schema(as = WorkerEdit)]
 pub(super) struct Edit {
     /// Another name.
-    #[schema(pattern = "^[a-z0-9-]{1,63}$")]
+    #[schema(pattern = "^[0-9]*[a-z-][a-z0-9-]*$", max_length = 63)]
     name: Option<String>,
     /// Another description.
     #[schema(max_length = 1000)]
@@ -246,7 +246,7 @@ impl Api {
     }
 
     pub(super) fn find_worker(&self, text: &str) -> Result<Arc<records::Worker>, Problem> {
-        Ok(self.which(text, |which| self.admin.worker(which))?)
+        Ok(self.admin.worker(&text.into())?)
     }
 
     fn saved(&self, worker: &records::Worker, key: Option<String>, warnings: Vec<Warning>) -> WorkerSaved {

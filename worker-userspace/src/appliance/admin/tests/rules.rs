@@ -1,6 +1,7 @@
 //! What is saved, what is refused, and what everybody hears of it.
 
 use super::*;
+use crate::config::Key;
 
 fn shown(patterns: &[Pattern]) -> Vec<String> {
     patterns.iter().map(ToString::to_string).collect()
@@ -103,6 +104,77 @@ async fn names_are_unique() {
     house.add_cloud("Z\u{dc}RICH", "https://a.example", None).await.expect("a cloud");
     let error = house.add_cloud("z\u{fc}rich ", "https://b.example", None).await.expect_err("the name");
     assert_eq!(error.to_string(), "another cloud is named \"z\u{fc}rich\": choose another name");
+}
+
+#[tokio::test]
+async fn a_new_name_is_no_number() {
+    let house = House::new().await;
+    let error = house.add("7", "").await.expect_err("a number").to_string();
+    assert_eq!(
+        error,
+        "name = \"7\": digits alone are taken for a number, which may be another's: write it as in \"site-7\""
+    );
+    assert_eq!(house.events().await, [format!("save-refused 7: {error}")]);
+    let a = house.add("7a", "").await.expect("a worker").id;
+    let error = house.admin.edit_worker(a, rename("0"), None, &me()).await.expect_err("a number");
+    assert!(matches!(error, AdminError::Invalid(_)), "{error}");
+    house.add("-7", "").await.expect("no number has a sign");
+    let error = house.add_cloud(" 2024 ", "https://a.example", None).await.expect_err("a number");
+    assert_eq!(
+        error.to_string(),
+        "name = \"2024\": digits alone are taken for a number, which may be another's: write it as in \"Cloud 2024\""
+    );
+    let c = house.add_cloud("C", "https://a.example", None).await.expect("a cloud").0.id;
+    let named = EditCloud { name: Some("1".into()), ..EditCloud::default() };
+    let error = house.admin.edit_cloud(c, named, None, &me()).await.expect_err("a number");
+    assert!(matches!(error, AdminError::Invalid(_)), "{error}");
+}
+
+/// Earlier versions took such names, and the configuration file may have them still.
+#[tokio::test]
+async fn who_is_named_by_a_number_is_found() {
+    let house = House::new().await;
+    let one = house.add("site-1", "").await.expect("a worker");
+    let c = house.add_cloud("C", "https://c.example", None).await.expect("a cloud").0;
+    for name in ["1", "30"] {
+        let key = Key::generate().expect("a key").hash();
+        let old = Worker { id: 0, name: name.into(), key, ..Worker::clone(&one) };
+        house.store.save(&[Change::Worker(Arc::new(old))], Vec::new()).await.expect("a save");
+        let old = Cloud { id: 0, name: name.into(), ..Cloud::clone(&c) };
+        house.store.save(&[Change::Cloud(Arc::new(old))], Vec::new()).await.expect("a save");
+    }
+    let house = house.reopen().await;
+    let worker = |which: Ref| house.admin.worker(&which).map(|worker| (worker.id, worker.name.clone()));
+    for (which, id, name) in [
+        ("site-1".into(), 1, "site-1"),
+        // Whose number it is comes before whose name it is.
+        ("1".into(), 1, "site-1"),
+        ("2".into(), 2, "1"),
+        (Ref::Id(2), 2, "1"),
+        ("30".into(), 3, "30"),
+    ] {
+        let said = format!("{which:?}");
+        assert_eq!(worker(which).expect("it"), (id, name.to_owned()), "{said}");
+    }
+    let lost = |which: Ref| worker(which).expect_err("nobody").to_string();
+    assert_eq!(lost("31".into()), "there is no worker \"31\": it may have been removed");
+    assert_eq!(
+        lost(Ref::Id(30)),
+        "there is no worker 30: it may have been removed",
+        "asked for by number alone"
+    );
+    assert_eq!(lost("+1".into()), "there is no worker \"+1\": it may have been removed");
+    assert!(worker("99999999999999999999".into()).is_err());
+    let cloud = |which: &str| house.admin.cloud(&which.into()).expect("it").name.clone();
+    assert_eq!(["1", "2", "30"].map(cloud), ["C", "1", "30"]);
+    // All of it can be changed, and the name too.
+    let edit = EditWorker { description: Some("old".into()), ..rename("1") };
+    house.admin.edit_worker(2, edit, None, &me()).await.expect("its own name");
+    house.admin.edit_worker(2, rename("2"), None, &me()).await.expect_err("another number");
+    house.admin.edit_worker(2, rename("site-2"), None, &me()).await.expect("a better name");
+    let edit = EditCloud { name: Some("1".into()), worker: Some(Some("30".into())), ..EditCloud::default() };
+    let (cloud, _) = house.admin.edit_cloud(2, edit, None, &me()).await.expect("its own name");
+    assert_eq!(cloud.worker, Some(3));
 }
 
 #[tokio::test]

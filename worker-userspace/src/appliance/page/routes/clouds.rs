@@ -45,7 +45,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// The worker that was chosen. What is no number is taken for a name, so the answer says that there is none.
+    /// The worker that was chosen, by its number. What is none is taken for a name, so the answer says that there is none.
     fn worker(&self) -> Option<Ref> {
         match self.worker.trim() {
             "" => None,
