@@ -144,7 +144,7 @@ impl Kind {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::Arc;
 
@@ -181,22 +181,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_kind_does_not_hide_another() {
+    /// What is logged on this thread meanwhile, without times.
+    pub(crate) fn logged(run: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
         let log = tracing_subscriber::fmt()
             .with_writer(move || writer.clone())
             .event_format(Limited::new(format::format().without_time().with_target(false).with_ansi(false)))
             .finish();
-        tracing::subscriber::with_default(log, || {
+        tracing::subscriber::with_default(log, run);
+        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn one_kind_does_not_hide_another() {
+        let said = logged(|| {
             for peer in 0..150 {
                 tracing::warn!(peer, "refused");
                 tracing::info!(peer, "asked");
             }
             tracing::error!("out of descriptors");
         });
-        let said = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         let count = |what| said.lines().filter(|line| line.contains(what)).count();
         assert_eq!((count("refused"), count("asked"), count("out of descriptors")), (100, 150, 1));
         let last = said.lines().rfind(|line| line.contains("refused")).unwrap();

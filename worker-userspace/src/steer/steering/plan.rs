@@ -32,6 +32,8 @@ pub(super) struct Plan {
     tables: Rules,
     /// Addresses that `/etc/hosts` gives to proxy hosts: such names are never asked of DNS.
     hosts: HashMap<IpAddr, (Name, Entry)>,
+    /// The other proxy hosts that it gives such an address to.
+    hidden: HashSet<(IpAddr, Name)>,
 }
 
 /// Where plans come from.
@@ -77,7 +79,7 @@ impl Planner {
         }
         let tables = Rules::new(&rules, self.synthetic).map_err(SteerError::Rules)?;
         let patterns = Arc::new(PatternIndex::new(rules.iter().map(|rule| &rule.pattern)));
-        let mut plan = Plan { rules, carriers: placed, patterns, tables, hosts: HashMap::new() };
+        let mut plan = Plan { rules, carriers: placed, patterns, tables, ..Plan::default() };
         let found = hosts_conflicts(&self.hosts, &plan.patterns).map_err(|source| self.hosts(source))?;
         plan.add_hosts(found, self.synthetic, before)?;
         Ok(plan)
@@ -114,11 +116,18 @@ impl Plan {
             }
             let entry = self.tables.for_hosts_entry(&name, address);
             let Some(entry) = entry.map_err(|error| SteerError::Rules(vec![error]))? else { continue };
+            // What was so before has been said.
+            let is_news = |first: &Name| before.hosts.get(&address).is_none_or(|(before, _)| before != first);
             if let Some((first, _)) = self.hosts.get(&address) {
-                tracing::warn!(%address, %name, %first, "/etc/hosts gives one address to two proxy hosts; the first counts");
+                let hidden = (address, name);
+                if is_news(first) || !before.hidden.contains(&hidden) {
+                    let name = &hidden.1;
+                    tracing::warn!(%address, %name, %first, "/etc/hosts gives one address to two proxy hosts; the first counts");
+                }
+                self.hidden.insert(hidden);
                 continue;
             }
-            if before.hosts.get(&address).is_none_or(|(before, _)| *before != name) {
+            if is_news(&name) {
                 tracing::info!(%address, %name, "/etc/hosts answers for a proxy host; its address is steered to the name");
             }
             self.hosts.insert(address, (name, entry));

@@ -9,6 +9,7 @@ use super::*;
 use crate::steer::fake::{FakeKernel, Outcome};
 use crate::steer::kernel::Counter;
 use crate::steer::names::Standing;
+use crate::telemetry::tests::logged;
 
 /// Steering on a kernel of its own.
 pub(crate) struct House {
@@ -128,6 +129,33 @@ async fn names_of_the_hosts_file_come_and_go_with_their_patterns() {
     house.update(vec![carrier(1, &["*.corp.example"])]);
     assert_eq!(house.connect("10.20.0.5:443"), Ok(None));
     assert_eq!(house.connect("10.20.0.6:443"), Ok(Some("vcenter.corp.example".into())));
+}
+
+#[tokio::test]
+async fn what_the_hosts_file_hides_is_said_when_it_is_new() {
+    // The name that is hidden, and the one that counts.
+    let warned = |run: &dyn Fn()| -> Vec<String> {
+        let said = logged(run);
+        let lines = said.lines().filter(|line| line.contains("one address to two proxy hosts"));
+        let field = |line: &str, key: &str| {
+            line.split_once(key).unwrap().1.split_whitespace().next().unwrap().to_owned()
+        };
+        lines.map(|line| format!("{} {}", field(line, " name="), field(line, " first="))).collect()
+    };
+    let site = || vec![carrier(1, &["*.example"])];
+    let (house, first) = (OnceLock::new(), "10.20.0.5 a.example b.example\n");
+    assert_eq!(warned(&|| assert!(house.set(House::new(site(), first)).is_ok())), ["b.example a.example"]);
+    let house = house.get().unwrap();
+    assert_eq!(warned(&|| house.update(site())), [""; 0], "it was said");
+    assert_eq!(warned(&|| house.update(vec![carrier(1, &["*.example", "10.0.0.0/8"])])), [""; 0]);
+    let write = |text: &str| fs::write(house.directory.path().join("hosts"), text).unwrap();
+    write("10.20.0.5 a.example b.example c.example\n");
+    assert_eq!(warned(&|| house.update(site())), ["c.example a.example"], "only what is new");
+    write("10.20.0.5 c.example b.example\n");
+    assert_eq!(warned(&|| house.update(site())), ["b.example c.example"], "another one hides it");
+    house.update(vec![]);
+    assert_eq!(warned(&|| house.update(site())), ["b.example c.example"], "it is so again");
+    assert_eq!(house.connect("10.20.0.5:443"), Ok(Some("c.example".into())));
 }
 
 #[tokio::test]
