@@ -250,31 +250,35 @@ impl Names {
 
 /// A change of which names are proxy hosts; begun by [`Names::change`].
 ///
-/// It is made in three steps, so that no name that is a proxy host before and after is without its rule or its answer:
-/// rules are put into the kernel for those of the [`known`](Self::known) names that will be proxy hosts, then
-/// [`set`](Self::set), then the rules of the others are removed.
+/// It is made in two steps, so that no name that is a proxy host before and after is without its rule or its answer:
+/// [`set`](Self::set) puts the rules of known names into the kernel before they count, then the rules of those that are
+/// no proxy hosts any more are removed.
 pub struct Change<'a> {
     names: &'a Names,
     _file: MutexGuard<'a, NameFile>,
 }
 
 impl Change<'_> {
-    /// Every name that ever had an address, proxy host or not.
-    pub fn known(&self) -> Vec<(Name, Synthetic)> {
-        self.names.all()
-    }
-
-    /// From now on the names that `patterns` cover are proxy hosts, and no others. The kernel has the rules of those
-    /// that are known.
-    pub fn set(&self, patterns: Arc<PatternIndex>) {
-        // Nobody else changes the entries meanwhile, and answers need not wait for all these look-ups.
+    /// From now on the names that `patterns` cover are proxy hosts, and no others. Before that `steer` is asked of every
+    /// name that ever had an address: it puts the name's rule into the kernel, or says that it is no proxy host.
+    ///
+    /// # Errors
+    /// The first of `steer`; nothing is set then.
+    pub fn set<E>(
+        &self,
+        patterns: Arc<PatternIndex>,
+        mut steer: impl FnMut(&Name, Synthetic) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        // Nobody else changes the entries meanwhile, and answers need not wait for all this.
+        let known = self.names.all();
         let steered: Vec<bool> =
-            self.names.read().entries.iter().map(|entry| patterns.covers(entry.name.as_str())).collect();
+            known.iter().map(|(name, addresses)| steer(name, *addresses)).collect::<Result<_, E>>()?;
         let mut table = self.names.write();
         table.patterns = patterns;
         for (entry, steered) in table.entries.iter_mut().zip(steered) {
             entry.steered = steered;
         }
+        Ok(())
     }
 
     /// Nobody knows any more which rules the kernel has: each name's next question puts its own there.

@@ -262,15 +262,15 @@ impl Steering {
             written += usize::from(table.put(net, entry)?);
             wanted.insert(net);
         }
-        for (name, addresses) in change.known() {
-            let Some(entry) = plan.for_name(&name) else { continue };
+        // In between: names that are no proxy hosts any more are not answered when their rule goes.
+        change.set(plan.patterns.clone(), |name, addresses| {
+            let Some(entry) = plan.for_name(name) else { return Ok(false) };
             for net in nets(addresses) {
                 written += usize::from(table.put(net, &entry)?);
                 wanted.insert(net);
             }
-        }
-        // In between: names that are no proxy hosts any more are not answered when their rule goes.
-        change.set(plan.patterns.clone());
+            Ok::<_, KernelError>(true)
+        })?;
         Ok((written, table.keep(&wanted)?))
     }
 

@@ -1,6 +1,7 @@
 //! The kernel as the server sees it, resolvers to ask, and an application that asks.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -119,7 +120,11 @@ impl House {
         let state = TempDir::new().unwrap();
         let names = Arc::new(Names::open(state.path(), prefixes, kernel.clone()).unwrap());
         let patterns: Vec<Pattern> = ["vc.corp.example", "*.lab.example"].map(|p| p.parse().unwrap()).into();
-        names.change().set(Arc::new(PatternIndex::new(&patterns)));
+        // None is known yet.
+        names
+            .change()
+            .set(Arc::new(PatternIndex::new(&patterns)), |_, _| Ok::<_, Infallible>(false))
+            .unwrap();
         let families = Families { ipv4: true, ipv6: false };
         let server = Server::new(names.clone(), kernel.clone(), Settings { families, upstream_port })?;
         let counters = server.counters();

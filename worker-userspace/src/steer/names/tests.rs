@@ -1,5 +1,6 @@
 use super::*;
 use crate::target::Pattern;
+use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
@@ -39,7 +40,8 @@ impl Kernel {
 /// Makes these the proxy hosts.
 fn set(names: &Names, texts: &[&str]) {
     let patterns: Vec<Pattern> = texts.iter().map(|text| text.parse().unwrap()).collect();
-    names.change().set(Arc::new(PatternIndex::new(&patterns)));
+    let index = Arc::new(PatternIndex::new(&patterns));
+    names.change().set(index.clone(), |name, _| Ok::<_, Infallible>(index.covers(name.as_str()))).unwrap();
 }
 
 fn name(text: &str) -> Name {
@@ -165,6 +167,36 @@ fn names_become_proxy_hosts_and_cease_to_be() {
 }
 
 #[test]
+fn a_known_name_is_a_proxy_host_if_who_puts_its_rule_says_so() {
+    let dir = TempDir::new().unwrap();
+    let kernel = Arc::new(Kernel::default());
+    let names = Names::open(dir.path(), Prefixes::default(), kernel.clone()).unwrap();
+    set(&names, &["*.example"]);
+    let [a, b] = ["a.example", "b.example"].map(name);
+    lookup(&names, "a.example");
+    lookup(&names, "b.example");
+    kernel.take();
+    let patterns = Arc::new(PatternIndex::new(&["*.example".parse().unwrap()]));
+    let mut asked = Vec::new();
+    let change = names.change();
+    let steer = |name: &Name, addresses: Synthetic| {
+        asked.push(format!("{name} {}", addresses.v4));
+        assert!(names.assigned(name).is_some(), "it counts only afterwards");
+        Ok::<_, Infallible>(*name == a)
+    };
+    change.set(patterns.clone(), steer).unwrap();
+    drop(change);
+    assert_eq!(asked, ["a.example 240.64.0.1", "b.example 240.64.0.2"], "each once");
+    assert!(names.assigned(&a).is_some() && names.assigned(&b).is_none());
+    // So its next question puts its rule into the kernel.
+    lookup(&names, "b.example");
+    assert_eq!(kernel.take(), ["b.example 240.64.0.2"]);
+    // Where a rule can't be put, all is as it was.
+    names.change().set(Arc::default(), |_, _| Err("the map is full")).unwrap_err();
+    assert!(names.assigned(&a).is_some() && names.standing("a.example") == Standing::ProxyHost(a));
+}
+
+#[test]
 fn no_name_gets_an_address_while_the_patterns_change() {
     let dir = TempDir::new().unwrap();
     let names = open_wild(&dir);
@@ -179,8 +211,8 @@ fn no_name_gets_an_address_while_the_patterns_change() {
         }
         // Without the lock it would be through by now.
         std::thread::sleep(std::time::Duration::from_millis(20));
-        assert!(!asking.is_finished() && change.known().is_empty());
-        change.set(Arc::default());
+        assert!(!asking.is_finished() && names.all().is_empty());
+        change.set(Arc::default(), |_, _| Ok::<_, Infallible>(false)).unwrap();
         drop(change);
         assert_eq!(asking.join().unwrap(), None, "it was asked for before, and waited");
     });
