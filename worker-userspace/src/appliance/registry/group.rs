@@ -300,29 +300,30 @@ impl Group {
 
     /// What `status` shows of it.
     pub fn status(&self) -> GroupStatus {
+        // Only references are taken under the lock: new streams don't wait for texts.
         let state = self.live.lock();
-        let primary = state.usable.first().cloned();
-        let node = |member: &Member| {
-            let role = match (member.is_up(), &primary) {
+        let usable = state.usable.clone();
+        let members = state.members.iter().map(|m| (m.session.clone(), m.address, m.is_up()));
+        let mut members: Vec<_> = members.collect();
+        let rate = state.history.back().copied().unwrap_or_default();
+        drop(state);
+        let place = |session: &Arc<Session>| usable.iter().position(|usable| Arc::ptr_eq(usable, session));
+        members.sort_by_key(|(session, ..)| place(session).unwrap_or(usize::MAX));
+        let node = |(session, address, is_up): (Arc<Session>, SocketAddr, bool)| {
+            let role = match (is_up, place(&session)) {
                 (false, _) => "leaving",
-                (true, Some(primary)) if Arc::ptr_eq(primary, &member.session) => "primary",
+                (true, Some(0)) => "primary",
                 (true, _) => "standby",
             };
-            NodeStatus::of(&member.session, role, member.address)
+            NodeStatus::of(&session, role, address)
         };
-        let place = |member: &&Member| {
-            let place = state.usable.iter().position(|session| Arc::ptr_eq(session, &member.session));
-            place.unwrap_or(usize::MAX)
-        };
-        let mut members: Vec<&Member> = state.members.iter().collect();
-        members.sort_by_key(place);
         GroupStatus {
             id: self.config.id,
             name: self.config.name.clone(),
             proxy_hosts: self.config.proxy_hosts.iter().map(ToString::to_string).collect(),
-            up: state.usable.iter().any(|session| session.is_up()),
+            up: usable.iter().any(|session| session.is_up()),
             may_open: self.config.may_open,
-            rate: state.history.back().copied().unwrap_or_default(),
+            rate,
             nodes: members.into_iter().map(node).collect(),
         }
     }
