@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::connections::Which;
 use super::plot::Throughput;
-use super::worker::{Detail, Node, Role};
+use super::worker::{Detail, Node};
 use super::workers::{Roles, State, Sums};
 use super::{Page, clouds, connections, events, worker_form, workers};
 use crate::appliance::admin::{AdminError, CloudFilter, Listed, Page as Part, Ref, WorkerFilter};
@@ -15,7 +15,7 @@ use crate::appliance::audit::{EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
 use crate::config::api_url;
 use crate::inspect::ledger::{Entry, FlowReport};
-use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
+use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
 use crate::target::Target;
 use crate::tunnel::message::id_text;
 
@@ -46,20 +46,8 @@ fn throughput(history: &[Rate]) -> Throughput {
     }
 }
 
-fn streams(node: &NodeStatus) -> usize {
-    node.lanes.iter().map(|lane| lane.streams).sum()
-}
-
 fn round_trip(node: &NodeStatus) -> Option<Duration> {
-    node.lanes.iter().filter_map(|lane| lane.rtt_us).min().map(Duration::from_micros)
-}
-
-fn role(node: &NodeStatus) -> Role {
-    match node.role.as_str() {
-        "primary" => Role::Primary,
-        "standby" => Role::Standby,
-        _ => Role::Leaving,
-    }
+    node.sums().rtt_us.map(Duration::from_micros)
 }
 
 /// The proxy host that a cloud adds to its worker. A URL that was saved is valid.
@@ -69,10 +57,6 @@ fn proxy_host(cloud: &Cloud) -> String {
 }
 
 impl Page {
-    fn status(&self, worker: i64) -> Option<GroupStatus> {
-        self.registry.group(worker).map(|group| group.status())
-    }
-
     /// How a worker is; `seen`: a node of it has connected before.
     fn state(&self, worker: &records::Worker, seen: bool) -> State {
         let up = || self.registry.group(worker.id).is_some_and(|group| group.is_up());
@@ -88,12 +72,10 @@ impl Page {
         let workers = self.admin.workers(&WorkerFilter::default(), Part { offset: 0, limit: 0 }).total;
         let mut sums = Sums { workers, ..Sums::default() };
         for group in self.registry.groups() {
-            let sessions = group.sessions();
             let rate = group.rate();
             sums.up += usize::from(group.is_up());
-            sums.nodes += sessions.len();
-            let lanes = sessions.iter().flat_map(|session| session.lanes());
-            sums.streams += lanes.map(|lane| lane.streams()).sum::<usize>();
+            sums.nodes += group.sessions().len();
+            sums.streams += group.streams();
             sums.rate.0 += rate.sent as f64;
             sums.rate.1 += rate.received as f64;
         }
@@ -120,20 +102,17 @@ impl Page {
         let known = self.admin.nodes(worker.id);
         let group = self.registry.group(worker.id);
         let live = group.as_ref().map(|group| group.status());
-        let nodes = live.as_ref().map_or(&[][..], |live| &live.nodes);
         let mut roles = Roles::default();
-        for node in once(nodes) {
-            match role(node) {
-                Role::Primary => roles.primary += 1,
-                Role::Standby => roles.standby += 1,
-                Role::Leaving | Role::Offline => roles.leaving += 1,
+        let connected = live.iter().flat_map(GroupStatus::each_node).map(|node| node.role);
+        let offline = known.iter().filter(|node| !is_connected(node, live.as_ref()));
+        for role in connected.chain(offline.map(|_| NodeRole::Offline)) {
+            match role {
+                NodeRole::Primary => roles.primary += 1,
+                NodeRole::Standby => roles.standby += 1,
+                NodeRole::Leaving => roles.leaving += 1,
+                NodeRole::Offline => roles.offline += 1,
             }
         }
-        let offline = |node: &&std::sync::Arc<records::Node>| {
-            let id = id_text(&node.id);
-            !nodes.iter().any(|live| live.id == id)
-        };
-        roles.offline = known.iter().filter(offline).count();
         let own = || worker.proxy_hosts.iter().map(ToString::to_string).collect();
         workers::Row {
             id: worker.id,
@@ -142,9 +121,9 @@ impl Page {
             state: self.state(worker, !known.is_empty()),
             roles,
             proxy_hosts: live.as_ref().map_or_else(own, |live| live.proxy_hosts.clone()),
-            streams: nodes.iter().map(streams).sum(),
+            streams: live.as_ref().map_or(0, GroupStatus::streams),
             throughput: group.map(|group| throughput(&group.history())).unwrap_or_default(),
-            round_trip: nodes.iter().find(|node| role(node) == Role::Primary).and_then(round_trip),
+            round_trip: live.as_ref().and_then(GroupStatus::primary).and_then(round_trip),
         }
     }
 
@@ -153,9 +132,9 @@ impl Page {
         self.admin.worker(&Ref::Id(id))
     }
 
-    /// The name and the number of a worker's open streams, for a question about it.
+    /// The number of a worker's open streams, for a question about it.
     pub(super) fn worker_streams(&self, id: i64) -> usize {
-        self.status(id).map_or(0, |live| live.nodes.iter().map(streams).sum())
+        self.registry.group(id).map_or(0, |group| group.streams())
     }
 
     /// A worker's clouds.
@@ -305,29 +284,25 @@ impl Page {
     }
 }
 
-/// Each node once: one that came again has two sessions for a while, and the one that counts comes first.
-fn once(live: &[NodeStatus]) -> impl Iterator<Item = &NodeStatus> {
-    live.iter()
-        .enumerate()
-        .filter(|(at, node)| live[..*at].iter().all(|before| before.id != node.id))
-        .map(|(_, node)| node)
+fn is_connected(node: &records::Node, live: Option<&GroupStatus>) -> bool {
+    let id = id_text(&node.id);
+    live.is_some_and(|live| live.nodes.iter().any(|live| live.id == id))
 }
 
 /// The nodes that are connected, then those that were.
 fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, now: Timestamp) -> Vec<Node> {
-    let live = live.map_or(&[][..], |live| &live.nodes);
     let record = |id: &str| known.iter().find(|node| id_text(&node.id) == id);
-    let connected = once(live).map(|node| {
+    let connected = live.into_iter().flat_map(GroupStatus::each_node).map(|node| {
         let record = record(&node.id);
         let since = UNIX_EPOCH + Duration::from_secs(node.since);
         let since = Timestamp::try_from(since).unwrap_or(now);
         Node {
             id: node.id.clone(),
             host_name: node.name.clone(),
-            role: role(node),
+            role: node.role,
             round_trip: round_trip(node),
             lanes: node.lanes.len(),
-            streams: streams(node),
+            streams: node.sums().streams,
             version: node.software.clone(),
             address: node.address.ip().to_canonical().to_string(),
             first_seen: record.map_or(since, |record| record.first_seen),
@@ -335,14 +310,10 @@ fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, no
             priority: record.and_then(|record| record.priority),
         }
     });
-    let offline = known.iter().filter(|node| {
-        let id = id_text(&node.id);
-        !live.iter().any(|live| live.id == id)
-    });
-    let offline = offline.map(|node| Node {
+    let offline = known.iter().filter(|node| !is_connected(node, live)).map(|node| Node {
         id: id_text(&node.id),
         host_name: node.host_name.clone(),
-        role: Role::Offline,
+        role: NodeRole::Offline,
         round_trip: None,
         lanes: 0,
         streams: 0,
@@ -404,11 +375,11 @@ fn entry(entry: Entry) -> &'static str {
 mod tests {
     use super::*;
 
-    fn session(id: u8, role: &str) -> NodeStatus {
+    fn session(id: u8, role: NodeRole) -> NodeStatus {
         NodeStatus {
             id: id_text(&[id; 16]),
             name: format!("node{id}"),
-            role: role.into(),
+            role,
             software: "1".into(),
             address: ([192, 0, 2, id], 1).into(),
             since: 0,
@@ -419,7 +390,8 @@ mod tests {
     /// Its old session ends what it carries while the new one has taken over.
     #[test]
     fn a_node_that_came_again_has_one_row() {
-        let sessions = [session(1, "primary"), session(2, "standby"), session(1, "leaving")];
+        use NodeRole::{Leaving, Primary, Standby};
+        let sessions = [session(1, Primary), session(2, Standby), session(1, Leaving)];
         let status = GroupStatus {
             id: 1,
             name: "site".into(),
@@ -431,6 +403,6 @@ mod tests {
         };
         let rows = nodes(&[], Some(&status), Timestamp::now());
         let shown: Vec<_> = rows.iter().map(|row| (row.host_name.as_str(), row.role)).collect();
-        assert_eq!(shown, [("node1", Role::Primary), ("node2", Role::Standby)]);
+        assert_eq!(shown, [("node1", Primary), ("node2", Standby)]);
     }
 }

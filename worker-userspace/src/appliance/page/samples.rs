@@ -6,11 +6,12 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::layout::{Flash, Frame};
 use super::plot::Throughput;
-use super::worker::{Detail, Node, Role};
+use super::worker::{Detail, Node};
 use super::workers::{Roles, State, Sums};
 use super::{clouds, connections, events, worker_form, workers};
 use crate::appliance::audit::{Event, EventKind};
 use crate::appliance::records::CloudType;
+use crate::inspect::status::NodeRole;
 
 /// What a hostile user types into a field.
 pub(super) const HOSTILE: &str = "\"'><script>alert(1)</script>";
@@ -113,7 +114,7 @@ pub(super) fn worker() -> Detail {
         host_name: name.into(),
         role,
         round_trip: (ms > 0).then(|| Duration::from_micros(ms)),
-        lanes: if role == Role::Offline { 0 } else { 2 },
+        lanes: if role == NodeRole::Offline { 0 } else { 2 },
         streams,
         version: "0.1.0".into(),
         address: "198.51.100.7".into(),
@@ -137,9 +138,9 @@ pub(super) fn worker() -> Detail {
             (4, HOSTILE.into(), "prism.corp.example:9440".into()),
         ],
         nodes: vec![
-            node(0xa3, "worker-b1", Role::Primary, 11_400, 38, 0),
-            node(0x5c, "worker-b2", Role::Standby, 12_900, 4, 0),
-            node(0x71, "worker-old", Role::Offline, 0, 0, 86_400 * 3),
+            node(0xa3, "worker-b1", NodeRole::Primary, 11_400, 38, 0),
+            node(0x5c, "worker-b2", NodeRole::Standby, 12_900, 4, 0),
+            node(0x71, "worker-old", NodeRole::Offline, 0, 0, 86_400 * 3),
         ],
         throughput: throughput(3.1e6),
         created: before(86_400 * 40),

@@ -12,7 +12,7 @@ use super::order::{Order, Rank};
 use super::rising;
 use crate::appliance::roster;
 use crate::config::KeyHash;
-use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
+use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::lane::Lane;
 use crate::tunnel::message::{Hello, Id, Role, RoleIs};
@@ -298,6 +298,12 @@ impl Group {
         self.live.lock().history.back().copied().unwrap_or_default()
     }
 
+    /// Streams open now, in all its sessions.
+    pub fn streams(&self) -> usize {
+        let lanes = self.live.lock().lanes();
+        lanes.iter().map(|lane| lane.streams()).sum()
+    }
+
     /// What `status` shows of it.
     pub fn status(&self) -> GroupStatus {
         // Only references are taken under the lock: new streams don't wait for texts.
@@ -311,9 +317,9 @@ impl Group {
         members.sort_by_key(|(session, ..)| place(session).unwrap_or(usize::MAX));
         let node = |(session, address, is_up): (Arc<Session>, SocketAddr, bool)| {
             let role = match (is_up, place(&session)) {
-                (false, _) => "leaving",
-                (true, Some(0)) => "primary",
-                (true, _) => "standby",
+                (false, _) => NodeRole::Leaving,
+                (true, Some(0)) => NodeRole::Primary,
+                (true, _) => NodeRole::Standby,
             };
             NodeStatus::of(&session, role, address)
         };
