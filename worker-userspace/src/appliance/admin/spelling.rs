@@ -22,8 +22,8 @@ use super::Admin;
 use super::error::{Holder, Warning};
 use super::state::State;
 use crate::appliance::records::{Cloud, Worker};
-use crate::config::{ApiUrl, api_url, quote};
-use crate::target::{Host, HostPattern, Name, Target};
+use crate::config::quote;
+use crate::target::{Host, HostPattern, Name};
 
 /// How long an answer waits for all names together.
 const DEADLINE: Duration = Duration::from_millis(1000);
@@ -77,7 +77,7 @@ pub(super) enum Concern {
 /// A cloud, and a worker that may have been meant for it.
 struct Pair<'s> {
     cloud: &'s Cloud,
-    host: Host,
+    host: &'s Host,
     worker: &'s Worker,
 }
 
@@ -88,19 +88,17 @@ impl Admin {
         let mut warnings = Vec::new();
         // Made of all patterns, and hardly ever needed.
         let routes = LazyCell::new(|| state.routes());
-        for (cloud, url) in &clouds {
+        for cloud in &clouds {
             let Some(id) = cloud.worker else {
-                let target = Target { host: url.host.clone(), port: url.port };
-                let carried = routes.find(&target);
+                let carried = routes.find(cloud.api_url.target());
                 warnings.extend(carried.map(|(pattern, held)| {
                     without_worker(cloud, &pattern.to_string(), &state.holder(*held))
                 }));
                 continue;
             };
-            warnings.extend(elsewhere(state, cloud, url, id));
+            warnings.extend(elsewhere(state, cloud, id));
         }
-        let pairs: Vec<Pair<'_>> =
-            clouds.iter().flat_map(|(cloud, url)| pairs(state, concern, cloud, url)).collect();
+        let pairs: Vec<Pair<'_>> = clouds.iter().flat_map(|cloud| pairs(state, concern, cloud)).collect();
         warnings.extend(pairs.iter().flat_map(short_names));
         let asked: BTreeSet<&Name> = pairs.iter().flat_map(names).take(MOST_NAMES).collect();
         if !asked.is_empty() {
@@ -129,7 +127,7 @@ impl Admin {
 }
 
 /// The clouds that what was saved may concern.
-fn clouds(state: &State, concern: Concern) -> Vec<(&Cloud, ApiUrl)> {
+fn clouds(state: &State, concern: Concern) -> Vec<&Cloud> {
     let concerned = state.clouds.values().filter(|cloud| match concern {
         Concern::Cloud(id) => cloud.id == id,
         Concern::Worker(id) => match cloud.worker {
@@ -137,18 +135,19 @@ fn clouds(state: &State, concern: Concern) -> Vec<(&Cloud, ApiUrl)> {
             Some(worker) => worker == id || state.workers.get(&id).is_some_and(|w| lists(w, cloud)),
         },
     });
-    concerned.filter_map(|cloud| Some((&**cloud, api_url(&cloud.api_url).ok()?))).collect()
+    concerned.map(|cloud| &**cloud).collect()
 }
 
 /// Each worker that a cloud's host may have been written down for: its own, or, where it has none, any.
-fn pairs<'s>(state: &'s State, concern: Concern, cloud: &'s Cloud, url: &ApiUrl) -> Vec<Pair<'s>> {
+fn pairs<'s>(state: &'s State, concern: Concern, cloud: &'s Cloud) -> Vec<Pair<'s>> {
     let workers = state.workers.values().filter(|worker| match (cloud.worker, concern) {
         (Some(id), _) | (None, Concern::Worker(id)) => worker.id == id,
         (None, Concern::Cloud(_)) => true,
     });
     // Where the worker lists the host as the cloud spells it, all is well.
-    let unlisted = workers.filter(|worker| !worker.proxy_hosts.iter().any(|own| own.covers_host(&url.host)));
-    unlisted.map(|worker| Pair { cloud, host: url.host.clone(), worker }).collect()
+    let host = &cloud.api_url.target().host;
+    let unlisted = workers.filter(|worker| !worker.proxy_hosts.iter().any(|own| own.covers_host(host)));
+    unlisted.map(|worker| Pair { cloud, host, worker }).collect()
 }
 
 /// A cloud without a worker whose host is proxied all the same.
@@ -163,16 +162,17 @@ fn without_worker(cloud: &Cloud, pattern: &str, holder: &Holder) -> Warning {
 }
 
 /// A cloud whose host other workers list too, with ports that make them somebody else's.
-fn elsewhere(state: &State, cloud: &Cloud, url: &ApiUrl, worker: i64) -> Option<Warning> {
+fn elsewhere(state: &State, cloud: &Cloud, worker: i64) -> Option<Warning> {
     let own = state.workers.get(&worker)?;
     let other = state.workers.values().find(|other| other.id != worker && lists(other, cloud))?;
-    let pattern = other.proxy_hosts.iter().find(|pattern| is_exactly(&pattern.host, &url.host))?;
+    let target = cloud.api_url.target();
+    let pattern = other.proxy_hosts.iter().find(|pattern| is_exactly(&pattern.host, &target.host))?;
     Some(Warning {
         field: "worker",
         about: cloud.name.clone(),
         problem: format!(
             "port {} of cloud {} is carried by worker {}, but worker {} lists its host too, as {pattern}",
-            url.port,
+            target.port,
             quote(&cloud.name),
             own.name,
             other.name
@@ -183,8 +183,7 @@ fn elsewhere(state: &State, cloud: &Cloud, url: &ApiUrl, worker: i64) -> Option<
 
 /// True where a worker lists exactly the cloud's host.
 fn lists(worker: &Worker, cloud: &Cloud) -> bool {
-    let Ok(url) = api_url(&cloud.api_url) else { return false };
-    worker.proxy_hosts.iter().any(|pattern| is_exactly(&pattern.host, &url.host))
+    worker.proxy_hosts.iter().any(|pattern| is_exactly(&pattern.host, &cloud.api_url.target().host))
 }
 
 fn is_exactly(pattern: &HostPattern, host: &Host) -> bool {
@@ -199,7 +198,7 @@ fn is_exactly(pattern: &HostPattern, host: &Host) -> bool {
 
 /// `vcenter` in one place and `vcenter.corp.example` in the other.
 fn short_names(pair: &Pair<'_>) -> Option<Warning> {
-    let Host::Name(name) = &pair.host else { return None };
+    let Host::Name(name) = pair.host else { return None };
     let shortened = |long: &Name, short: &Name| {
         !short.as_str().contains('.')
             && long.as_str().split_once('.').is_some_and(|(first, _)| first == short.as_str())
@@ -210,7 +209,7 @@ fn short_names(pair: &Pair<'_>) -> Option<Warning> {
 
 /// The names whose addresses could tell that a pair means one host.
 fn names<'p>(pair: &'p Pair<'_>) -> Vec<&'p Name> {
-    match &pair.host {
+    match pair.host {
         Host::Addr(_) => own_names(pair.worker).collect(),
         Host::Name(name) if own_addresses(pair.worker).next().is_some() => vec![name],
         Host::Name(_) => Vec::new(),
@@ -220,7 +219,7 @@ fn names<'p>(pair: &'p Pair<'_>) -> Vec<&'p Name> {
 /// One host, by name here and by address there.
 fn mismatch(pair: &Pair<'_>, found: &HashMap<Name, Vec<IpAddr>>) -> Option<Warning> {
     let has = |name: &Name, addr: IpAddr| found.get(name).is_some_and(|all| all.contains(&addr));
-    match &pair.host {
+    match pair.host {
         Host::Addr(addr) => {
             let name = own_names(pair.worker).find(|name| has(name, *addr))?;
             let what = format!("{name}, which this host resolves to {addr}");

@@ -13,10 +13,8 @@ use super::{Page, clouds, connections, events, worker_form, workers};
 use crate::appliance::admin::{AdminError, CloudFilter, Listed, Page as Part, Ref, WorkerFilter};
 use crate::appliance::audit::{EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
-use crate::config::api_url;
 use crate::inspect::ledger::{Entry, FlowReport};
 use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
-use crate::target::Target;
 use crate::tunnel::message::id_text;
 
 /// Rows of a full page of workers or clouds.
@@ -50,10 +48,9 @@ fn round_trip(node: &NodeStatus) -> Option<Duration> {
     node.sums().rtt_us.map(Duration::from_micros)
 }
 
-/// The proxy host that a cloud adds to its worker. A URL that was saved is valid.
+/// The proxy host that a cloud adds to its worker.
 fn proxy_host(cloud: &Cloud) -> String {
-    api_url(&cloud.api_url)
-        .map_or_else(|_| String::new(), |url| Target { host: url.host, port: url.port }.to_string())
+    cloud.api_url.target().to_string()
 }
 
 impl Page {
@@ -200,7 +197,7 @@ impl Page {
             id: cloud.id,
             name: cloud.name.clone(),
             kind: cloud.kind,
-            api_url: cloud.api_url.clone(),
+            api_url: cloud.api_url.to_string(),
             proxy_host: proxy_host(cloud),
             worker: cloud.worker.and_then(|id| self.carrier(id)),
         };
@@ -221,7 +218,7 @@ impl Page {
             existing: Some((id, cloud.name.clone())),
             name: cloud.name.clone(),
             kind: cloud.kind.word().to_owned(),
-            api_url: cloud.api_url.clone(),
+            api_url: cloud.api_url.to_string(),
             worker: cloud.worker.map(|id| id.to_string()).unwrap_or_default(),
             revision: cloud.revision,
         })

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::appliance::audit::EventKind;
 use crate::appliance::records::{Cloud, CloudType, Node, Origin, Worker, now};
-use crate::config::Key;
+use crate::config::{ApiUrl, Key};
 
 fn directory() -> TempDir {
     tempfile::tempdir().expect("a directory")
@@ -85,7 +85,7 @@ async fn all_records_come_back_as_they_were() {
         id: 0,
         name: "A'; DROP TABLE clouds; --".into(),
         kind: CloudType::VmwareCloudAws,
-        api_url: "https://vc.example/sdk".into(),
+        api_url: ApiUrl::parse("https://VC.example/sdk").expect("a URL"),
         worker: Some(kept.id),
         created: at,
         changed: at,
@@ -210,6 +210,10 @@ async fn what_makes_no_sense_is_named() {
         ("UPDATE workers SET origin = 'x'", "worker 1: origin: "),
         ("UPDATE workers SET created = 'x'", "worker 1: created: "),
         ("INSERT INTO clouds VALUES (5, 'c', 'aws', 'u', NULL, 1, 1, 'a', 1)", "cloud 5: type: "),
+        (
+            "INSERT INTO clouds VALUES (5, 'c', 'vmware', 'u', NULL, 1, 1, 'a', 1)",
+            "cloud 5: api_url: not a URL",
+        ),
     ] {
         let directory = edited(sql).await;
         let error = open(&directory).await.load().await.expect_err(sql).to_string();
