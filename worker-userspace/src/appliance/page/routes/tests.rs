@@ -214,7 +214,7 @@ async fn too_many_attempts_are_told_with_the_time_to_wait() {
         last = stranger.post("/sign-in", &[("token", "no")]).await;
     }
     assert_eq!(last.status, 429);
-    last.has(&["Too many attempts: try again in", "<form"]);
+    last.has(&["Too many attempts failed, and this one too: try again in", "<form"]);
     assert!(last.header(RETRY_AFTER).parse::<u64>().unwrap() > 0);
 }
 
