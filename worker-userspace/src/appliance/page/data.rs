@@ -13,13 +13,13 @@ use super::{Page, clouds, connections, events, worker_form, workers};
 use crate::appliance::admin::{AdminError, CloudFilter, Listed, Page as Part, Ref, WorkerFilter};
 use crate::appliance::audit::{EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
-use crate::inspect::ledger::{Entry, FlowReport};
+use crate::inspect::ledger::{Filter, FlowReport};
 use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
 use crate::tunnel::message::id_text;
 
 /// Rows of a full page of workers or clouds.
 const ROWS: usize = 50;
-/// Connections that are shown; more are counted.
+/// Rows of a full page of connections.
 const CONNECTIONS: usize = 200;
 /// Rows of a full page of events.
 pub(super) const EVENTS: usize = 100;
@@ -35,6 +35,11 @@ fn last_at_most<T>(page: usize, ask: impl Fn(Part) -> Listed<T>) -> (usize, List
     }
     let last = found.total.saturating_sub(1) / ROWS;
     (last, ask(part(last)))
+}
+
+/// What is searched for; nothing, where the field is empty.
+fn text(query: &str) -> Option<String> {
+    Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
 fn throughput(history: &[Rate]) -> Throughput {
@@ -81,8 +86,7 @@ impl Page {
 
     /// A page of workers.
     pub(super) fn workers(&self, query: &str, page: usize) -> workers::List {
-        let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
-        let filter = WorkerFilter { text, ..WorkerFilter::default() };
+        let filter = WorkerFilter { text: text(query), ..WorkerFilter::default() };
         let (page, found) = last_at_most(page, |part| self.admin.workers(&filter, part));
         let rows = found.items.iter().map(|worker| self.worker_row(worker)).collect();
         workers::List {
@@ -189,8 +193,7 @@ impl Page {
 
     /// A page of clouds.
     pub(super) fn clouds(&self, query: &str, page: usize) -> clouds::List {
-        let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
-        let filter = CloudFilter { text, ..CloudFilter::default() };
+        let filter = CloudFilter { text: text(query), ..CloudFilter::default() };
         let (page, found) = last_at_most(page, |part| self.admin.clouds(&filter, part));
         let all = self.admin.clouds(&CloudFilter::default(), Part { offset: 0, limit: 0 }).total;
         let row = |cloud: &std::sync::Arc<Cloud>| clouds::Row {
@@ -230,26 +233,28 @@ impl Page {
         all.items.iter().map(|worker| (worker.id, worker.name.clone())).collect()
     }
 
-    /// The connections.
-    pub(super) fn connections(&self, query: &str, which: Which) -> connections::List {
+    /// A page of the connections: the newest, or those that came before the one with the number `before`.
+    pub(super) fn connections(&self, query: &str, which: Which, before: Option<u64>) -> connections::List {
+        let filter =
+            Filter { phase: which.phase(), text: text(query), limit: Some(CONNECTIONS), ..Filter::default() };
+        let ask = |after| (after, self.ledger.find(&Filter { after, ..filter.clone() }));
+        let (before, found) = match ask(before) {
+            // All that stood there has ended and is forgotten.
+            (Some(_), found) if found.items.is_empty() => ask(None),
+            asked => asked,
+        };
         let known = self.choices().into_iter().map(|(id, name)| (name, id)).collect::<HashMap<_, _>>();
-        let needle = query.trim().to_lowercase();
-        let all = self.ledger.report();
-        let rate = all
-            .iter()
-            .fold((0.0, 0.0), |sum, flow| (sum.0 + flow.rate_up as f64, sum.1 + flow.rate_down as f64));
-        let meant = |row: &connections::Row| which.means(&row.state) && row.mentions(&needle);
-        let mut rows: Vec<_> = all.iter().map(|flow| connection(flow, &known)).filter(meant).collect();
-        let found = rows.len();
-        rows.truncate(CONNECTIONS);
+        let [up, down] = self.ledger.rates();
         connections::List {
             query: query.to_owned(),
             which,
             open: self.ledger.open_count(),
             total: self.ledger.total(),
-            rate,
-            found,
-            rows,
+            rate: (up as f64, down as f64),
+            before,
+            newer: found.newer,
+            found: found.total,
+            rows: found.items.iter().map(|flow| connection(flow, &known)).collect(),
         }
     }
 
@@ -268,7 +273,7 @@ impl Page {
     ) -> Result<events::List, AdminError> {
         let asked = EventQuery {
             kinds: kind.into_iter().collect(),
-            text: Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned),
+            text: text(query),
             before,
             // One more tells that there are older ones.
             limit: EVENTS as u32 + 1,
@@ -344,7 +349,7 @@ fn connection(flow: &FlowReport, known: &HashMap<String, i64>) -> connections::R
     connections::Row {
         id: flow.id,
         trace: flow.trace.clone(),
-        entry: entry(flow.entry).to_owned(),
+        entry: flow.entry.title(),
         target: flow.target.clone(),
         process: who,
         worker,
@@ -354,17 +359,6 @@ fn connection(flow: &FlowReport, known: &HashMap<String, i64>) -> connections::R
         bytes: (flow.bytes_up, flow.bytes_down),
         rate: open.then_some((flow.rate_up as f64, flow.rate_down as f64)),
         age: Duration::from_millis(flow.age_ms),
-    }
-}
-
-/// How a connection came in, for people.
-fn entry(entry: Entry) -> &'static str {
-    match entry {
-        Entry::Captured => "captured",
-        Entry::Connect => "HTTP proxy",
-        Entry::Socks => "SOCKS proxy",
-        Entry::Relayed => "from a worker",
-        Entry::Egress => "from the appliance",
     }
 }
 

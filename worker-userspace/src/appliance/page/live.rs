@@ -63,7 +63,7 @@ async fn all_clouds(State(page): Shared, caller: Caller, Query(asked): Query<Ask
 
 async fn all_connections(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Response {
     stream(page, caller, asked, |page, asked| async move {
-        Ok(connections::live_list(&page.connections(&asked.q, Which::of(&asked.state))))
+        Ok(connections::live_list(&page.connections(&asked.q, Which::of(&asked.state), asked.before_id())))
     })
 }
 

@@ -230,7 +230,7 @@ pub(super) fn clouds() -> clouds::List {
 pub(super) fn connections() -> connections::List {
     let row = |id: u64,
                process: Option<&str>,
-               entry: &str,
+               entry,
                target: &str,
                worker: Option<(&str, i64)>,
                state: &str,
@@ -241,7 +241,7 @@ pub(super) fn connections() -> connections::List {
         connections::Row {
             id,
             trace: format!("{:016x}", id.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-            entry: entry.into(),
+            entry,
             target: target.into(),
             process: process.map(String::from),
             worker: worker.map(|(name, id)| (name.into(), Some(id))),
@@ -307,7 +307,7 @@ pub(super) fn connections() -> connections::List {
         row(
             905,
             None,
-            "relayed",
+            "from a worker",
             "prism.corp.example:9440",
             berlin,
             "open",
@@ -359,6 +359,8 @@ pub(super) fn connections() -> connections::List {
         open: 5,
         total: 912,
         rate: (4_102_220.0, 248_800.0),
+        before: None,
+        newer: 0,
         found: rows.len(),
         rows,
     }

@@ -18,7 +18,7 @@ use crate::appliance::store::sqlite::Sqlite;
 use crate::config::Key;
 use crate::config::KeyHash;
 use crate::drain::Drain;
-use crate::inspect::ledger::Ledger;
+use crate::inspect::ledger::{Ledger, Process};
 
 const OURS: &str = "https://appliance.example";
 
@@ -434,6 +434,49 @@ async fn connections_are_found_and_closed_by_hand() {
     visitor.get("/connections").await.has(&["The connection to vc.example:902 is closed."]);
     assert_eq!(visitor.post("/connections/1/close", &[]).await.status, 404);
     assert_eq!(house.kinds().await.last(), Some(&EventKind::StreamClosed));
+}
+
+#[tokio::test]
+async fn ten_thousand_connections_are_all_found() {
+    let house = House::new().await;
+    let visitor = house.sign_in().await;
+    let target = crate::target::Target { host: "vc.example".parse().unwrap(), port: 443 };
+    let open = |n: u32| {
+        let process =
+            Process { pid: n, uid: 0, comm: if n == 1 { "Oldest" } else { "java" }.into(), cgroup_id: 1 };
+        let origin = crate::inspect::ledger::Origin { process: Some(process), ..Default::default() };
+        house.ledger.open(crate::inspect::ledger::Entry::Captured, n.into(), target.clone(), origin)
+    };
+    let flows: Vec<_> = (1..=10_000).map(open).collect();
+    flows[0].carried_by("site-a/far".into());
+    visitor.get("/connections").await.has(&["1 to 200 of 10000 connections", "/connections/10000/close"]);
+    // By whatever is known of it.
+    for query in ["oldest", "Oldest+1", "site-a", "FAR", "0000000000000001"] {
+        let found = visitor.get(&format!("/connections?state=open&q={query}")).await;
+        found.has(&["/connections/1/close", "1 connection"]);
+        assert!(!found.body.contains("/connections/2/close"), "{query}");
+    }
+    // And page after page: each of them once.
+    let (mut seen, mut path) = (Vec::new(), "/connections?state=open&q=vc.".to_owned());
+    loop {
+        let page = visitor.get(&path).await;
+        let rows = page.body.split(" id=\"connection-").skip(1);
+        seen.extend(rows.map(|row| row.split('"').next().unwrap().parse::<u32>().unwrap()));
+        let older = page.body.split(" rel=\"next\"").next().filter(|rest| rest.len() < page.body.len());
+        let Some(before) = older else { break };
+        path = before.rsplit("href=\"").next().unwrap().trim_end_matches('"').replace("&amp;", "&");
+        assert!(path.starts_with("/connections?q=vc.&state=open&before="), "{path}");
+    }
+    assert_eq!(seen, (1..=10_000).rev().collect::<Vec<_>>());
+    let last = visitor.get(&path).await;
+    last.has(&[
+        "9801 to 10000 of 10000 connections",
+        r#"href="/connections?q=vc.&amp;state=open" rel="prev""#,
+    ]);
+    last.has(&[r#"data-live="/live/connections?q=vc.&amp;state=open&amp;before=201""#]);
+    // What was on a page is gone: there is the newest one.
+    drop(flows);
+    visitor.get("/connections?before=201").await.has(&["1 to 200 of 256 connections"]);
 }
 
 /// Reads a stream until `wanted` is in it.
