@@ -55,7 +55,7 @@ impl Row {
 }
 
 /// Which connections.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) enum Which {
     /// Those that are open.
     Open,

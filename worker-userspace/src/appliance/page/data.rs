@@ -11,7 +11,7 @@ use super::worker::{Detail, Node};
 use super::workers::{Roles, State, Sums};
 use super::{Page, clouds, connections, events, worker_form, workers};
 use crate::appliance::admin::{AdminError, CloudFilter, Listed, Page as Part, Ref, WorkerFilter};
-use crate::appliance::audit::{EventKind, EventQuery};
+use crate::appliance::audit::{Event, EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
 use crate::inspect::ledger::{Filter, FlowReport};
 use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
@@ -22,7 +22,7 @@ const ROWS: usize = 50;
 /// Rows of a full page of connections.
 const CONNECTIONS: usize = 200;
 /// Rows of a full page of events.
-pub(super) const EVENTS: usize = 100;
+const EVENTS: usize = 100;
 /// Events on a worker's page.
 const RECENT: u32 = 8;
 
@@ -148,17 +148,22 @@ impl Page {
     /// One worker.
     pub(super) async fn worker(&self, id: i64) -> Result<Detail, AdminError> {
         let worker = self.record(id)?;
+        let events = self.admin.events(&recent(&worker)).await?;
+        Ok(self.detail(&worker, events))
+    }
+
+    /// One worker, with what happened to it.
+    pub(super) fn detail(&self, worker: &records::Worker, events: Vec<Event>) -> Detail {
+        let id = worker.id;
         let known = self.admin.nodes(id);
-        let query = EventQuery { subject: Some(worker.name.clone()), limit: RECENT, ..EventQuery::default() };
-        let events = self.admin.events(&query).await?;
         let group = self.registry.group(id);
         let live = group.as_ref().map(|group| group.status());
         let now = Timestamp::now();
-        Ok(Detail {
+        Detail {
             id,
             name: worker.name.clone(),
             description: worker.description.clone(),
-            state: self.state(&worker, !known.is_empty()),
+            state: self.state(worker, !known.is_empty()),
             enabled: worker.enabled,
             from_file: worker.origin == Origin::File,
             may_open: worker.may_open,
@@ -172,7 +177,7 @@ impl Page {
             changed: (worker.changed, worker.changed_by.clone()),
             events,
             now,
-        })
+        }
     }
 
     /// The form of a worker as it is.
@@ -271,19 +276,38 @@ impl Page {
         kind: Option<EventKind>,
         before: Option<i64>,
     ) -> Result<events::List, AdminError> {
-        let asked = EventQuery {
-            kinds: kind.into_iter().collect(),
-            text: text(query),
-            before,
-            // One more tells that there are older ones.
-            limit: EVENTS as u32 + 1,
-            ..EventQuery::default()
-        };
-        let mut rows = self.admin.events(&asked).await?;
-        let more = rows.len() > EVENTS;
-        rows.truncate(EVENTS);
-        Ok(events::List { kind, query: query.to_owned(), before, rows, more })
+        let rows = self.admin.events(&events_asked(query, kind, before)).await?;
+        Ok(event_list(query, kind, before, rows))
     }
+}
+
+/// The question for a page of events.
+pub(super) fn events_asked(query: &str, kind: Option<EventKind>, before: Option<i64>) -> EventQuery {
+    EventQuery {
+        kinds: kind.into_iter().collect(),
+        text: text(query),
+        before,
+        // One more tells that there are older ones.
+        limit: EVENTS as u32 + 1,
+        ..EventQuery::default()
+    }
+}
+
+/// A page of events, from the answer to that question.
+pub(super) fn event_list(
+    query: &str,
+    kind: Option<EventKind>,
+    before: Option<i64>,
+    mut rows: Vec<Event>,
+) -> events::List {
+    let more = rows.len() > EVENTS;
+    rows.truncate(EVENTS);
+    events::List { kind, query: query.to_owned(), before, rows, more }
+}
+
+/// The question for what happened to a worker of late.
+pub(super) fn recent(worker: &records::Worker) -> EventQuery {
+    EventQuery { subject: Some(worker.name.clone()), limit: RECENT, ..EventQuery::default() }
 }
 
 fn is_connected(node: &records::Node, live: Option<&GroupStatus>) -> bool {

@@ -234,10 +234,12 @@ async fn events_are_found_by_each_filter() {
     ];
     let events = made.map(|(time, kind, subject, text)| {
         let (actor, subject, text) = ("admin".into(), subject.into(), text.into());
-        Event { id: 0, time: at(time), kind, actor, subject, text, source: None }
+        let source = (time == 3).then(|| [192, 0, 2, 77].into());
+        Event { id: 0, time: at(time), kind, actor, subject, text, source }
     });
     store.save(&[], events.into()).await.expect("a save");
     let all = EventQuery::default();
+    let kept = store.events(&all).await.expect("events");
     let subject = |subject: &str| EventQuery { subject: Some(subject.into()), ..all.clone() };
     let text = |text: &str| EventQuery { text: Some(text.into()), ..all.clone() };
     for (query, times) in [
@@ -256,10 +258,16 @@ async fn events_are_found_by_each_filter() {
         (text("\\"), &[3]),
         (text("'x'"), &[4]),
         (text("site-a/"), &[2]),
+        (text("192.0.2.77"), &[3]),
     ] {
         let found = store.events(&query).await.expect("events");
         let found: Vec<i64> = found.iter().map(|event| event.time.as_second()).collect();
         assert_eq!(found, times, "{query:?}");
+        if query.before.is_none() && query.limit == all.limit {
+            let meant = kept.iter().filter(|event| query.means(event));
+            let meant: Vec<i64> = meant.map(|event| event.time.as_second()).collect();
+            assert_eq!(meant, times, "who follows what happens judges as the store does: {query:?}");
+        }
     }
 }
 
