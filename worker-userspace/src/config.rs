@@ -43,7 +43,7 @@ pub use key::{Key, KeyError, KeyHash};
 
 // What the registry judges by the same rules.
 pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
-pub(crate) use url::{ApiUrl, api_url};
+pub use url::ApiUrl;
 pub(crate) use values::{group_name, is_number, pattern};
 
 use reader::{Place, Reader};

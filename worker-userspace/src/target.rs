@@ -223,6 +223,17 @@ impl Pattern {
     }
 }
 
+impl From<&Target> for Pattern {
+    /// What means this target alone.
+    fn from(target: &Target) -> Pattern {
+        let host = match &target.host {
+            Host::Name(name) => HostPattern::Name(name.clone()),
+            Host::Addr(addr) => HostPattern::Net((*addr).into()),
+        };
+        Pattern { host, ports: vec![PortRange(target.port, target.port)] }
+    }
+}
+
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bracket = !self.ports.is_empty();

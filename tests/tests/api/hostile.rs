@@ -199,7 +199,9 @@ fn what_is_nasty_in_a_field_is_text_or_refused() -> Result<()> {
             house.admin.get(&format!("/api/v1/workers?text={encoded}"))?;
             house.admin.get(&format!("/api/v1/clouds?text={encoded}"))?;
             house.admin.get(&format!("/api/v1/events?text={encoded}&subject={encoded}"))?;
-            house.admin.get(&format!("/api/v1/connections?target={encoded}&carrier={encoded}"))?;
+            house
+                .admin
+                .get(&format!("/api/v1/connections?target={encoded}&carrier={encoded}&text={encoded}"))?;
         }
         assert!(kept.len() >= 5, "only {} names were kept", kept.len());
         for cloud in &kept {

@@ -58,6 +58,17 @@ fn workers_connections_and_events_are_told_as_they_come() -> Result<()> {
                 && flow["carrier"].as_str().is_some_and(|c| c.starts_with("site-a/"))
         );
 
+        let found = |query: &str| -> Result<Vec<Value>> {
+            let page = house.admin.get(&format!("/api/v1/connections?{query}"))?;
+            Ok(page["items"].as_array().context("no items")?.iter().map(|flow| flow["id"].clone()).collect())
+        };
+        for query in ["text=ECHO.corp", "text=site-a/", "phase=open&text=captured"] {
+            assert_eq!(found(query)?, [flow["id"].clone()], "{query}");
+        }
+        for query in ["text=nothing", "phase=failed"] {
+            assert_eq!(found(query)?, [] as [Value; 0], "{query}");
+        }
+
         // Closed by hand.
         let path = format!("/api/v1/connections/{}", flow["id"]);
         assert_eq!(house.admin.get(&path)?["state"], "open");
@@ -66,6 +77,7 @@ fn workers_connections_and_events_are_told_as_they_come() -> Result<()> {
         assert_eq!(closed["subject"], "echo.corp.example:7");
         message(&stream, "connections", |data| data["open"] == 0)?;
         house.admin.delete(&path)?.problem(404)?;
+        assert_eq!(found("phase=failed&text=closed")?, [flow["id"].clone()], "it was cut");
         drop(waiting);
 
         house.admin.patch("/api/v1/workers/site-a", &json!({ "enabled": false }))?.ok()?;

@@ -2,12 +2,13 @@
 //!
 //! What must hold: of the token and of sessions only hashes are kept, and none of them is ever in a log, in an
 //! event, or in another answer than the one that made it; what a browser sends by itself (its cookie) changes
-//! nothing unless the request comes from our own page; failures are events.
+//! nothing unless the request comes from our own page; failures are events; nobody's failures keep the owner of the
+//! right token out.
 //!
 //! | room | concern |
 //! |---|---|
 //! | [`sessions`] | browsers that are signed in |
-//! | [`limits`] | how often somebody may come with a token that does not work |
+//! | [`limits`] | how often a token that does not work is worth an answer and an event |
 //!
 //! # For routes
 //!
@@ -155,8 +156,11 @@ pub enum Denied {
     /// The session has ended.
     #[error("the session is over: sign in again")]
     SessionOver,
-    /// Too many failures.
-    #[error("too many attempts: try again in {} s, or use the control socket on the appliance", .0.as_secs().max(1))]
+    /// Too many failures, this one among them.
+    #[error(
+        "too many attempts failed, and this one too: try again in {} s; the right admin token is let in at any time",
+        .0.as_secs().max(1)
+    )]
     Limited(Duration),
     /// A browser sent it from another site's page.
     #[error("the request does not come from this appliance's own page: its `Origin` is another")]
@@ -244,53 +248,43 @@ impl Login {
         (self.0.record)(event);
     }
 
-    /// Lets a request with the right token pass. Nobody guesses 256 bits, so however many wrong ones came from its
-    /// source, as a forgotten script sends them, what the limits keep away is only their noise.
-    fn judge_bearer(&self, token: &str, source: IpAddr) -> Result<u64, Denied> {
-        let ours = self.token();
-        match ours.hash == Some(KeyHash::of(token)) {
-            true => Ok(ours.epoch),
-            false => self.judge(Some(token), source),
-        }
-    }
-
     /// Judges a token, `None` where it may not even be tried; failures are counted, and are events.
+    ///
+    /// The right one passes, whatever failed before, here or elsewhere. Nobody guesses 256 bits, so all that limits keep
+    /// away is noise; and were the right one limited, strangers and forgotten scripts would lock its owner out.
     fn judge(&self, token: Option<&str>, source: IpAddr) -> Result<u64, Denied> {
         let ours = self.token();
         // The hash is compared, in constant time, whatever the token looks like.
         let given = token.map(KeyHash::of);
-        let right = ours.hash.is_some() && ours.hash == given;
+        if ours.hash.is_some() && ours.hash == given {
+            return Ok(ours.epoch);
+        }
         let mut limits = self.0.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = limits.attempt(accept::source(source), right);
+        let outcome = limits.failed(accept::source(source));
         drop(limits);
         let actor = Actor::at("unknown", source);
-        match outcome {
-            Err(Limited { wait, first }) => {
-                if first {
-                    let text = "too many attempts with a wrong admin token; more are refused for a while";
-                    self.record(actor.did(EventKind::LoginLimited, "admin", text));
-                    tracing::warn!(%source, "{text}");
-                }
-                Err(Denied::Limited(wait))
+        if let Err(Limited { wait, first }) = outcome {
+            if first {
+                let text = "too many attempts with a wrong admin token; more are refused for a while";
+                self.record(actor.did(EventKind::LoginLimited, "admin", text));
+                tracing::warn!(%source, "{text}");
             }
-            Ok(()) if right => Ok(ours.epoch),
-            Ok(()) => {
-                let (denied, text) = match (given, ours.hash) {
-                    (None, _) => (Denied::CrossSite, "a sign-in from another site's page"),
-                    (_, None) => (Denied::NoToken, "a token, but none has been made"),
-                    _ => (Denied::WrongToken, "a wrong admin token"),
-                };
-                self.record(actor.did(EventKind::LoginFailed, "admin", text));
-                tracing::warn!(%source, "refused: {text}");
-                Err(denied)
-            }
+            return Err(Denied::Limited(wait));
         }
+        let (denied, text) = match (given, ours.hash) {
+            (None, _) => (Denied::CrossSite, "a sign-in from another site's page"),
+            (_, None) => (Denied::NoToken, "a token, but none has been made"),
+            _ => (Denied::WrongToken, "a wrong admin token"),
+        };
+        self.record(actor.did(EventKind::LoginFailed, "admin", text));
+        tracing::warn!(%source, "refused: {text}");
+        Err(denied)
     }
 
     /// Begins a session for a browser at `source` that shows the admin token.
     ///
     /// # Errors
-    /// The token is wrong, there were too many attempts, or another site's page sends this.
+    /// The token is wrong, or another site's page sends this.
     pub fn sign_in(&self, source: IpAddr, headers: &HeaderMap, token: &str) -> Result<SignedIn, Denied> {
         let is_ours = self.origin(headers) != Origin::Other;
         let epoch = self.judge(is_ours.then_some(token.trim()), source)?;
@@ -370,7 +364,7 @@ impl Login {
             return Err(Denied::NoCredential);
         };
         let caller = match bearer(&parts.headers) {
-            Some(token) => Caller::Token { source, epoch: self.judge_bearer(token, source)? },
+            Some(token) => Caller::Token { source, epoch: self.judge(Some(token), source)? },
             None => {
                 let cookie = self.find_cookie(&parts.headers).ok_or(Denied::NoCredential)?;
                 let path = parts.uri.path();

@@ -13,7 +13,8 @@
 //! | `page/sign_in.rs` | signing in; pages of errors |
 //! | `page/data.rs` | views from records, live nodes, connections and events |
 //! | `page/routes.rs`, `page/routes/` | paths: who may ask, what is done, what is shown then |
-//! | `page/live.rs`, `page/follow.rs`, `page/flash.rs` | what changes while one looks; what an action has to say on the next page |
+//! | `page/live.rs`, `page/views.rs`, `page/follow.rs` | what changes while one looks: streams, what they share, events |
+//! | `page/flash.rs` | what an action has to say on the next page |
 //! | `page/assets.rs`, `page/assets/` | style sheet, scripts, icon |
 
 mod assets;
@@ -33,6 +34,7 @@ mod samples;
 mod sign_in;
 #[cfg(test)]
 mod tests;
+mod views;
 mod words;
 mod worker;
 mod worker_form;
@@ -51,6 +53,7 @@ use super::registry::Registry;
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
 use flash::Flashes;
+use views::Views;
 
 /// What the page shows, and what it does things with.
 pub struct Parts {
@@ -85,23 +88,35 @@ struct Page {
     flashes: Flashes,
     /// Places for live streams.
     streams: Arc<Semaphore>,
+    /// What they show.
+    views: Views,
+    /// Stands in what sessions share for the word of each against forgery. Nobody knows it, so nobody has typed it.
+    mark: String,
+}
+
+impl Page {
+    fn new(parts: Parts) -> Page {
+        let Parts { admin, registry, ledger, audit, login, tls, host, drain } = parts;
+        Page {
+            admin,
+            registry,
+            ledger,
+            audit,
+            login,
+            tls,
+            host,
+            drain,
+            flashes: Flashes::default(),
+            streams: Arc::new(Semaphore::new(live::MOST)),
+            views: Views::default(),
+            mark: format!("{:032x}", rand::random::<u128>()),
+        }
+    }
 }
 
 /// The page's paths, to be merged with those of the API; sizes, deadlines and the other headers are put around both.
 pub fn router(parts: Parts) -> Router {
-    let Parts { admin, registry, ledger, audit, login, tls, host, drain } = parts;
-    routes::router(Arc::new(Page {
-        admin,
-        registry,
-        ledger,
-        audit,
-        login,
-        tls,
-        host,
-        drain,
-        flashes: Flashes::default(),
-        streams: Arc::new(Semaphore::new(live::MOST)),
-    }))
+    routes::router(Arc::new(Page::new(parts)))
 }
 
 /// A query string of those values that are not empty, with its question mark.

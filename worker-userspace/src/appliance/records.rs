@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::config::KeyHash;
+use crate::config::{ApiUrl, KeyHash};
 use crate::target::Pattern;
 use crate::tunnel::message::Id;
 
@@ -101,8 +101,8 @@ pub struct Cloud {
     pub name: String,
     /// What it is.
     pub kind: CloudType,
-    /// Where its API is, `http://` or `https://`.
-    pub api_url: String,
+    /// Where its API is.
+    pub api_url: ApiUrl,
     /// The worker that carries it; `None`: it is reached without one.
     pub worker: Option<i64>,
     /// When it was added.

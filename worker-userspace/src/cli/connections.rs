@@ -38,6 +38,9 @@ pub(crate) struct List {
     /// Those that have ended lately, too
     #[arg(long)]
     all: bool,
+    /// Only those with this in what is known of them: target, process, user, worker, addresses, trace, reason
+    #[arg(long)]
+    text: Option<String>,
     /// Only those with this in their target
     #[arg(long)]
     target: Option<String>,
@@ -79,6 +82,7 @@ impl List {
         let pid = self.pid.map(|pid| pid.to_string());
         let filter = [
             ("phase", (!self.all).then_some("open")),
+            ("text", self.text.as_deref()),
             ("target", self.target.as_deref()),
             ("carrier", self.carrier.as_deref()),
             ("pid", pid.as_deref()),

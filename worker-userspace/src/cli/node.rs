@@ -1,7 +1,7 @@
 //! `dworker node`.
 
 use clap::{Args, Subcommand};
-use dworker::appliance::api::nodes::{Node, Role};
+use dworker::appliance::api::nodes::Node;
 use dworker::inspect::print::bytes;
 use dworker::web::Problem;
 use http::Method;
@@ -77,15 +77,6 @@ fn of_worker(worker: &str) -> String {
     format!("/api/v1/workers/{}/nodes", quoted(worker))
 }
 
-fn role(node: &Node) -> &'static str {
-    match node.role {
-        Role::Primary => "primary",
-        Role::Standby => "standby",
-        Role::Leaving => "leaving",
-        Role::Offline => "offline",
-    }
-}
-
 /// A node among its worker's details.
 pub(super) fn node_lines(node: &Node) -> String {
     let live = match node.connected_since {
@@ -98,7 +89,7 @@ pub(super) fn node_lines(node: &Node) -> String {
     let line = format!(
         "node {}  {}  id {}  dworker {}{priority}{live}",
         node.host_name,
-        role(node),
+        node.role.word(),
         short(node),
         node.software
     );
@@ -141,7 +132,7 @@ impl List {
                     node.worker.clone(),
                     node.host_name.clone(),
                     short(node).to_owned(),
-                    role(node).to_owned(),
+                    node.role.word().to_owned(),
                     dash(&node.priority.map(|n| n.to_string()).unwrap_or_default()),
                     rtt(node.rtt_us),
                     node.streams.to_string(),

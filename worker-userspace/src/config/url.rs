@@ -1,11 +1,12 @@
 //! URLs. The appliance's has scheme, host and port, and nothing else, because nothing else has a meaning; a cloud's
 //! may have a path.
 
+use std::fmt;
 use std::net::Ipv6Addr;
 
 use super::ApplianceUrl;
 use super::fault::{SECRETS, Wrong, wrong};
-use crate::target::Host;
+use crate::target::{Host, Target};
 
 const FORM: &str = "write \"https://HOST\" or \"https://HOST:PORT\"";
 const API_FORM: &str = "write it as in \"https://vcenter.corp.example/sdk\" or \"https://10.20.0.1:9440\"";
@@ -50,17 +51,37 @@ pub(super) fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl
     Ok(ApplianceUrl { host, port, plaintext })
 }
 
-/// Where a cloud's API is.
+/// Where a cloud's API is: `http[s]://host[:port][/path]`, as it was written, and where that leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ApiUrl {
-    /// Name or address.
-    pub(crate) host: Host,
-    /// TCP port: the URL's, or its scheme's.
-    pub(crate) port: u16,
+pub struct ApiUrl {
+    text: String,
+    target: Target,
 }
 
-/// Reads `http[s]://host[:port][/path]`.
-pub(crate) fn api_url(text: &str) -> Result<ApiUrl, Wrong> {
+impl ApiUrl {
+    /// Reads one.
+    pub(crate) fn parse(text: &str) -> Result<ApiUrl, Wrong> {
+        Ok(ApiUrl { text: text.to_owned(), target: api_target(text)? })
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Its host, and its port or its scheme's.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl fmt::Display for ApiUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn api_target(text: &str) -> Result<Target, Wrong> {
     if text.len() > LONGEST {
         return Err(wrong(format!("longer than {LONGEST} bytes"), API_FORM));
     }
@@ -86,7 +107,7 @@ pub(crate) fn api_url(text: &str) -> Result<ApiUrl, Wrong> {
         return Err(wrong("a key or token where the host belongs", "remove it here"));
     }
     let (host, port) = host_and_port(authority, plaintext, API_FORM)?;
-    Ok(ApiUrl { host, port })
+    Ok(Target { host, port })
 }
 
 fn host_and_port(authority: &str, plaintext: bool, form: &str) -> Result<(Host, u16), Wrong> {

@@ -11,14 +11,14 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub use flow::{Entry, Flow, Meter, Origin, Process};
-pub use report::{Filter, FlowReport, Phase};
+pub use report::{Filter, FlowReport, Found, Phase};
 
 use crate::drain::Drain;
 use crate::refusal::{self, Code, Refusal};
@@ -52,6 +52,8 @@ struct Book {
 #[derive(Default)]
 struct Shared {
     book: Mutex<Book>,
+    /// Bytes per second of all that were open when rates were last taken.
+    rates: Meter,
     observer: OnceLock<Observer>,
 }
 
@@ -113,20 +115,42 @@ impl Ledger {
         flows.iter().map(|flow| FlowReport::from(&**flow)).collect()
     }
 
-    /// One page of the connections that are asked for, newest first.
-    pub fn list(&self, filter: &Filter) -> Vec<FlowReport> {
-        let limit = filter.limit.unwrap_or(LISTED).min(LISTED);
-        let before = filter.after.map_or(Bound::Unbounded, Bound::Excluded);
+    /// All that are open and remembered, newest first; with `after` only those older than this one.
+    fn flows(&self, after: Option<u64>) -> Vec<Arc<Flow>> {
+        let range = (Bound::Unbounded, after.map_or(Bound::Unbounded, Bound::Excluded));
         let book = self.book();
         // Only references are taken under the lock: thousands of connections don't wait for one who looks at them.
-        let mut flows: Vec<_> = book.open.range((Bound::Unbounded, before)).map(|(_, f)| f.clone()).collect();
-        flows.extend(
-            book.ended.iter().filter(|flow| filter.after.is_none_or(|after| flow.id < after)).cloned(),
-        );
+        let mut flows: Vec<_> = book.open.range(range).map(|(_, flow)| flow.clone()).collect();
+        flows.extend(book.ended.iter().filter(|flow| range.contains(&flow.id)).cloned());
         drop(book);
         flows.sort_unstable_by_key(|flow| std::cmp::Reverse(flow.id));
+        flows
+    }
+
+    /// One page of the connections that are asked for, newest first.
+    pub fn list(&self, filter: &Filter) -> Vec<FlowReport> {
+        let flows = self.flows(filter.after);
         let taken = flows.iter().filter(|flow| filter.takes(flow));
-        taken.take(limit).map(|flow| FlowReport::from(&**flow)).collect()
+        taken.take(filter.most()).map(|flow| FlowReport::from(&**flow)).collect()
+    }
+
+    /// The same page, and where it stands among all that are asked for.
+    pub fn find(&self, filter: &Filter) -> Found {
+        let mut found = Found::default();
+        for flow in self.flows(None).iter().filter(|flow| filter.takes(flow)) {
+            found.total += 1;
+            if filter.after.is_some_and(|after| flow.id >= after) {
+                found.newer += 1;
+            } else if found.items.len() < filter.most() {
+                found.items.push(FlowReport::from(&**flow));
+            }
+        }
+        found
+    }
+
+    /// Bytes per second of late, up and down, of all connections together.
+    pub fn rates(&self) -> [u64; 2] {
+        self.0.rates.read()
     }
 
     /// One connection, where it is open or remembered.
@@ -151,7 +175,8 @@ impl Ledger {
             let elapsed = last.elapsed();
             last = Instant::now();
             let flows: Vec<_> = self.book().open.values().cloned().collect();
-            flows.iter().for_each(|flow| flow.measure(elapsed));
+            let rates = flows.iter().map(|flow| flow.measure(elapsed));
+            self.0.rates.set(rates.fold([0; 2], |sum, rates| [sum[0] + rates[0], sum[1] + rates[1]]));
         }
     }
 }

@@ -53,7 +53,7 @@ fn write_appliance(out: &mut String, appliance: &ApplianceStatus) -> fmt::Result
                 out,
                 "\tnode {}  {}  id {}  dworker {}",
                 node.name,
-                node.role,
+                node.role.word(),
                 &node.id[..8],
                 node.software
             )?;

@@ -93,6 +93,33 @@ pub struct Rate {
     pub received: u64,
 }
 
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = Role)]
+pub enum NodeRole {
+    /// It carries new streams.
+    Primary,
+    /// It would.
+    Standby,
+    /// It only ends what it carries.
+    Leaving,
+    /// It is not connected.
+    Offline,
+}
+
+impl NodeRole {
+    /// The word for it, in JSON too.
+    pub fn word(self) -> &'static str {
+        match self {
+            NodeRole::Primary => "primary",
+            NodeRole::Standby => "standby",
+            NodeRole::Leaving => "leaving",
+            NodeRole::Offline => "offline",
+        }
+    }
+}
+
 /// A connected node.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct NodeStatus {
@@ -100,8 +127,8 @@ pub struct NodeStatus {
     pub id: String,
     /// Its host name.
     pub name: String,
-    /// `primary` carries new streams; `standby` would; `leaving` ends.
-    pub role: String,
+    /// What it does; never `offline`.
+    pub role: NodeRole,
     /// Version of its software.
     pub software: String,
     /// Where its first lane came from.
@@ -153,14 +180,55 @@ impl LaneStatus {
     }
 }
 
+/// What the lanes of a node have together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneSums {
+    /// Smoothed round trip in microseconds, the best of them.
+    pub rtt_us: Option<u64>,
+    /// Streams open now.
+    pub streams: usize,
+    /// Payload bytes sent.
+    pub bytes_sent: u64,
+    /// Payload bytes received.
+    pub bytes_received: u64,
+}
+
+impl GroupStatus {
+    /// The node that carries new streams.
+    pub fn primary(&self) -> Option<&NodeStatus> {
+        self.nodes.iter().find(|node| node.role == NodeRole::Primary)
+    }
+
+    /// Each node once: one that came again has two sessions for a while, and the one that counts comes first.
+    pub fn each_node(&self) -> impl Iterator<Item = &NodeStatus> {
+        let is_first = |at: usize, id: &str| self.nodes[..at].iter().all(|before| before.id != id);
+        self.nodes.iter().enumerate().filter(move |(at, node)| is_first(*at, &node.id)).map(|(_, node)| node)
+    }
+
+    /// Streams open now.
+    pub fn streams(&self) -> usize {
+        self.nodes.iter().map(|node| node.sums().streams).sum()
+    }
+}
+
 impl NodeStatus {
+    /// Its lanes together.
+    pub fn sums(&self) -> LaneSums {
+        self.lanes.iter().fold(LaneSums::default(), |sums, lane| LaneSums {
+            rtt_us: sums.rtt_us.into_iter().chain(lane.rtt_us).min(),
+            streams: sums.streams + lane.streams,
+            bytes_sent: sums.bytes_sent + lane.bytes_sent,
+            bytes_received: sums.bytes_received + lane.bytes_received,
+        })
+    }
+
     /// The state of a session now.
-    pub fn of(session: &Session, role: &str, address: SocketAddr) -> NodeStatus {
+    pub fn of(session: &Session, role: NodeRole, address: SocketAddr) -> NodeStatus {
         let peer = session.peer();
         NodeStatus {
             id: id_text(&peer.node),
             name: peer.name.clone(),
-            role: role.to_owned(),
+            role,
             software: peer.software.clone(),
             address,
             since: session.since().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
@@ -326,4 +394,43 @@ pub struct RefusedStatus {
     /// What the call failed with; absent where it was let go.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errno: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(rtt_us: Option<u64>, streams: usize) -> LaneStatus {
+        LaneStatus {
+            lane: 0,
+            state: "up".into(),
+            rtt_us,
+            streams,
+            streams_total: 9,
+            bytes_sent: 10,
+            bytes_received: 1,
+            credit_stalls: 0,
+        }
+    }
+
+    #[test]
+    fn a_role_is_its_word_and_lanes_are_summed_up() {
+        use NodeRole::{Leaving, Offline, Primary, Standby};
+        for role in [Primary, Standby, Leaving, Offline] {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.word());
+        }
+        let node = |lanes| NodeStatus {
+            id: String::new(),
+            name: String::new(),
+            role: Primary,
+            software: String::new(),
+            address: ([192, 0, 2, 1], 1).into(),
+            since: 0,
+            lanes,
+        };
+        let sums = node(vec![lane(None, 1), lane(Some(700), 2), lane(Some(300), 4)]).sums();
+        let expected = LaneSums { rtt_us: Some(300), streams: 7, bytes_sent: 30, bytes_received: 3 };
+        assert_eq!(sums, expected);
+        assert_eq!(node(vec![]).sums(), LaneSums::default());
+    }
 }

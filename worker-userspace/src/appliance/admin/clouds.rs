@@ -61,7 +61,7 @@ pub struct CloudFilter {
 impl CloudFilter {
     fn admits(&self, cloud: &Cloud) -> bool {
         let has = |text: &String| {
-            cloud.name.to_lowercase().contains(text) || cloud.api_url.to_lowercase().contains(text)
+            cloud.name.to_lowercase().contains(text) || cloud.api_url.as_str().to_lowercase().contains(text)
         };
         self.kind.is_none_or(|kind| kind == cloud.kind)
             && self.worker.is_none_or(|worker| cloud.worker == Some(worker))
@@ -111,6 +111,9 @@ impl Admin {
         let name = form.cloud_name(&new.name);
         let kind = form.cloud_type(&new.kind);
         let api_url = form.api_url(&new.api_url);
+        let Some((kind, api_url)) = kind.zip(api_url) else {
+            return Err(AdminError::Invalid(form.problems));
+        };
         let mut warnings = form.finish()?;
         let actor = actor.clone();
         let plan = move |state: &State| {
@@ -118,8 +121,7 @@ impl Admin {
             let cloud = Cloud {
                 id: 0,
                 name,
-                // The form is finished only with one.
-                kind: kind.unwrap_or(CloudType::Vmware),
+                kind,
                 api_url,
                 worker: new.worker.as_ref().map(|which| state.carrier(which)).transpose()?,
                 created: at,
@@ -174,7 +176,7 @@ impl Admin {
         let mut form = Form::default();
         let name = edit.name.as_ref().map(|name| form.cloud_name(name));
         let kind = edit.kind.as_ref().and_then(|kind| form.cloud_type(kind));
-        let api_url = edit.api_url.as_ref().map(|url| form.api_url(url));
+        let api_url = edit.api_url.as_ref().and_then(|url| form.api_url(url));
         let mut warnings = form.finish()?;
         let actor = actor.clone();
         let plan = move |state: &State| {

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::error::{Problem, Warning};
 use crate::appliance::records::CloudType;
-use crate::config::{api_url, group_name, holds_secret, pattern, quote};
+use crate::config::{ApiUrl, group_name, holds_secret, pattern, quote};
 use crate::target::Pattern;
 
 /// Proxy hosts that one worker may list.
@@ -96,12 +96,9 @@ impl Form {
     }
 
     /// Where a cloud's API is.
-    pub(super) fn api_url(&mut self, text: &str) -> String {
+    pub(super) fn api_url(&mut self, text: &str) -> Option<ApiUrl> {
         let text = text.trim();
-        if let Err(wrong) = api_url(text) {
-            self.problems.push(Problem::of("api_url", text, wrong));
-        }
-        text.to_owned()
+        ApiUrl::parse(text).map_err(|wrong| self.problems.push(Problem::of("api_url", text, wrong))).ok()
     }
 
     /// Proxy hosts, each once, in the order in which they were written.

@@ -22,8 +22,8 @@ use super::Admin;
 use super::error::{Holder, Warning};
 use super::state::State;
 use crate::appliance::records::{Cloud, Worker};
-use crate::config::{ApiUrl, api_url, quote};
-use crate::target::{Host, HostPattern, Name, Pattern, PatternMap, Target};
+use crate::config::quote;
+use crate::target::{Host, HostPattern, Name, Pattern, PatternMap};
 
 /// How long an answer waits for all names together.
 const DEADLINE: Duration = Duration::from_millis(1000);
@@ -77,7 +77,7 @@ pub(super) enum Concern {
 /// A cloud, and what a worker lists that may have been meant for it.
 struct Pair<'a, 's> {
     cloud: &'s Cloud,
-    host: &'a Host,
+    host: &'s Host,
     listed: &'a Listed<'s>,
 }
 
@@ -90,21 +90,20 @@ impl Admin {
         // Made of all patterns, and hardly ever needed.
         let routes = LazyCell::new(|| state.routes());
         let listing = LazyCell::new(|| listing(state));
-        for (cloud, url) in &clouds {
+        for cloud in &clouds {
             warnings.extend(match cloud.worker {
                 None => {
-                    let target = Target { host: url.host.clone(), port: url.port };
-                    let carried = routes.find(&target);
+                    let carried = routes.find(cloud.api_url.target());
                     carried.map(|(pattern, held)| {
                         without_worker(cloud, &pattern.to_string(), &state.holder(*held))
                     })
                 }
-                Some(id) => state.workers.get(&id).and_then(|own| elsewhere(cloud, url, own, &listing)),
+                Some(id) => state.workers.get(&id).and_then(|own| elsewhere(cloud, own, &listing)),
             });
         }
         let listed = listed(state, concern, &clouds);
         let pairs: Vec<Pair<'_, '_>> =
-            clouds.iter().flat_map(|(cloud, url)| pairs(&listed, concern, cloud, url)).collect();
+            clouds.iter().flat_map(|cloud| pairs(&listed, concern, cloud)).collect();
         warnings.extend(pairs.iter().filter_map(short_names));
         let asked = asked(&pairs);
         if !asked.is_empty() {
@@ -192,22 +191,18 @@ impl Found {
 }
 
 /// The clouds that what was saved may concern.
-fn clouds(state: &State, concern: Concern) -> Vec<(&Cloud, ApiUrl)> {
-    let parsed = |cloud: &'_ Arc<Cloud>| api_url(&cloud.api_url).ok();
+fn clouds(state: &State, concern: Concern) -> Vec<&Cloud> {
     let id = match concern {
         Concern::Worker(id) => id,
-        Concern::Cloud(id) => {
-            let cloud = state.clouds.get(&id);
-            return cloud.and_then(|cloud| Some((&**cloud, parsed(cloud)?))).into_iter().collect();
-        }
+        Concern::Cloud(id) => return state.clouds.get(&id).map(|cloud| &**cloud).into_iter().collect(),
     };
     let own = state.workers.get(&id).map_or(&[][..], |worker| &worker.proxy_hosts);
     let own: HashSet<&HostPattern> = own.iter().map(|pattern| &pattern.host).collect();
-    let all = state.clouds.values().filter_map(|cloud| Some((&**cloud, parsed(cloud)?)));
-    let concerned = |(cloud, url): &(&Cloud, ApiUrl)| {
-        cloud.worker.is_none_or(|worker| worker == id) || own.contains(&HostPattern::from(&url.host))
+    let concerned = |cloud: &&Cloud| {
+        cloud.worker.is_none_or(|worker| worker == id)
+            || own.contains(&HostPattern::from(&cloud.api_url.target().host))
     };
-    all.filter(concerned).collect()
+    state.clouds.values().map(|cloud| &**cloud).filter(concerned).collect()
 }
 
 /// Who lists exactly a host, by the workers' ids; each with its first pattern for it.
@@ -227,11 +222,11 @@ fn listing(state: &State) -> Listing<'_> {
 }
 
 /// The workers that hosts of these clouds may have been written down for.
-fn listed<'s>(state: &'s State, concern: Concern, clouds: &[(&Cloud, ApiUrl)]) -> BTreeMap<i64, Listed<'s>> {
+fn listed<'s>(state: &'s State, concern: Concern, clouds: &[&Cloud]) -> BTreeMap<i64, Listed<'s>> {
     let ids: BTreeSet<i64> = match (concern, clouds) {
-        (Concern::Cloud(_), [(Cloud { worker: None, .. }, _)]) => state.workers.keys().copied().collect(),
-        (Concern::Cloud(_), _) => clouds.iter().filter_map(|(cloud, _)| cloud.worker).collect(),
-        (Concern::Worker(id), _) => clouds.iter().map(|(cloud, _)| cloud.worker.unwrap_or(id)).collect(),
+        (Concern::Cloud(_), [Cloud { worker: None, .. }]) => state.workers.keys().copied().collect(),
+        (Concern::Cloud(_), _) => clouds.iter().filter_map(|cloud| cloud.worker).collect(),
+        (Concern::Worker(id), _) => clouds.iter().map(|cloud| cloud.worker.unwrap_or(id)).collect(),
     };
     let workers = ids.into_iter().filter_map(|id| state.workers.get(&id));
     workers.map(|worker| (worker.id, Listed::new(worker))).collect()
@@ -242,15 +237,15 @@ fn pairs<'a, 's>(
     listed: &'a BTreeMap<i64, Listed<'s>>,
     concern: Concern,
     cloud: &'s Cloud,
-    url: &'a ApiUrl,
 ) -> Vec<Pair<'a, 's>> {
     let workers = match (cloud.worker, concern) {
         (Some(id), _) | (None, Concern::Worker(id)) => listed.range(id..=id),
         (None, Concern::Cloud(_)) => listed.range(..),
     };
     // Where the worker lists the host as the cloud spells it, all is well.
-    let unlisted = workers.filter(|(_, listed)| listed.patterns.covering(&url.host).next().is_none());
-    unlisted.map(|(_, listed)| Pair { cloud, host: &url.host, listed }).collect()
+    let host = &cloud.api_url.target().host;
+    let unlisted = workers.filter(|(_, listed)| listed.patterns.covering(host).next().is_none());
+    unlisted.map(|(_, listed)| Pair { cloud, host, listed }).collect()
 }
 
 /// A cloud without a worker whose host is proxied all the same.
@@ -265,15 +260,16 @@ fn without_worker(cloud: &Cloud, pattern: &str, holder: &Holder) -> Warning {
 }
 
 /// A cloud whose host other workers list too, with ports that make them somebody else's.
-fn elsewhere(cloud: &Cloud, url: &ApiUrl, own: &Worker, listing: &Listing<'_>) -> Option<Warning> {
-    let all = listing.get(&HostPattern::from(&url.host))?;
+fn elsewhere(cloud: &Cloud, own: &Worker, listing: &Listing<'_>) -> Option<Warning> {
+    let target = cloud.api_url.target();
+    let all = listing.get(&HostPattern::from(&target.host))?;
     let (other, pattern) = all.iter().find(|(other, _)| other.id != own.id)?;
     Some(Warning {
         field: "worker",
         about: cloud.name.clone(),
         problem: format!(
             "port {} of cloud {} is carried by worker {}, but worker {} lists its host too, as {pattern}",
-            url.port,
+            target.port,
             quote(&cloud.name),
             own.name,
             other.name

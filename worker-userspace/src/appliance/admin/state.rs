@@ -10,8 +10,8 @@ use super::error::{AdminError, Holder, Problem, Taken};
 use crate::appliance::records::{Cloud, Node, Worker};
 use crate::appliance::roster::{Group, KnownNode, Roster, ValidKey};
 use crate::appliance::store::{Change, Snapshot};
-use crate::config::{ApiUrl, KeyHash, api_url};
-use crate::target::{Claims, HostPattern, Pattern, PatternMap, PortRange};
+use crate::config::KeyHash;
+use crate::target::{Claims, Pattern, PatternMap};
 use crate::tunnel::message::Id;
 
 /// Patterns that all workers and clouds may have together.
@@ -102,7 +102,7 @@ impl State {
             worker.proxy_hosts.iter().map(move |pattern| (pattern.clone(), held))
         });
         let derived = self.clouds.values().filter_map(|cloud| {
-            Some((derived(cloud)?, Held { worker: cloud.worker?, cloud: Some(cloud.id) }))
+            Some((derived(cloud), Held { worker: cloud.worker?, cloud: Some(cloud.id) }))
         });
         own.chain(derived)
     }
@@ -171,8 +171,8 @@ impl State {
     pub(super) fn roster(&self, now: Timestamp) -> Roster {
         let mut derived_of: BTreeMap<i64, Vec<Pattern>> = BTreeMap::new();
         for cloud in self.clouds.values() {
-            if let (Some(worker), Some(pattern)) = (cloud.worker, derived(cloud)) {
-                derived_of.entry(worker).or_default().push(pattern);
+            if let Some(worker) = cloud.worker {
+                derived_of.entry(worker).or_default().push(derived(cloud));
             }
         }
         let groups = self.workers.values().filter(|worker| worker.enabled);
@@ -236,8 +236,7 @@ impl Held {
     }
 }
 
-/// The proxy host that a cloud's API URL makes: its host and port. A URL that was saved is valid.
-pub(super) fn derived(cloud: &Cloud) -> Option<Pattern> {
-    let ApiUrl { host, port } = api_url(&cloud.api_url).ok()?;
-    Some(Pattern { host: HostPattern::from(&host), ports: vec![PortRange(port, port)] })
+/// The proxy host that a cloud's API URL makes: its host and port.
+pub(super) fn derived(cloud: &Cloud) -> Pattern {
+    Pattern::from(cloud.api_url.target())
 }

@@ -16,8 +16,6 @@ use super::workers::Odd;
 use crate::appliance::admin::{CloudFilter, EditCloud, NewCloud, Page as Part, Ref, Warning};
 use crate::appliance::login::Caller;
 use crate::appliance::records::{self, CloudType};
-use crate::config::api_url;
-use crate::target::Target;
 use crate::web::Problem;
 use crate::web::extract::{Json, Path, Query};
 use crate::web::paging::{Limit, Page, Place, cursor};
@@ -145,11 +143,8 @@ impl Api {
             id: cloud.id,
             name: cloud.name.clone(),
             kind: cloud.kind,
-            api_url: cloud.api_url.clone(),
-            // It was judged when it was saved.
-            proxy_host: api_url(&cloud.api_url)
-                .map(|api| Target { host: api.host, port: api.port }.to_string())
-                .unwrap_or_default(),
+            api_url: cloud.api_url.to_string(),
+            proxy_host: cloud.api_url.target().to_string(),
             worker: worker.map(|worker| Carrier { id: worker.id, name: worker.name.clone() }),
             created: cloud.created,
             changed: cloud.changed,

@@ -18,9 +18,11 @@ use crate::web::paging::{Limit, Page, cursor};
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Asked {
-    /// Only those still `open`, or only those that have `ended`.
+    /// Only those still `open`, only those that have `ended`, or of these only those that `failed`.
     #[param(inline)]
     phase: Option<Phase>,
+    /// With this in their target, trace, state, reason, process, user, worker or addresses; letters in either case.
+    text: Option<String>,
     /// With this in their target; letters in either case.
     target: Option<String>,
     /// Carried by this worker, or by this node of it (`worker/host`).
@@ -49,6 +51,7 @@ pub(super) async fn list(
 ) -> Result<Json<Page<FlowReport>>, Problem> {
     let filter = Filter {
         phase: asked.phase,
+        text: asked.text,
         target: asked.target,
         carrier: asked.carrier,
         entry: asked.entry,

@@ -13,7 +13,7 @@ use super::Api;
 use crate::appliance::admin::{Page as Part, WorkerFilter};
 use crate::appliance::login::Caller;
 use crate::appliance::records;
-use crate::inspect::status::NodeStatus;
+use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus};
 use crate::tunnel::message::{Id, id_text, parse_id};
 use crate::web::Problem;
 use crate::web::extract::{Json, Path, Query};
@@ -43,7 +43,7 @@ pub struct Node {
     #[schema(value_type = String, format = DateTime)]
     pub last_seen: Timestamp,
     /// What it does now.
-    pub role: Role,
+    pub role: NodeRole,
     /// Since when its session lasts, where it is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -61,34 +61,9 @@ pub struct Node {
     pub bytes_received: u64,
 }
 
-/// What a node does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It carries new streams.
-    Primary,
-    /// It would.
-    Standby,
-    /// It only ends what it carries.
-    Leaving,
-    /// It is not connected.
-    Offline,
-}
-
-impl Role {
-    /// The word that `status` has for it.
-    pub fn of(word: &str) -> Role {
-        match word {
-            "primary" => Role::Primary,
-            "standby" => Role::Standby,
-            _ => Role::Leaving,
-        }
-    }
-}
-
 impl Node {
     fn of(worker: &str, known: &records::Node, live: Option<&NodeStatus>) -> Node {
-        let lanes = live.map_or(&[][..], |live| &live.lanes);
+        let sums = live.map(NodeStatus::sums).unwrap_or_default();
         Node {
             id: id_text(&known.id),
             worker: worker.to_owned(),
@@ -98,13 +73,13 @@ impl Node {
             priority: known.priority,
             first_seen: known.first_seen,
             last_seen: if live.is_some() { records::now() } else { known.last_seen },
-            role: live.map_or(Role::Offline, |live| Role::of(&live.role)),
+            role: live.map_or(NodeRole::Offline, |live| live.role),
             connected_since: live.and_then(|live| Timestamp::from_second(live.since.try_into().ok()?).ok()),
-            lanes: lanes.len(),
-            rtt_us: lanes.iter().filter_map(|lane| lane.rtt_us).min(),
-            streams: lanes.iter().map(|lane| lane.streams).sum(),
-            bytes_sent: lanes.iter().map(|lane| lane.bytes_sent).sum(),
-            bytes_received: lanes.iter().map(|lane| lane.bytes_received).sum(),
+            lanes: live.map_or(0, |live| live.lanes.len()),
+            rtt_us: sums.rtt_us,
+            streams: sums.streams,
+            bytes_sent: sums.bytes_sent,
+            bytes_received: sums.bytes_received,
         }
     }
 }
@@ -132,7 +107,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i32>, D::E
 pub(super) struct Asked {
     /// Only those that do this now.
     #[param(inline)]
-    role: Option<Role>,
+    role: Option<NodeRole>,
     /// How many at most, 1 to 500.
     #[serde(default)]
     #[param(value_type = Option<u16>, minimum = 1, maximum = 500, default = 100)]
@@ -144,12 +119,9 @@ pub(super) struct Asked {
 impl Api {
     /// A worker's nodes, in the order in which they become primary.
     pub(super) fn nodes_of(&self, worker: &records::Worker) -> Vec<Node> {
-        let live = self.registry.group(worker.id).map(|group| group.status().nodes).unwrap_or_default();
-        let mut connected: HashMap<&str, &NodeStatus> = HashMap::new();
-        // A node that came again has two sessions for a while; the one that counts comes first.
-        for node in &live {
-            connected.entry(&node.id).or_insert(node);
-        }
+        let live = self.registry.group(worker.id).map(|group| group.status());
+        let connected = live.iter().flat_map(GroupStatus::each_node);
+        let connected: HashMap<&str, &NodeStatus> = connected.map(|node| (&*node.id, node)).collect();
         let known = self.admin.nodes(worker.id);
         let node = |known: &std::sync::Arc<records::Node>| {
             Node::of(&worker.name, known, connected.get(&*id_text(&known.id)).copied())

@@ -16,12 +16,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::nodes::Role;
 use super::workers::Live;
 use crate::appliance::login::Caller;
 use crate::appliance::registry::Registry;
 use crate::inspect::ledger::{Filter, FlowReport, Ledger, Phase};
-use crate::inspect::status::GroupStatus;
+use crate::inspect::status::{GroupStatus, LaneSums, NodeRole, NodeStatus};
 use crate::web::extract::Query;
 use crate::web::sse::{self, Gone, Sender};
 use crate::web::{Kind, Problem};
@@ -55,7 +54,7 @@ pub(super) struct WorkerLive {
 struct NodeLive {
     id: String,
     host_name: String,
-    role: Role,
+    role: NodeRole,
     rtt_us: Option<u64>,
     streams: usize,
     bytes_sent: u64,
@@ -64,14 +63,10 @@ struct NodeLive {
 
 impl WorkerLive {
     fn of(group: &GroupStatus) -> WorkerLive {
-        let node = |node: &crate::inspect::status::NodeStatus| NodeLive {
-            id: node.id.clone(),
-            host_name: node.name.clone(),
-            role: Role::of(&node.role),
-            rtt_us: node.lanes.iter().filter_map(|lane| lane.rtt_us).min(),
-            streams: node.lanes.iter().map(|lane| lane.streams).sum(),
-            bytes_sent: node.lanes.iter().map(|lane| lane.bytes_sent).sum(),
-            bytes_received: node.lanes.iter().map(|lane| lane.bytes_received).sum(),
+        let node = |node: &NodeStatus| {
+            let LaneSums { rtt_us, streams, bytes_sent, bytes_received } = node.sums();
+            let (id, host_name) = (node.id.clone(), node.name.clone());
+            NodeLive { id, host_name, role: node.role, rtt_us, streams, bytes_sent, bytes_received }
         };
         WorkerLive {
             id: group.id,

@@ -19,7 +19,7 @@ use crate::appliance::admin::{
 };
 use crate::appliance::login::Caller;
 use crate::appliance::records::{self, Origin};
-use crate::inspect::status::{GroupStatus, Rate};
+use crate::inspect::status::{GroupStatus, NodeRole, Rate};
 use crate::web::Problem;
 use crate::web::extract::{Json, Path, Query};
 use crate::web::paging::{Limit, Page, Place, cursor};
@@ -89,13 +89,13 @@ impl Live {
     /// The state of a group; `None`: it is disabled.
     pub(super) fn of(group: Option<&GroupStatus>) -> Live {
         let nodes = group.map_or(&[][..], |group| &group.nodes);
-        let primary = nodes.iter().find(|node| node.role == "primary");
+        let primary = group.and_then(GroupStatus::primary);
         Live {
             up: group.is_some_and(|group| group.up),
             primary: primary.map(|node| node.name.clone()),
-            connected: nodes.iter().filter(|node| node.role != "leaving").count(),
-            rtt_us: primary.and_then(|node| node.lanes.iter().filter_map(|lane| lane.rtt_us).min()),
-            streams: nodes.iter().flat_map(|node| &node.lanes).map(|lane| lane.streams).sum(),
+            connected: nodes.iter().filter(|node| node.role != NodeRole::Leaving).count(),
+            rtt_us: primary.and_then(|node| node.sums().rtt_us),
+            streams: group.map_or(0, GroupStatus::streams),
             rate: group.map(|group| group.rate).unwrap_or_default(),
         }
     }

@@ -212,6 +212,27 @@ pub struct EventQuery {
 impl EventQuery {
     /// The largest page.
     pub const MOST: u32 = 1000;
+
+    /// True where an event is one of those that are asked for, as the store judges it; pages aside.
+    pub fn means(&self, event: &Event) -> bool {
+        let concerns = |subject: &String| {
+            let below = event.subject.strip_prefix(subject.as_str());
+            below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+        };
+        let mentions = |part: &String| {
+            let part = part.to_ascii_lowercase();
+            let has = |text: &str| text.to_ascii_lowercase().contains(&part);
+            has(&event.text)
+                || has(&event.subject)
+                || has(&event.actor)
+                || event.source.is_some_and(|source| has(&source.to_string()))
+        };
+        (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+            && self.since.is_none_or(|since| event.time >= since)
+            && self.until.is_none_or(|until| event.time < until)
+            && self.subject.as_ref().is_none_or(concerns)
+            && self.text.as_ref().is_none_or(mentions)
+    }
 }
 
 impl Default for EventQuery {

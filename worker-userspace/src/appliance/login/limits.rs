@@ -1,7 +1,7 @@
-//! How often somebody may come with a token that does not work.
+//! How many attempts with a wrong token are judged and told; the rest is noise.
 //!
-//! What must hold: one source that tries on does not keep others out, and many sources do not keep those out
-//! that have been let in before; the table is bounded.
+//! What must hold: who shows the right token is not asked here, so nobody is kept out by what others do; one source
+//! that tries on does not hide the failures of others; the table is bounded.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,8 +15,6 @@ const EACH: Rate = Rate { burst: 10, pause: Duration::from_secs(6) };
 const ALL: Rate = Rate { burst: 100, pause: Duration::from_millis(600) };
 /// Sources that are remembered.
 const SOURCES: usize = 4096;
-/// How long it counts that a source was let in.
-const TRUST: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone, Copy)]
 struct Rate {
@@ -42,17 +40,10 @@ impl Bucket {
 #[derive(Debug)]
 struct Source {
     failures: Bucket,
-    trusted_until: Option<Instant>,
     told: bool,
 }
 
-impl Source {
-    fn is_trusted(&self, now: Instant) -> bool {
-        self.trusted_until.is_some_and(|until| now < until)
-    }
-}
-
-/// All attempts.
+/// All failed attempts.
 #[derive(Debug)]
 pub(super) struct Limits {
     all: Bucket,
@@ -60,12 +51,12 @@ pub(super) struct Limits {
     sources: HashMap<IpAddr, Source>,
 }
 
-/// Too many attempts.
+/// Too many failed attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limited {
-    /// When the next one may be made.
+    /// When the next one is judged.
     pub(super) wait: Duration,
-    /// True for the first refusal since the last attempt: the others are not worth an event.
+    /// True for the first one since the last that was judged: the others are not worth an event.
     pub(super) first: bool,
 }
 
@@ -74,49 +65,36 @@ impl Limits {
         Limits { all: Bucket(Instant::now()), all_told: false, sources: HashMap::new() }
     }
 
-    /// Counts an attempt that is `right` or not.
+    /// Counts a failed attempt.
     ///
     /// # Errors
-    /// There were too many; whether this one is right is not to be told.
-    pub(super) fn attempt(&mut self, source: IpAddr, right: bool) -> Result<(), Limited> {
+    /// There were too many: this one is not worth an answer of its own.
+    pub(super) fn failed(&mut self, source: IpAddr) -> Result<(), Limited> {
         let now = Instant::now();
-        let known = self.sources.get_mut(&source);
-        if let Some(known) = known {
+        let limited =
+            |wait: Duration, told: &mut bool| Err(Limited { wait, first: !std::mem::replace(told, true) });
+        if let Some(known) = self.sources.get_mut(&source) {
             let wait = known.failures.wait(EACH, now);
             if !wait.is_zero() {
-                let first = !std::mem::replace(&mut known.told, true);
-                return Err(Limited { wait, first });
+                return limited(wait, &mut known.told);
             }
         }
-        if !self.sources.get(&source).is_some_and(|known| known.is_trusted(now)) {
-            let full = !self.has_room(source, now);
-            let wait = if full { EACH.pause } else { self.all.wait(ALL, now) };
-            if !wait.is_zero() {
-                let first = !std::mem::replace(&mut self.all_told, true);
-                return Err(Limited { wait, first });
-            }
+        let wait = if self.has_room(source, now) { self.all.wait(ALL, now) } else { EACH.pause };
+        if !wait.is_zero() {
+            return limited(wait, &mut self.all_told);
         }
         self.all_told = false;
-        let known = self.sources.entry(source).or_insert(Source {
-            failures: Bucket(now),
-            trusted_until: None,
-            told: false,
-        });
+        self.all.add(ALL, now);
+        let known = self.sources.entry(source).or_insert(Source { failures: Bucket(now), told: false });
         known.told = false;
-        match right {
-            true => known.trusted_until = Some(now + TRUST),
-            false => {
-                known.failures.add(EACH, now);
-                self.all.add(ALL, now);
-            }
-        }
+        known.failures.add(EACH, now);
         Ok(())
     }
 
     /// True where `source` is remembered or can be.
     fn has_room(&mut self, source: IpAddr, now: Instant) -> bool {
         if self.sources.len() >= SOURCES && !self.sources.contains_key(&source) {
-            self.sources.retain(|_, known| known.failures.0 > now || known.is_trusted(now));
+            self.sources.retain(|_, known| known.failures.0 > now);
         }
         self.sources.len() < SOURCES || self.sources.contains_key(&source)
     }
@@ -135,42 +113,41 @@ mod tests {
     async fn one_source_is_limited_by_itself_and_recovers() {
         let mut limits = Limits::new();
         for _ in 0..EACH.burst {
-            limits.attempt(source(1), false).unwrap();
+            limits.failed(source(1)).unwrap();
         }
-        let limited = limits.attempt(source(1), true).unwrap_err();
+        let limited = limits.failed(source(1)).unwrap_err();
         assert_eq!(limited, Limited { wait: EACH.pause, first: true });
-        assert!(!limits.attempt(source(1), false).unwrap_err().first);
-        limits.attempt(source(2), true).unwrap();
+        assert!(!limits.failed(source(1)).unwrap_err().first);
+        limits.failed(source(2)).unwrap();
         advance(EACH.pause).await;
-        limits.attempt(source(1), false).unwrap();
-        assert!(limits.attempt(source(1), false).unwrap_err().first);
+        limits.failed(source(1)).unwrap();
+        assert!(limits.failed(source(1)).unwrap_err().first);
         advance(EACH.pause * EACH.burst).await;
         for _ in 0..EACH.burst {
-            limits.attempt(source(1), false).unwrap();
+            limits.failed(source(1)).unwrap();
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_sources_are_limited_together_but_for_those_that_were_let_in() {
+    async fn many_sources_are_limited_together() {
         let mut limits = Limits::new();
-        limits.attempt(source(0), true).unwrap();
         for n in 1..=ALL.burst {
-            limits.attempt(source(n), false).unwrap();
+            limits.failed(source(n)).unwrap();
         }
-        assert!(limits.attempt(source(1000), true).is_err());
-        limits.attempt(source(0), true).unwrap();
-        advance(TRUST).await;
-        limits.attempt(source(1000), true).unwrap();
+        assert_eq!(limits.failed(source(1000)), Err(Limited { wait: ALL.pause, first: true }));
+        assert!(!limits.failed(source(1001)).unwrap_err().first);
+        advance(ALL.pause).await;
+        limits.failed(source(1000)).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn so_many_sources_are_remembered_and_old_ones_forgotten() {
         let mut limits = Limits::new();
         for n in 0..SOURCES as u32 + 10 {
-            let _ = limits.attempt(source(n), false);
+            let _ = limits.failed(source(n));
             advance(ALL.pause).await;
             assert!(limits.sources.len() <= SOURCES);
         }
-        assert!(limits.attempt(source(99_999), true).is_ok());
+        assert!(limits.failed(source(99_999)).is_ok());
     }
 }

@@ -102,10 +102,31 @@ async fn attempts_are_limited_and_tell_when_to_come_back() {
     assert_eq!(kinds.len(), 11);
     assert_eq!(world.status("GET", &[("authorization", "Bearer x")]).await, 429);
     assert_eq!(world.status("GET", &[("authorization", &bearer)]).await, 200, "who has it is not kept out");
-    assert!(world.login.sign_in(SOURCE.parse().unwrap(), &HeaderMap::new(), &world.token).is_err());
     assert_eq!(world.kinds(), [], "one event is enough");
-    advance(Duration::from_secs(6)).await;
     world.sign_in();
+    assert_eq!(world.kinds(), [EventKind::LoginOk], "nor at the sign-in");
+    assert_eq!(world.status("GET", &[("authorization", "Bearer x")]).await, 429, "which helps nobody else");
+    advance(Duration::from_secs(6)).await;
+    assert_eq!(world.status("GET", &[("authorization", "Bearer x")]).await, 401);
+}
+
+/// Many hosts try on, each with another token, as those of a botnet do.
+#[tokio::test(start_paused = true)]
+async fn strangers_who_fail_do_not_keep_the_right_token_out() {
+    let world = World::new(true);
+    let (own, none) = (SOURCE.parse().unwrap(), HeaderMap::new());
+    let mut limited = 0;
+    for n in 0..5_000 {
+        let source = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n).into();
+        let denied = world.login.sign_in(source, &none, &format!("dwa_{n}")).err().unwrap();
+        limited += usize::from(matches!(denied, Denied::Limited(_)));
+    }
+    assert_eq!(limited, 4_900, "wrong ones are limited together");
+    assert_eq!(world.kinds().len(), 101, "and so is their noise");
+    world.sign_in();
+    assert!(matches!(world.login.sign_in(own, &none, "dwa_typo").err(), Some(Denied::Limited(_))));
+    world.sign_in();
+    assert_eq!(world.kinds(), [EventKind::LoginOk; 2]);
 }
 
 #[tokio::test(start_paused = true)]

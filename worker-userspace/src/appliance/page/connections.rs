@@ -5,9 +5,10 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::layout::{Body, Frame, Room, page};
-use super::parts::{Icon, Tone, badge, empty};
+use super::parts::{Icon, Tone, badge, empty, pager};
 use super::words;
 use super::workers::{Question, confirm, search, throughput_tile};
+use crate::inspect::ledger::Phase;
 
 /// A connection's row.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +17,8 @@ pub(super) struct Row {
     pub(super) id: u64,
     /// Joins the log lines of both ends.
     pub(super) trace: String,
-    /// How it came in: `captured`, `relayed`, ...
-    pub(super) entry: String,
+    /// How it came in, for people.
+    pub(super) entry: &'static str,
     /// Name or address, and port.
     pub(super) target: String,
     /// Command and pid of who asked, or the worker's node.
@@ -39,19 +40,6 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// True where one of its words has `needle`, which is in small letters.
-    pub(super) fn mentions(&self, needle: &str) -> bool {
-        let has = |text: &str| text.to_lowercase().contains(needle);
-        let may_have = |text: Option<&String>| text.is_some_and(|text| has(text));
-        has(&self.target)
-            || has(&self.trace)
-            || has(&self.entry)
-            || has(&self.state)
-            || may_have(self.process.as_ref())
-            || may_have(self.node.as_ref())
-            || may_have(self.worker.as_ref().map(|(name, _)| name))
-    }
-
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state.as_str(), "open" | "opening")
     }
@@ -67,7 +55,7 @@ impl Row {
 }
 
 /// Which connections.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) enum Which {
     /// Those that are open.
     Open,
@@ -103,12 +91,12 @@ impl Which {
         }
     }
 
-    /// Whether a connection in this state is meant.
-    pub(super) fn means(self, state: &str) -> bool {
+    /// As the ledger is asked for them.
+    pub(super) fn phase(self) -> Option<Phase> {
         match self {
-            Which::All => true,
-            Which::Open => matches!(state, "open" | "opening"),
-            Which::Failed => !matches!(state, "open" | "opening" | "closed"),
+            Which::All => None,
+            Which::Open => Some(Phase::Open),
+            Which::Failed => Some(Phase::Failed),
         }
     }
 }
@@ -126,16 +114,27 @@ pub(super) struct List {
     pub(super) total: u64,
     /// Bytes per second of all that are open, towards the targets and from them.
     pub(super) rate: (f64, f64),
-    /// How many were found.
+    /// The page behind the connection with this number; `None`: the newest.
+    pub(super) before: Option<u64>,
+    /// How many of those that were found are newer than this page's.
+    pub(super) newer: usize,
+    /// How many were found, on all pages.
     pub(super) found: usize,
-    /// The newest of them.
+    /// The rows, the newest first.
     pub(super) rows: Vec<Row>,
+}
+
+impl List {
+    /// The query string of the page behind `before`.
+    fn place(&self, before: Option<u64>) -> String {
+        let before = before.map(|id| id.to_string()).unwrap_or_default();
+        super::query(&[("q", &self.query), ("state", self.which.word()), ("before", &before)])
+    }
 }
 
 /// The whole page.
 pub(super) fn list(frame: &Frame, list: &List) -> Markup {
-    let place = super::query(&[("q", &list.query), ("state", list.which.word())]);
-    let live = format!("/live/connections{place}");
+    let live = format!("/live/connections{}", list.place(list.before));
     page(
         frame,
         Body {
@@ -165,7 +164,7 @@ pub(super) fn live_list(list: &List) -> Markup {
                 (throughput_tile(list.rate))
             }
             form.tools role="search" method="get" action="/connections" data-filter {
-                (search("Search connections", &list.query, "Process, target, worker or trace"))
+                (search("Search connections", &list.query, "Process, target, worker, address or trace"))
                 div {
                     label.unseen for="state" { "State" }
                     select #state name="state" {
@@ -187,7 +186,7 @@ pub(super) fn live_list(list: &List) -> Markup {
                         p #count { "No connection that is open, or among the last that ended, is as you want." }
                         div.actions { a.button href="/connections" { "Show all connections" } }
                     }))
-                } @else { div.wide { (table(&list.rows)) } (end(list)) }
+                } @else { div.wide { (table(&list.rows)) } (pages(list)) }
             }
         }
     }
@@ -247,12 +246,16 @@ fn one(row: &Row) -> Markup {
     }
 }
 
-fn end(list: &List) -> Markup {
-    let text = match list.found > list.rows.len() {
-        true => format!("The newest {} of {}: search to see fewer", list.rows.len(), list.found),
-        false => words::count(list.found, "connection", "connections"),
+fn pages(list: &List) -> Markup {
+    let last = list.newer + list.rows.len();
+    let text = match list.found {
+        n if n == list.rows.len() => words::count(n, "connection", "connections"),
+        n => format!("{} to {last} of {n} connections", list.newer + 1),
     };
-    html! { div.pager { span #count { (text) } } }
+    let newest = (list.newer > 0).then(|| format!("/connections{}", list.place(None)));
+    let oldest = list.rows.last().map(|row| row.id).filter(|_| last < list.found);
+    let older = oldest.map(|id| format!("/connections{}", list.place(Some(id))));
+    html! { div #count { (pager(&text, newest.as_deref(), older.as_deref(), ("Newest", "Older"))) } }
 }
 
 /// Asks whether to close a connection.

@@ -7,24 +7,22 @@ use jiff::Timestamp;
 
 use super::connections::Which;
 use super::plot::Throughput;
-use super::worker::{Detail, Node, Role};
+use super::worker::{Detail, Node};
 use super::workers::{Roles, State, Sums};
 use super::{Page, clouds, connections, events, worker_form, workers};
 use crate::appliance::admin::{AdminError, CloudFilter, Listed, Page as Part, Ref, WorkerFilter};
-use crate::appliance::audit::{EventKind, EventQuery};
+use crate::appliance::audit::{Event, EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
-use crate::config::api_url;
-use crate::inspect::ledger::{Entry, FlowReport};
-use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
-use crate::target::Target;
+use crate::inspect::ledger::{Filter, FlowReport};
+use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
 use crate::tunnel::message::id_text;
 
 /// Rows of a full page of workers or clouds.
 const ROWS: usize = 50;
-/// Connections that are shown; more are counted.
+/// Rows of a full page of connections.
 const CONNECTIONS: usize = 200;
 /// Rows of a full page of events.
-pub(super) const EVENTS: usize = 100;
+const EVENTS: usize = 100;
 /// Events on a worker's page.
 const RECENT: u32 = 8;
 
@@ -39,6 +37,11 @@ fn last_at_most<T>(page: usize, ask: impl Fn(Part) -> Listed<T>) -> (usize, List
     (last, ask(part(last)))
 }
 
+/// What is searched for; nothing, where the field is empty.
+fn text(query: &str) -> Option<String> {
+    Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
 fn throughput(history: &[Rate]) -> Throughput {
     Throughput {
         up: history.iter().map(|rate| rate.sent as f64).collect(),
@@ -46,33 +49,16 @@ fn throughput(history: &[Rate]) -> Throughput {
     }
 }
 
-fn streams(node: &NodeStatus) -> usize {
-    node.lanes.iter().map(|lane| lane.streams).sum()
-}
-
 fn round_trip(node: &NodeStatus) -> Option<Duration> {
-    node.lanes.iter().filter_map(|lane| lane.rtt_us).min().map(Duration::from_micros)
+    node.sums().rtt_us.map(Duration::from_micros)
 }
 
-fn role(node: &NodeStatus) -> Role {
-    match node.role.as_str() {
-        "primary" => Role::Primary,
-        "standby" => Role::Standby,
-        _ => Role::Leaving,
-    }
-}
-
-/// The proxy host that a cloud adds to its worker. A URL that was saved is valid.
+/// The proxy host that a cloud adds to its worker.
 fn proxy_host(cloud: &Cloud) -> String {
-    api_url(&cloud.api_url)
-        .map_or_else(|_| String::new(), |url| Target { host: url.host, port: url.port }.to_string())
+    cloud.api_url.target().to_string()
 }
 
 impl Page {
-    fn status(&self, worker: i64) -> Option<GroupStatus> {
-        self.registry.group(worker).map(|group| group.status())
-    }
-
     /// How a worker is; `seen`: a node of it has connected before.
     fn state(&self, worker: &records::Worker, seen: bool) -> State {
         let up = || self.registry.group(worker.id).is_some_and(|group| group.is_up());
@@ -88,12 +74,10 @@ impl Page {
         let workers = self.admin.workers(&WorkerFilter::default(), Part { offset: 0, limit: 0 }).total;
         let mut sums = Sums { workers, ..Sums::default() };
         for group in self.registry.groups() {
-            let sessions = group.sessions();
             let rate = group.rate();
             sums.up += usize::from(group.is_up());
-            sums.nodes += sessions.len();
-            let lanes = sessions.iter().flat_map(|session| session.lanes());
-            sums.streams += lanes.map(|lane| lane.streams()).sum::<usize>();
+            sums.nodes += group.sessions().len();
+            sums.streams += group.streams();
             sums.rate.0 += rate.sent as f64;
             sums.rate.1 += rate.received as f64;
         }
@@ -102,8 +86,7 @@ impl Page {
 
     /// A page of workers.
     pub(super) fn workers(&self, query: &str, page: usize) -> workers::List {
-        let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
-        let filter = WorkerFilter { text, ..WorkerFilter::default() };
+        let filter = WorkerFilter { text: text(query), ..WorkerFilter::default() };
         let (page, found) = last_at_most(page, |part| self.admin.workers(&filter, part));
         let rows = found.items.iter().map(|worker| self.worker_row(worker)).collect();
         workers::List {
@@ -120,20 +103,17 @@ impl Page {
         let known = self.admin.nodes(worker.id);
         let group = self.registry.group(worker.id);
         let live = group.as_ref().map(|group| group.status());
-        let nodes = live.as_ref().map_or(&[][..], |live| &live.nodes);
         let mut roles = Roles::default();
-        for node in once(nodes) {
-            match role(node) {
-                Role::Primary => roles.primary += 1,
-                Role::Standby => roles.standby += 1,
-                Role::Leaving | Role::Offline => roles.leaving += 1,
+        let connected = live.iter().flat_map(GroupStatus::each_node).map(|node| node.role);
+        let offline = known.iter().filter(|node| !is_connected(node, live.as_ref()));
+        for role in connected.chain(offline.map(|_| NodeRole::Offline)) {
+            match role {
+                NodeRole::Primary => roles.primary += 1,
+                NodeRole::Standby => roles.standby += 1,
+                NodeRole::Leaving => roles.leaving += 1,
+                NodeRole::Offline => roles.offline += 1,
             }
         }
-        let offline = |node: &&std::sync::Arc<records::Node>| {
-            let id = id_text(&node.id);
-            !nodes.iter().any(|live| live.id == id)
-        };
-        roles.offline = known.iter().filter(offline).count();
         let own = || worker.proxy_hosts.iter().map(ToString::to_string).collect();
         workers::Row {
             id: worker.id,
@@ -142,9 +122,9 @@ impl Page {
             state: self.state(worker, !known.is_empty()),
             roles,
             proxy_hosts: live.as_ref().map_or_else(own, |live| live.proxy_hosts.clone()),
-            streams: nodes.iter().map(streams).sum(),
+            streams: live.as_ref().map_or(0, GroupStatus::streams),
             throughput: group.map(|group| throughput(&group.history())).unwrap_or_default(),
-            round_trip: nodes.iter().find(|node| role(node) == Role::Primary).and_then(round_trip),
+            round_trip: live.as_ref().and_then(GroupStatus::primary).and_then(round_trip),
         }
     }
 
@@ -153,9 +133,9 @@ impl Page {
         self.admin.worker(&Ref::Id(id))
     }
 
-    /// The name and the number of a worker's open streams, for a question about it.
+    /// The number of a worker's open streams, for a question about it.
     pub(super) fn worker_streams(&self, id: i64) -> usize {
-        self.status(id).map_or(0, |live| live.nodes.iter().map(streams).sum())
+        self.registry.group(id).map_or(0, |group| group.streams())
     }
 
     /// A worker's clouds.
@@ -168,17 +148,22 @@ impl Page {
     /// One worker.
     pub(super) async fn worker(&self, id: i64) -> Result<Detail, AdminError> {
         let worker = self.record(id)?;
+        let events = self.admin.events(&recent(&worker)).await?;
+        Ok(self.detail(&worker, events))
+    }
+
+    /// One worker, with what happened to it.
+    pub(super) fn detail(&self, worker: &records::Worker, events: Vec<Event>) -> Detail {
+        let id = worker.id;
         let known = self.admin.nodes(id);
-        let query = EventQuery { subject: Some(worker.name.clone()), limit: RECENT, ..EventQuery::default() };
-        let events = self.admin.events(&query).await?;
         let group = self.registry.group(id);
         let live = group.as_ref().map(|group| group.status());
         let now = Timestamp::now();
-        Ok(Detail {
+        Detail {
             id,
             name: worker.name.clone(),
             description: worker.description.clone(),
-            state: self.state(&worker, !known.is_empty()),
+            state: self.state(worker, !known.is_empty()),
             enabled: worker.enabled,
             from_file: worker.origin == Origin::File,
             may_open: worker.may_open,
@@ -192,7 +177,7 @@ impl Page {
             changed: (worker.changed, worker.changed_by.clone()),
             events,
             now,
-        })
+        }
     }
 
     /// The form of a worker as it is.
@@ -213,15 +198,14 @@ impl Page {
 
     /// A page of clouds.
     pub(super) fn clouds(&self, query: &str, page: usize) -> clouds::List {
-        let text = Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
-        let filter = CloudFilter { text, ..CloudFilter::default() };
+        let filter = CloudFilter { text: text(query), ..CloudFilter::default() };
         let (page, found) = last_at_most(page, |part| self.admin.clouds(&filter, part));
         let all = self.admin.clouds(&CloudFilter::default(), Part { offset: 0, limit: 0 }).total;
         let row = |cloud: &std::sync::Arc<Cloud>| clouds::Row {
             id: cloud.id,
             name: cloud.name.clone(),
             kind: cloud.kind,
-            api_url: cloud.api_url.clone(),
+            api_url: cloud.api_url.to_string(),
             proxy_host: proxy_host(cloud),
             worker: cloud.worker.and_then(|id| self.carrier(id)),
         };
@@ -242,7 +226,7 @@ impl Page {
             existing: Some((id, cloud.name.clone())),
             name: cloud.name.clone(),
             kind: cloud.kind.word().to_owned(),
-            api_url: cloud.api_url.clone(),
+            api_url: cloud.api_url.to_string(),
             worker: cloud.worker.map(|id| id.to_string()).unwrap_or_default(),
             revision: cloud.revision,
         })
@@ -254,26 +238,28 @@ impl Page {
         all.items.iter().map(|worker| (worker.id, worker.name.clone())).collect()
     }
 
-    /// The connections.
-    pub(super) fn connections(&self, query: &str, which: Which) -> connections::List {
+    /// A page of the connections: the newest, or those that came before the one with the number `before`.
+    pub(super) fn connections(&self, query: &str, which: Which, before: Option<u64>) -> connections::List {
+        let filter =
+            Filter { phase: which.phase(), text: text(query), limit: Some(CONNECTIONS), ..Filter::default() };
+        let ask = |after| (after, self.ledger.find(&Filter { after, ..filter.clone() }));
+        let (before, found) = match ask(before) {
+            // All that stood there has ended and is forgotten.
+            (Some(_), found) if found.items.is_empty() => ask(None),
+            asked => asked,
+        };
         let known = self.choices().into_iter().map(|(id, name)| (name, id)).collect::<HashMap<_, _>>();
-        let needle = query.trim().to_lowercase();
-        let all = self.ledger.report();
-        let rate = all
-            .iter()
-            .fold((0.0, 0.0), |sum, flow| (sum.0 + flow.rate_up as f64, sum.1 + flow.rate_down as f64));
-        let meant = |row: &connections::Row| which.means(&row.state) && row.mentions(&needle);
-        let mut rows: Vec<_> = all.iter().map(|flow| connection(flow, &known)).filter(meant).collect();
-        let found = rows.len();
-        rows.truncate(CONNECTIONS);
+        let [up, down] = self.ledger.rates();
         connections::List {
             query: query.to_owned(),
             which,
             open: self.ledger.open_count(),
             total: self.ledger.total(),
-            rate,
-            found,
-            rows,
+            rate: (up as f64, down as f64),
+            before,
+            newer: found.newer,
+            found: found.total,
+            rows: found.items.iter().map(|flow| connection(flow, &known)).collect(),
         }
     }
 
@@ -290,44 +276,59 @@ impl Page {
         kind: Option<EventKind>,
         before: Option<i64>,
     ) -> Result<events::List, AdminError> {
-        let asked = EventQuery {
-            kinds: kind.into_iter().collect(),
-            text: Some(query.trim()).filter(|text| !text.is_empty()).map(str::to_owned),
-            before,
-            // One more tells that there are older ones.
-            limit: EVENTS as u32 + 1,
-            ..EventQuery::default()
-        };
-        let mut rows = self.admin.events(&asked).await?;
-        let more = rows.len() > EVENTS;
-        rows.truncate(EVENTS);
-        Ok(events::List { kind, query: query.to_owned(), before, rows, more })
+        let rows = self.admin.events(&events_asked(query, kind, before)).await?;
+        Ok(event_list(query, kind, before, rows))
     }
 }
 
-/// Each node once: one that came again has two sessions for a while, and the one that counts comes first.
-fn once(live: &[NodeStatus]) -> impl Iterator<Item = &NodeStatus> {
-    live.iter()
-        .enumerate()
-        .filter(|(at, node)| live[..*at].iter().all(|before| before.id != node.id))
-        .map(|(_, node)| node)
+/// The question for a page of events.
+pub(super) fn events_asked(query: &str, kind: Option<EventKind>, before: Option<i64>) -> EventQuery {
+    EventQuery {
+        kinds: kind.into_iter().collect(),
+        text: text(query),
+        before,
+        // One more tells that there are older ones.
+        limit: EVENTS as u32 + 1,
+        ..EventQuery::default()
+    }
+}
+
+/// A page of events, from the answer to that question.
+pub(super) fn event_list(
+    query: &str,
+    kind: Option<EventKind>,
+    before: Option<i64>,
+    mut rows: Vec<Event>,
+) -> events::List {
+    let more = rows.len() > EVENTS;
+    rows.truncate(EVENTS);
+    events::List { kind, query: query.to_owned(), before, rows, more }
+}
+
+/// The question for what happened to a worker of late.
+pub(super) fn recent(worker: &records::Worker) -> EventQuery {
+    EventQuery { subject: Some(worker.name.clone()), limit: RECENT, ..EventQuery::default() }
+}
+
+fn is_connected(node: &records::Node, live: Option<&GroupStatus>) -> bool {
+    let id = id_text(&node.id);
+    live.is_some_and(|live| live.nodes.iter().any(|live| live.id == id))
 }
 
 /// The nodes that are connected, then those that were.
 fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, now: Timestamp) -> Vec<Node> {
-    let live = live.map_or(&[][..], |live| &live.nodes);
     let record = |id: &str| known.iter().find(|node| id_text(&node.id) == id);
-    let connected = once(live).map(|node| {
+    let connected = live.into_iter().flat_map(GroupStatus::each_node).map(|node| {
         let record = record(&node.id);
         let since = UNIX_EPOCH + Duration::from_secs(node.since);
         let since = Timestamp::try_from(since).unwrap_or(now);
         Node {
             id: node.id.clone(),
             host_name: node.name.clone(),
-            role: role(node),
+            role: node.role,
             round_trip: round_trip(node),
             lanes: node.lanes.len(),
-            streams: streams(node),
+            streams: node.sums().streams,
             version: node.software.clone(),
             address: node.address.ip().to_canonical().to_string(),
             first_seen: record.map_or(since, |record| record.first_seen),
@@ -335,14 +336,10 @@ fn nodes(known: &[std::sync::Arc<records::Node>], live: Option<&GroupStatus>, no
             priority: record.and_then(|record| record.priority),
         }
     });
-    let offline = known.iter().filter(|node| {
-        let id = id_text(&node.id);
-        !live.iter().any(|live| live.id == id)
-    });
-    let offline = offline.map(|node| Node {
+    let offline = known.iter().filter(|node| !is_connected(node, live)).map(|node| Node {
         id: id_text(&node.id),
         host_name: node.host_name.clone(),
-        role: Role::Offline,
+        role: NodeRole::Offline,
         round_trip: None,
         lanes: 0,
         streams: 0,
@@ -376,7 +373,7 @@ fn connection(flow: &FlowReport, known: &HashMap<String, i64>) -> connections::R
     connections::Row {
         id: flow.id,
         trace: flow.trace.clone(),
-        entry: entry(flow.entry).to_owned(),
+        entry: flow.entry.title(),
         target: flow.target.clone(),
         process: who,
         worker,
@@ -389,26 +386,15 @@ fn connection(flow: &FlowReport, known: &HashMap<String, i64>) -> connections::R
     }
 }
 
-/// How a connection came in, for people.
-fn entry(entry: Entry) -> &'static str {
-    match entry {
-        Entry::Captured => "captured",
-        Entry::Connect => "HTTP proxy",
-        Entry::Socks => "SOCKS proxy",
-        Entry::Relayed => "from a worker",
-        Entry::Egress => "from the appliance",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn session(id: u8, role: &str) -> NodeStatus {
+    fn session(id: u8, role: NodeRole) -> NodeStatus {
         NodeStatus {
             id: id_text(&[id; 16]),
             name: format!("node{id}"),
-            role: role.into(),
+            role,
             software: "1".into(),
             address: ([192, 0, 2, id], 1).into(),
             since: 0,
@@ -419,7 +405,8 @@ mod tests {
     /// Its old session ends what it carries while the new one has taken over.
     #[test]
     fn a_node_that_came_again_has_one_row() {
-        let sessions = [session(1, "primary"), session(2, "standby"), session(1, "leaving")];
+        use NodeRole::{Leaving, Primary, Standby};
+        let sessions = [session(1, Primary), session(2, Standby), session(1, Leaving)];
         let status = GroupStatus {
             id: 1,
             name: "site".into(),
@@ -431,6 +418,6 @@ mod tests {
         };
         let rows = nodes(&[], Some(&status), Timestamp::now());
         let shown: Vec<_> = rows.iter().map(|row| (row.host_name.as_str(), row.role)).collect();
-        assert_eq!(shown, [("node1", Role::Primary), ("node2", Role::Standby)]);
+        assert_eq!(shown, [("node1", Primary), ("node2", Standby)]);
     }
 }

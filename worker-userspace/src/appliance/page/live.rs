@@ -1,7 +1,7 @@
 //! What changes while one looks: server-sent events with the page's own HTML, each second where it differs.
 //!
 //! What must hold: a stream ends when its session does and when the daemon stops; a browser that reads slowly
-//! waits for itself only; there are only so many streams.
+//! waits for itself only; there are only so many streams, and what they show costs the same for one as for all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,12 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use maud::Markup;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
+use super::Page;
 use super::connections::Which;
-use super::follow::Followed;
 use super::routes::Asked;
-use super::{Page, clouds, connections, events, worker, workers};
-use crate::appliance::admin::AdminError;
+use super::views::{Content, Shown, View};
 use crate::appliance::login::Caller;
 use crate::web::extract::{Path, Query};
 use crate::web::{Kind, Problem, sse};
@@ -26,8 +24,6 @@ use crate::web::{Kind, Problem, sse};
 pub(super) const MOST: usize = 128;
 /// When it may be tried again where there are as many.
 const LATER: Duration = Duration::from_secs(30);
-/// How often the content is looked at.
-const TICK: Duration = Duration::from_secs(1);
 /// A sign of life where nothing changes, so that a browser notices a connection that is dead.
 const STILL: Duration = Duration::from_secs(5);
 
@@ -43,44 +39,29 @@ pub(super) fn router() -> Router<Arc<Page>> {
 type Shared = State<Arc<Page>>;
 
 async fn all_workers(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Response {
-    stream(page, caller, asked, |page, asked| async move {
-        Ok(workers::live_list(&page.workers(&asked.q, asked.page)))
-    })
+    stream(page, caller, Shown::Workers { query: asked.q, page: asked.page })
 }
 
 async fn one_worker(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Response {
-    let csrf = caller.session().map(|session| session.csrf().to_owned()).unwrap_or_default();
-    stream(page, caller, csrf, move |page, csrf| async move {
-        page.worker(id).await.map(|detail| worker::live_detail(&csrf, &detail))
-    })
+    stream(page, caller, Shown::Worker(id))
 }
 
 async fn all_clouds(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Response {
-    stream(page, caller, asked, |page, asked| async move {
-        Ok(clouds::live_list(&page.clouds(&asked.q, asked.page)))
-    })
+    stream(page, caller, Shown::Clouds { query: asked.q, page: asked.page })
 }
 
 async fn all_connections(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Response {
-    stream(page, caller, asked, |page, asked| async move {
-        Ok(connections::live_list(&page.connections(&asked.q, Which::of(&asked.state))))
-    })
+    let (which, before) = (Which::of(&asked.state), asked.before_id());
+    stream(page, caller, Shown::Connections { query: asked.q, which, before })
 }
 
 async fn all_events(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Response {
     let kind = asked.kind.parse().ok();
-    stream(page, caller, Followed::new(asked.q, kind), |page, followed| async move {
-        followed.list(&page).await.map(|found| events::live_list(&found))
-    })
+    stream(page, caller, Shown::Events { query: asked.q, kind })
 }
 
-/// A stream of what `make` gives for `asked`.
-fn stream<A, F, M>(page: Arc<Page>, caller: Caller, asked: A, make: F) -> Response
-where
-    A: Send + Sync + 'static,
-    F: Fn(Arc<Page>, Arc<A>) -> M + Send + Sync + 'static,
-    M: Future<Output = Result<Markup, AdminError>> + Send,
-{
+/// A stream of what there is to see of `shown`.
+fn stream(page: Arc<Page>, caller: Caller, shown: Shown) -> Response {
     let Ok(place) = page.streams.clone().try_acquire_owned() else {
         let detail = format!("{MOST} pages are looked at already");
         return Problem::new(Kind::Unavailable, detail).retry_after(LATER).into_response();
@@ -88,11 +69,10 @@ where
     // One at a time, since each has the whole page.
     let (send, response) = sse::channel(1);
     let drain = page.drain.clone();
-    let asked = Arc::new(asked);
     page.drain.clone().spawn("live page", async move {
-        let make = || make(page.clone(), asked.clone());
+        let view = page.views.of(shown);
         tokio::select! {
-            () = feed(&page, &caller, make, &send) => {}
+            () = feed(&page, &caller, &view, &send) => {}
             () = drain.stopping() => {}
             () = send.closed() => {}
         }
@@ -101,36 +81,29 @@ where
     response
 }
 
-async fn feed<M>(page: &Page, caller: &Caller, make: impl Fn() -> M, send: &sse::Sender)
-where
-    M: Future<Output = Result<Markup, AdminError>>,
-{
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut last, mut said) = (String::new(), Instant::now());
-    loop {
-        ticks.tick().await;
-        if !page.login.still_admits(caller) {
-            break;
-        }
-        let sent = match make().await {
-            Ok(html) if html.0 != last => {
-                last = html.into_string();
-                send.send_text("page", &last).await
+async fn feed(page: &Page, caller: &Caller, view: &View, send: &sse::Sender) {
+    let csrf = caller.session().map(|session| session.csrf()).unwrap_or_default();
+    let mut ticks = view.ticks();
+    let (mut last, mut said): (Option<Arc<str>>, _) = (None, Instant::now());
+    // At first nothing that is older than the page that asks.
+    let mut since = Instant::now();
+    while page.login.still_admits(caller) {
+        let sent = match view.content(page, since).await {
+            Content::Gone => break,
+            Content::Html(html) if !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &html)) => {
+                let sent = send.send_text("page", &html.replace(&page.mark, csrf)).await;
+                last = Some(html);
+                Some(sent)
             }
-            Err(AdminError::NotFound { .. }) => break,
-            // What can't be read now stays as it was.
-            Ok(_) | Err(_) if said.elapsed() < STILL => continue,
-            Ok(_) => send.send_text("still", "").await,
-            Err(error) => {
-                tracing::warn!("a page is not up to date: {error}");
-                send.send_text("still", "").await
-            }
+            _ if said.elapsed() >= STILL => Some(send.send_text("still", "").await),
+            _ => None,
         };
-        said = Instant::now();
-        if sent.is_err() {
-            return;
+        match sent {
+            Some(Ok(())) => said = Instant::now(),
+            Some(Err(_)) => return,
+            None => {}
         }
+        since = ticks.tick().await;
     }
     // The page has to be asked for anew. Who does not read that reads nothing.
     let _ = send.send_text("end", "").await;

@@ -206,6 +206,13 @@ pub(super) struct Asked {
     pub(super) before: Option<i64>,
 }
 
+impl Asked {
+    /// The same as the number of a connection.
+    pub(super) fn before_id(&self) -> Option<u64> {
+        self.before.and_then(|id| id.try_into().ok())
+    }
+}
+
 /// Where a sign-in leads on to: a path of this appliance's pages, whatever is asked for.
 fn next_path(asked: &str) -> &str {
     let is_local = asked.starts_with('/')

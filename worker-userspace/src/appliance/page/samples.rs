@@ -6,11 +6,12 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::layout::{Flash, Frame};
 use super::plot::Throughput;
-use super::worker::{Detail, Node, Role};
+use super::worker::{Detail, Node};
 use super::workers::{Roles, State, Sums};
 use super::{clouds, connections, events, worker_form, workers};
 use crate::appliance::audit::{Event, EventKind};
 use crate::appliance::records::CloudType;
+use crate::inspect::status::NodeRole;
 
 /// What a hostile user types into a field.
 pub(super) const HOSTILE: &str = "\"'><script>alert(1)</script>";
@@ -113,7 +114,7 @@ pub(super) fn worker() -> Detail {
         host_name: name.into(),
         role,
         round_trip: (ms > 0).then(|| Duration::from_micros(ms)),
-        lanes: if role == Role::Offline { 0 } else { 2 },
+        lanes: if role == NodeRole::Offline { 0 } else { 2 },
         streams,
         version: "0.1.0".into(),
         address: "198.51.100.7".into(),
@@ -137,9 +138,9 @@ pub(super) fn worker() -> Detail {
             (4, HOSTILE.into(), "prism.corp.example:9440".into()),
         ],
         nodes: vec![
-            node(0xa3, "worker-b1", Role::Primary, 11_400, 38, 0),
-            node(0x5c, "worker-b2", Role::Standby, 12_900, 4, 0),
-            node(0x71, "worker-old", Role::Offline, 0, 0, 86_400 * 3),
+            node(0xa3, "worker-b1", NodeRole::Primary, 11_400, 38, 0),
+            node(0x5c, "worker-b2", NodeRole::Standby, 12_900, 4, 0),
+            node(0x71, "worker-old", NodeRole::Offline, 0, 0, 86_400 * 3),
         ],
         throughput: throughput(3.1e6),
         created: before(86_400 * 40),
@@ -229,7 +230,7 @@ pub(super) fn clouds() -> clouds::List {
 pub(super) fn connections() -> connections::List {
     let row = |id: u64,
                process: Option<&str>,
-               entry: &str,
+               entry,
                target: &str,
                worker: Option<(&str, i64)>,
                state: &str,
@@ -240,7 +241,7 @@ pub(super) fn connections() -> connections::List {
         connections::Row {
             id,
             trace: format!("{:016x}", id.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-            entry: entry.into(),
+            entry,
             target: target.into(),
             process: process.map(String::from),
             worker: worker.map(|(name, id)| (name.into(), Some(id))),
@@ -306,7 +307,7 @@ pub(super) fn connections() -> connections::List {
         row(
             905,
             None,
-            "relayed",
+            "from a worker",
             "prism.corp.example:9440",
             berlin,
             "open",
@@ -358,6 +359,8 @@ pub(super) fn connections() -> connections::List {
         open: 5,
         total: 912,
         rate: (4_102_220.0, 248_800.0),
+        before: None,
+        newer: 0,
         found: rows.len(),
         rows,
     }

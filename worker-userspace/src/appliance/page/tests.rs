@@ -51,6 +51,13 @@ fn pages() -> BTreeMap<&'static str, String> {
     };
     let no_events = events::List { query: samples::HOSTILE.into(), ..events::List::default() };
     let older = events::List { before: Some(400), ..samples::events() };
+    let middle = connections::List {
+        query: samples::HOSTILE.into(),
+        before: Some(913),
+        newer: 400,
+        found: 10_000,
+        ..samples::connections()
+    };
     let all: Vec<(&str, Markup)> = vec![
         ("sign-in", sign_in::sign_in(&Say::Welcome, "/")),
         ("sign-in-wrong", sign_in::sign_in(&Say::Wrong("This is not the token.".into()), samples::HOSTILE)),
@@ -83,6 +90,7 @@ fn pages() -> BTreeMap<&'static str, String> {
         ("cloud-form", clouds::form(&frame, &cloud, &choices, &[wrong("api_url", "not a URL")])),
         ("cloud-remove", clouds::remove(&frame, 1, samples::HOSTILE, Some("berlin-dc1"))),
         ("connections", connections::list(&frame, &samples::connections())),
+        ("connections-middle", connections::list(&frame, &middle)),
         ("connections-empty", connections::list(&frame, &connections::List::default())),
         ("connection-close", connections::close(&frame, 908, "10.20.4.17:902", Some("java 2114"))),
         ("events", events::list(&frame, &samples::events())),

@@ -13,37 +13,14 @@ use super::words;
 use super::workers::{Question, State, confirm};
 use crate::appliance::audit::Event;
 use crate::appliance::registry::HISTORY;
+use crate::inspect::status::NodeRole;
 
-/// What a node does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Carries new streams.
-    Primary,
-    /// Would, were the primary lost.
-    Standby,
-    /// Ends.
-    Leaving,
-    /// Is not connected.
-    Offline,
-}
-
-impl Role {
-    fn badge(self) -> Markup {
-        match self {
-            Role::Primary => badge(Tone::Ok, "Primary"),
-            Role::Standby => badge(Tone::Info, "Standby"),
-            Role::Leaving => badge(Tone::Warn, "Leaving"),
-            Role::Offline => badge(Tone::Off, "Offline"),
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Role::Primary => "primary",
-            Role::Standby => "standby",
-            Role::Leaving => "leaving",
-            Role::Offline => "offline",
-        }
+fn role(role: NodeRole) -> Markup {
+    match role {
+        NodeRole::Primary => badge(Tone::Ok, "Primary"),
+        NodeRole::Standby => badge(Tone::Info, "Standby"),
+        NodeRole::Leaving => badge(Tone::Warn, "Leaving"),
+        NodeRole::Offline => badge(Tone::Off, "Offline"),
     }
 }
 
@@ -55,7 +32,7 @@ pub(super) struct Node {
     /// Its host's name.
     pub(super) host_name: String,
     /// What it does.
-    pub(super) role: Role,
+    pub(super) role: NodeRole,
     /// Smoothed, where it is connected.
     pub(super) round_trip: Option<Duration>,
     /// Websockets that are up.
@@ -206,14 +183,14 @@ fn nodes(csrf: &str, worker: &Detail) -> Markup {
 
 fn one(csrf: &str, worker: &Detail, node: &Node) -> Markup {
     let order = format!("order-{}", node.id);
-    let offline = node.role == Role::Offline;
+    let offline = node.role == NodeRole::Offline;
     html! {
         tr.gone[offline] id={ "node-" (node.id) } data-say={ (node.host_name) " is " (node.role.word()) } {
             td.lead {
                 (node.host_name)
                 span.under { span.mono { (node.id.get(..8).unwrap_or(&node.id)) } " · " (node.address) }
             }
-            td.mark { (node.role.badge()) }
+            td.mark { (role(node.role)) }
             td.right.number data-label="Round trip" {
                 @if let Some(time) = node.round_trip { (words::round_trip(time)) } @else { "–" }
             }

@@ -12,7 +12,7 @@ use super::order::{Order, Rank};
 use super::rising;
 use crate::appliance::roster;
 use crate::config::KeyHash;
-use crate::inspect::status::{GroupStatus, NodeStatus, Rate};
+use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::lane::Lane;
 use crate::tunnel::message::{Hello, Id, Role, RoleIs};
@@ -303,31 +303,38 @@ impl Group {
         self.live.lock().history.back().copied().unwrap_or_default()
     }
 
+    /// Streams open now, in all its sessions.
+    pub fn streams(&self) -> usize {
+        let lanes = self.live.lock().lanes();
+        lanes.iter().map(|lane| lane.streams()).sum()
+    }
+
     /// What `status` shows of it.
     pub fn status(&self) -> GroupStatus {
+        // Only references are taken under the lock: new streams don't wait for texts.
         let state = self.live.lock();
-        let primary = state.usable.first().cloned();
-        let node = |member: &Member| {
-            let role = match (member.is_up(), &primary) {
-                (false, _) => "leaving",
-                (true, Some(primary)) if Arc::ptr_eq(primary, &member.session) => "primary",
-                (true, _) => "standby",
+        let usable = state.usable.clone();
+        let members = state.members.iter().map(|m| (m.session.clone(), m.address, m.is_up()));
+        let mut members: Vec<_> = members.collect();
+        let rate = state.history.back().copied().unwrap_or_default();
+        drop(state);
+        let place = |session: &Arc<Session>| usable.iter().position(|usable| Arc::ptr_eq(usable, session));
+        members.sort_by_key(|(session, ..)| place(session).unwrap_or(usize::MAX));
+        let node = |(session, address, is_up): (Arc<Session>, SocketAddr, bool)| {
+            let role = match (is_up, place(&session)) {
+                (false, _) => NodeRole::Leaving,
+                (true, Some(0)) => NodeRole::Primary,
+                (true, _) => NodeRole::Standby,
             };
-            NodeStatus::of(&member.session, role, member.address)
+            NodeStatus::of(&session, role, address)
         };
-        let place = |member: &&Member| {
-            let place = state.usable.iter().position(|session| Arc::ptr_eq(session, &member.session));
-            place.unwrap_or(usize::MAX)
-        };
-        let mut members: Vec<&Member> = state.members.iter().collect();
-        members.sort_by_key(place);
         GroupStatus {
             id: self.config.id,
             name: self.config.name.clone(),
             proxy_hosts: self.config.proxy_hosts.iter().map(ToString::to_string).collect(),
-            up: state.usable.iter().any(|session| session.is_up()),
+            up: usable.iter().any(|session| session.is_up()),
             may_open: self.config.may_open,
-            rate: state.history.back().copied().unwrap_or_default(),
+            rate,
             nodes: members.into_iter().map(node).collect(),
         }
     }

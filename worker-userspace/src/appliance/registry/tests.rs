@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::appliance::roster::{Group as Configured, KnownNode, ValidKey};
+use crate::inspect::status::NodeRole;
 use crate::tunnel::lane::{LaneEnd, Settings, Upgraded};
 use crate::tunnel::message::Capabilities;
 use crate::tunnel::websocket::Side;
@@ -133,8 +134,8 @@ async fn new_streams_go_to_the_primary_and_return_to_it_when_it_is_steady() {
     assert_eq!(carrier(&registry, "vc.corp.example").unwrap(), "site-1/node2");
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(carrier(&registry, "vc.corp.example").unwrap(), "site-1/node1");
-    let roles: Vec<_> = registry.groups()[0].status().nodes.iter().map(|n| n.role.clone()).collect();
-    assert_eq!(roles, ["primary", "standby"]);
+    let roles: Vec<_> = registry.groups()[0].status().nodes.iter().map(|n| n.role).collect();
+    assert_eq!(roles, [NodeRole::Primary, NodeRole::Standby]);
     drain.stop();
     running.await.unwrap();
 }
@@ -217,8 +218,8 @@ async fn a_node_that_returns_replaces_its_session_without_cutting_its_streams() 
     let _after = join(&registry, &key, &after);
     assert!(before.lane.is_closing() && !after.lane.is_closing());
     let status = registry.groups()[0].status();
-    let roles: Vec<_> = status.nodes.iter().map(|n| n.role.as_str()).collect();
-    assert_eq!(roles, ["primary", "leaving"]);
+    let roles: Vec<_> = status.nodes.iter().map(|n| n.role).collect();
+    assert_eq!(roles, [NodeRole::Primary, NodeRole::Leaving]);
     assert!(carrier(&registry, "a.example").is_ok());
     let opened = |peer: &Peer| peer.lane.counters().streams.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((opened(&before), opened(&after)), (0, 1));

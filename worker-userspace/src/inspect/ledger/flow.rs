@@ -22,8 +22,13 @@ pub struct Meter {
 }
 
 impl Meter {
-    fn read(&self) -> [u64; 2] {
+    pub(super) fn read(&self) -> [u64; 2] {
         [self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed)]
+    }
+
+    pub(super) fn set(&self, [up, down]: [u64; 2]) {
+        self.up.store(up, Ordering::Relaxed);
+        self.down.store(down, Ordering::Relaxed);
     }
 }
 
@@ -54,6 +59,19 @@ pub enum Entry {
     Relayed,
     /// From the appliance's websocket, to be dialled here.
     Egress,
+}
+
+impl Entry {
+    /// How a connection came in, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Entry::Captured => "captured",
+            Entry::Connect => "HTTP proxy",
+            Entry::Socks => "SOCKS proxy",
+            Entry::Relayed => "from a worker",
+            Entry::Egress => "from the appliance",
+        }
+    }
 }
 
 /// Who opened a connection, as far as this daemon knows.
@@ -169,6 +187,16 @@ impl Flow {
         self.ended.get().map_or_else(|| self.started.elapsed(), |(age, _)| *age)
     }
 
+    /// `opening`, `open`, `closed`, or why it was not made or was cut.
+    pub fn state(&self) -> &'static str {
+        match self.outcome() {
+            None if self.is_dialled() => "open",
+            None => "opening",
+            Some(Ok(())) => "closed",
+            Some(Err(refusal)) => refusal.code.word(),
+        }
+    }
+
     /// How it ended; `None` while it is open.
     pub fn outcome(&self) -> Option<Result<(), &Refusal>> {
         self.ended.get().map(|(_, refusal)| refusal.as_ref().map_or(Ok(()), Err))
@@ -204,14 +232,14 @@ impl Flow {
     }
 
     /// Takes the rates of the time since this was last called, `elapsed` ago.
-    pub(super) fn measure(&self, elapsed: Duration) {
+    pub(super) fn measure(&self, elapsed: Duration) -> [u64; 2] {
         let [before, now] = [self.rates.seen.read(), self.meter.read()];
         let seconds = elapsed.as_secs_f64();
         let rate = |at: usize| ((now[at] - before[at]) as f64 / seconds).round() as u64;
-        for (meter, [up, down]) in [(&self.rates.seen, now), (&self.rates.now, [rate(0), rate(1)])] {
-            meter.up.store(up, Ordering::Relaxed);
-            meter.down.store(down, Ordering::Relaxed);
-        }
+        let rates = [rate(0), rate(1)];
+        self.rates.seen.set(now);
+        self.rates.now.set(rates);
+        rates
     }
 
     /// Bytes per second of late, up and down; none once it has ended.

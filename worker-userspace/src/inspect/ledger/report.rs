@@ -1,5 +1,6 @@
 //! Connections as `status` and the API show them, and which of them are asked for.
 
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
@@ -7,7 +8,9 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::flow::{Entry, Flow, Process};
+use super::LISTED;
+use super::flow::{Entry, Flow, Origin, Process};
+use crate::refusal::Refusal;
 
 /// A connection as `status` and the API show it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -78,19 +81,13 @@ fn is_zero(n: &u32) -> bool {
 
 impl From<&Flow> for FlowReport {
     fn from(flow: &Flow) -> FlowReport {
-        let (state, reason) = match flow.outcome() {
-            None if flow.is_dialled() => ("open", None),
-            None => ("opening", None),
-            Some(Ok(())) => ("closed", None),
-            Some(Err(refusal)) => (refusal.code.word(), Some(refusal.text.clone())),
-        };
         let [rate_up, rate_down] = flow.rates();
         FlowReport {
             id: flow.id,
             trace: format!("{:016x}", flow.trace),
             entry: flow.entry,
-            state: state.to_owned(),
-            reason,
+            state: flow.state().to_owned(),
+            reason: flow.outcome().and_then(Result::err).map(|refusal| refusal.text.clone()),
             target: flow.target.to_string(),
             original: flow.origin.original,
             process: flow.origin.process.clone(),
@@ -119,6 +116,18 @@ pub enum Phase {
     Open,
     /// It has ended, or was not made.
     Ended,
+    /// It was not made, or was cut.
+    Failed,
+}
+
+impl Phase {
+    fn takes(self, outcome: Option<Result<(), &Refusal>>) -> bool {
+        match self {
+            Phase::Open => outcome.is_none(),
+            Phase::Ended => outcome.is_some(),
+            Phase::Failed => matches!(outcome, Some(Err(_))),
+        }
+    }
 }
 
 /// Which connections are asked for. What is `None` does not matter.
@@ -126,8 +135,10 @@ pub enum Phase {
 #[serde(default)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Still open, or ended.
+    /// Still open, ended, or failed.
     pub phase: Option<Phase>,
+    /// A part of what is shown of them; letters A to Z in either case.
+    pub text: Option<String>,
     /// A part of the target, in any case.
     pub target: Option<String>,
     /// Who carries it: a whole `group/node`, or a group.
@@ -142,20 +153,67 @@ pub struct Filter {
     pub limit: Option<usize>,
 }
 
+/// A page of the connections that are asked for, and where it stands among all of them.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The page, newest first.
+    pub items: Vec<FlowReport>,
+    /// How many are newer than those of the page.
+    pub newer: usize,
+    /// How many there are in all.
+    pub total: usize,
+}
+
 impl Filter {
+    /// Most connections of a page.
+    pub(super) fn most(&self) -> usize {
+        self.limit.unwrap_or(LISTED).min(LISTED)
+    }
+
     /// True where the connection is one of those that are asked for; pages aside.
     pub fn takes(&self, flow: &Flow) -> bool {
-        let ended = flow.outcome().is_some();
         let carrier = |wanted: &String| {
             flow.carrier().is_some_and(|carrier| {
                 carrier == *wanted || carrier.split_once('/').is_some_and(|(group, _)| group == wanted)
             })
         };
         let target = |part: &String| flow.target.to_string().contains(&part.to_ascii_lowercase());
-        self.phase.is_none_or(|phase| ended == (phase == Phase::Ended))
+        self.phase.is_none_or(|phase| phase.takes(flow.outcome()))
             && self.entry.is_none_or(|entry| flow.entry == entry)
             && self.pid.is_none_or(|pid| flow.origin.process.as_ref().is_some_and(|p| p.pid == pid))
             && self.carrier.as_ref().is_none_or(carrier)
             && self.target.as_ref().is_none_or(target)
+            && self.text.as_ref().is_none_or(|part| words(flow).contains(&part.to_ascii_lowercase()))
     }
+}
+
+/// What people know a connection by, each on a line, in small letters.
+fn words(flow: &Flow) -> String {
+    let Origin { original, process, source, user, from } = &flow.origin;
+    let mut words = format!("{}\n{:016x}\n{}\n{}", flow.target, flow.trace, flow.entry.title(), flow.state());
+    let mut add = |word: fmt::Arguments<'_>| {
+        words.push('\n');
+        // A string takes whatever is written.
+        let _ = words.write_fmt(word);
+    };
+    if let Some(Err(refusal)) = flow.outcome() {
+        add(format_args!("{}", refusal.text));
+    }
+    if let Some(process) = process {
+        add(format_args!("{} {}", process.comm, process.pid));
+    }
+    if let Some(user) = user {
+        add(format_args!("{user}"));
+    }
+    if let Some(from) = from {
+        add(format_args!("worker {from}"));
+    }
+    if let Some(carrier) = flow.carrier() {
+        add(format_args!("{carrier}"));
+    }
+    for address in [original, source, &flow.dial().map(|(address, _)| address)].into_iter().flatten() {
+        add(format_args!("{address}"));
+    }
+    words.make_ascii_lowercase();
+    words
 }

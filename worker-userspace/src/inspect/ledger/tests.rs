@@ -75,6 +75,14 @@ fn a_list_has_what_was_asked_for_newest_first() {
     assert_eq!(list(Filter { carrier: Some("site-b/one".into()), ..all() }), [3]);
     assert_eq!(list(Filter { carrier: Some("site".into()), ..all() }), [0; 0]);
     assert_eq!(list(Filter { entry: Some(Entry::Socks), ..all() }), [2]);
+    let with = |text: &str| list(Filter { text: Some(text.into()), ..all() });
+    assert_eq!(with("PYTHON3 11"), [2]);
+    assert_eq!(with("socks proxy"), [2]);
+    assert_eq!(with("Site-A"), [2, 1]);
+    assert_eq!(with("0000000000000001"), [3, 2, 1]);
+    assert_eq!(with("closed"), [1]);
+    assert_eq!(with("192.0.2.1"), [3]);
+    assert_eq!(with("nothing"), [0; 0]);
     assert_eq!(list(Filter { pid: Some(10), phase: Some(Phase::Open), ..all() }), [3]);
     // Pages meet without a gap, whether what they hold is open or not.
     assert_eq!(list(Filter { limit: Some(2), ..all() }), [3, 2]);
@@ -92,6 +100,28 @@ fn a_page_is_never_larger_than_it_may_be() {
     assert_eq!(ledger.list(&filter).len(), LISTED);
     let rest = Filter { after: Some(6), ..filter };
     assert_eq!(ids(&ledger.list(&rest)), [5, 4, 3, 2, 1]);
+}
+
+#[test]
+fn a_page_knows_its_place_among_all_and_failures_are_told_from_ends() {
+    let ledger = Ledger::default();
+    let _open: Vec<_> = (0..2 * LISTED).map(|_| open(&ledger)).collect();
+    open(&ledger).end(Ok(()));
+    open(&ledger).end(Err(Refusal::new(Code::Refused, "dialling 192.0.2.9:443")));
+    let find = |filter: Filter| {
+        let found = ledger.find(&filter);
+        (ids(&found.items), found.newer, found.total)
+    };
+    let few = Filter { limit: Some(2), ..Filter::default() };
+    let total = 2 * LISTED;
+    assert_eq!(find(few.clone()), (vec![total as u64 + 2, total as u64 + 1], 0, total + 2));
+    assert_eq!(find(Filter { after: Some(3), ..few.clone() }), (vec![2, 1], total, total + 2));
+    let open_ones = Filter { phase: Some(Phase::Open), after: Some(1), ..few.clone() };
+    assert_eq!(find(open_ones), (vec![], total, total));
+    let failed = Filter { phase: Some(Phase::Failed), ..few.clone() };
+    assert_eq!(find(failed), (vec![total as u64 + 2], 0, 1));
+    assert_eq!(find(Filter { phase: Some(Phase::Ended), ..few.clone() }).2, 2);
+    assert_eq!(find(Filter { text: Some("DIALLING 192.0.2.9".into()), ..few }).2, 1);
 }
 
 #[test]
@@ -130,6 +160,7 @@ async fn rates_are_those_of_the_last_second_and_end_with_the_connection() {
     busy.meter.down.fetch_add(70_000, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((rates(1), rates(2)), ((5000, 70_000), (0, 0)));
+    assert_eq!(ledger.rates(), [5000, 70_000]);
     busy.meter.down.fetch_add(100, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(rates(1), (0, 100));

@@ -192,6 +192,7 @@ async fn each_name_is_asked_for_once_and_all_clouds_have_their_share() {
 async fn thousands_of_workers_and_clouds_are_judged_at_once() {
     const MANY: i64 = 4000;
     let house = House::new().await;
+    let url = |text: &str| ApiUrl::parse(text).expect("a URL");
     let first = house.add("site-a", "").await.expect("a worker");
     let (cloud, _) = house.add_cloud("C", "https://c.example", Some("site-a")).await.expect("a cloud");
     let mut state = State::default();
@@ -203,10 +204,10 @@ async fn thousands_of_workers_and_clouds_are_judged_at_once() {
         let named = Cloud {
             id,
             name: format!("Cloud {id}"),
-            api_url: format!(
-                "https://{}/sdk",
-                if id == 7 { "short8.example".into() } else { format!("h{id}.example") }
-            ),
+            api_url: match id {
+                7 => url("https://short8.example/sdk"),
+                _ => url(&format!("https://h{id}.example/sdk")),
+            },
             worker: Some(1),
             ..Cloud::clone(&cloud)
         };

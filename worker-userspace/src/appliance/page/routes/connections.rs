@@ -27,7 +27,7 @@ type Shared = State<Arc<Page>>;
 
 async fn list(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -> Markup {
     let frame = page.frame(&caller, "/connections");
-    connections::list(&frame, &page.connections(&asked.q, Which::of(&asked.state)))
+    connections::list(&frame, &page.connections(&asked.q, Which::of(&asked.state), asked.before_id()))
 }
 
 fn gone() -> Problem {

@@ -1,30 +1,38 @@
 //! The page as a browser without JavaScript uses it, on a real store.
 
+mod live;
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use http::header::{CONTENT_TYPE, COOKIE, HOST, LOCATION, ORIGIN};
+use jiff::Timestamp;
 use tempfile::TempDir;
 use tower::ServiceExt;
 
 use super::*;
 use crate::appliance::admin::{Admin, SystemResolver};
-use crate::appliance::audit::{Audit, EventKind, EventQuery, Limits};
+use crate::appliance::audit::{Audit, Event, EventKind, EventQuery, Limits};
 use crate::appliance::login::{Login, new_token};
 use crate::appliance::page::Parts;
 use crate::appliance::page::samples::HOSTILE;
 use crate::appliance::registry::Registry;
 use crate::appliance::store::sqlite::Sqlite;
+use crate::appliance::store::{Change, Pending, Saved, Snapshot, Store};
 use crate::config::Key;
 use crate::config::KeyHash;
 use crate::drain::Drain;
-use crate::inspect::ledger::Ledger;
+use crate::inspect::ledger::{Ledger, Process};
 
 const OURS: &str = "https://appliance.example";
 
 /// An appliance without a network.
 struct House {
     router: Router,
+    page: Arc<Page>,
+    store: Arc<Counted>,
     admin: Admin,
     audit: Audit,
     login: Login,
@@ -32,6 +40,36 @@ struct House {
     drain: Drain,
     token: String,
     _directory: TempDir,
+}
+
+/// A store that counts the questions for events.
+#[derive(Debug)]
+struct Counted {
+    store: Sqlite,
+    questions: AtomicUsize,
+}
+
+impl Store for Counted {
+    fn load(&self) -> Pending<'_, Snapshot> {
+        self.store.load()
+    }
+
+    fn save<'a>(&'a self, changes: &'a [Change], events: Vec<Event>) -> Pending<'a, Saved> {
+        self.store.save(changes, events)
+    }
+
+    fn events<'a>(&'a self, query: &'a EventQuery) -> Pending<'a, Vec<Event>> {
+        self.questions.fetch_add(1, Ordering::Relaxed);
+        self.store.events(query)
+    }
+
+    fn prune(&self, before: Timestamp, keep: u64, step: u32) -> Pending<'_, u64> {
+        self.store.prune(before, keep, step)
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.store.close()
+    }
 }
 
 /// What came back.
@@ -62,15 +100,16 @@ impl Answer {
 impl House {
     async fn new() -> House {
         let directory = tempfile::tempdir().unwrap();
-        let store = std::sync::Arc::new(Sqlite::open(directory.path()).await.unwrap());
+        let store = Sqlite::open(directory.path()).await.unwrap();
+        let store = Arc::new(Counted { store, questions: AtomicUsize::new(0) });
         let drain = Drain::new(Duration::from_secs(5));
         let audit =
             Audit::start(store.clone(), Limits { age: Duration::from_secs(3600), count: 1000 }, &drain);
         let registry = Arc::new(Registry::new(Duration::ZERO, Duration::ZERO, Box::new(())));
         let published = registry.clone();
         let publish = move |roster| published.apply(roster);
-        let admin =
-            Admin::start(store, audit.clone(), publish, SystemResolver::default(), &drain).await.unwrap();
+        let started = Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), &drain);
+        let admin = started.await.unwrap();
         let token = new_token().unwrap();
         let record = audit.clone();
         let login = Login::new(true, move |event| record.record(event));
@@ -86,8 +125,9 @@ impl House {
             host: "appliance".into(),
             drain: drain.clone(),
         };
-        let router = layers::around(crate::appliance::page::router(parts));
-        House { router, admin, audit, login, ledger, drain, token, _directory: directory }
+        let page = Arc::new(Page::new(parts));
+        let router = layers::around(router(page.clone()));
+        House { router, page, store, admin, audit, login, ledger, drain, token, _directory: directory }
     }
 
     async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: String) -> Answer {
@@ -214,7 +254,7 @@ async fn too_many_attempts_are_told_with_the_time_to_wait() {
         last = stranger.post("/sign-in", &[("token", "no")]).await;
     }
     assert_eq!(last.status, 429);
-    last.has(&["Too many attempts: try again in", "<form"]);
+    last.has(&["Too many attempts failed, and this one too: try again in", "<form"]);
     assert!(last.header(RETRY_AFTER).parse::<u64>().unwrap() > 0);
 }
 
@@ -436,107 +476,45 @@ async fn connections_are_found_and_closed_by_hand() {
     assert_eq!(house.kinds().await.last(), Some(&EventKind::StreamClosed));
 }
 
-/// Reads a stream until `wanted` is in it.
-async fn read(body: &mut Body, wanted: &str) -> String {
-    use http_body_util::BodyExt;
-    let mut text = String::new();
-    while !text.contains(wanted) {
-        let frame = tokio::time::timeout(Duration::from_secs(20), body.frame()).await.expect(wanted);
-        let Some(frame) = frame else { panic!("the stream ended without {wanted:?}: {text}") };
-        text.push_str(std::str::from_utf8(&frame.unwrap().into_data().unwrap()).unwrap());
-    }
-    text
-}
-
-async fn stream(house: &House, visitor: &Visitor<'_>, path: &str) -> Body {
-    let request = Request::builder().uri(path).header(COOKIE, &visitor.cookie);
-    let peer = Peer::Network("192.0.2.7:50000".parse().unwrap());
-    let response =
-        house.router.clone().oneshot(request.extension(peer).body(Body::empty()).unwrap()).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK, "{path}");
-    assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
-    response.into_body()
-}
-
 #[tokio::test]
-async fn a_stream_brings_what_changes_and_ends_with_its_session() {
+async fn ten_thousand_connections_are_all_found() {
     let house = House::new().await;
     let visitor = house.sign_in().await;
-    let mut live = stream(&house, &visitor, "/live/workers").await;
-    let first = read(&mut live, "\n\n").await;
-    assert!(
-        first.starts_with("event: page\ndata: <div id=\"live\">") && first.contains("No worker yet"),
-        "{first}"
-    );
-    visitor.post("/workers/new", &[("name", "berlin"), ("enabled", "yes")]).await.leads_to("/workers/1/key");
-    let next = read(&mut live, "\n\n").await;
-    assert!(next.contains("berlin") && next.contains("Waiting for a node"), "{next}");
-    let mut gone = stream(&house, &visitor, "/live/workers/1").await;
-    assert!(read(&mut gone, "\n\n").await.contains("berlin"));
-    visitor.post("/workers/1/remove", &[]).await.leads_to("/workers");
-    read(&mut gone, "event: end").await;
-    house.login.sign_out(&house.caller(&visitor).await);
-    read(&mut live, "event: end").await;
-}
-
-#[tokio::test]
-async fn events_come_as_they_happen_where_they_are_meant() {
-    let house = House::new().await;
-    let visitor = house.sign_in().await;
-    house.audit.flush().await;
-    let mut all = stream(&house, &visitor, "/live/events").await;
-    let mut some = stream(&house, &visitor, "/live/events?kind=worker-added&q=BER").await;
-    assert!(read(&mut all, "\n\n").await.contains("Login ok"));
-    assert!(read(&mut some, "\n\n").await.contains("Nothing found"));
-    for name in ["lisbon", "berlin"] {
-        visitor.post("/workers/new", &[("name", name), ("enabled", "yes")]).await;
-    }
-    let found = read(&mut some, "event: page").await;
-    assert!(found.contains("berlin") && !found.contains("lisbon"), "{found}");
-    let mut seen = String::new();
-    while !(seen.contains("Key shown") && seen.contains("berlin")) {
-        seen = read(&mut all, "\n\n").await;
-    }
-    assert_eq!(seen.matches("Worker added</span>").count(), 2, "each once: {seen}");
-    assert_eq!(seen.matches("Login ok</span>").count(), 1, "{seen}");
-}
-
-#[tokio::test]
-async fn streams_are_bounded_and_end_when_the_daemon_stops() {
-    let house = House::new().await;
-    let visitor = house.sign_in().await;
-    let mut all = Vec::new();
-    for _ in 0..live::MOST {
-        all.push(stream(&house, &visitor, "/live/events").await);
-    }
-    assert_eq!(visitor.get("/live/events").await.status, 503);
-    // One that is closed leaves its place.
-    all.pop();
-    let freed = async {
-        let cookie = [("cookie", visitor.cookie.as_str())];
-        while house.ask(Method::HEAD, "/live/events", &cookie, String::new()).await.status == 503 {
-            tokio::task::yield_now().await;
-        }
+    let target = crate::target::Target { host: "vc.example".parse().unwrap(), port: 443 };
+    let open = |n: u32| {
+        let process =
+            Process { pid: n, uid: 0, comm: if n == 1 { "Oldest" } else { "java" }.into(), cgroup_id: 1 };
+        let origin = crate::inspect::ledger::Origin { process: Some(process), ..Default::default() };
+        house.ledger.open(crate::inspect::ledger::Entry::Captured, n.into(), target.clone(), origin)
     };
-    tokio::time::timeout(Duration::from_secs(20), freed).await.expect("the place is kept");
-    assert_eq!(house.drain.finish().await, 0, "nothing had to be cut");
-}
-
-impl House {
-    /// Who a visitor is.
-    async fn caller(&self, visitor: &Visitor<'_>) -> Caller {
-        use axum::middleware::from_fn_with_state;
-        use std::sync::Mutex;
-        let seen: Arc<Mutex<Option<Caller>>> = Arc::default();
-        let kept = seen.clone();
-        let note = get(async move |caller: Caller| *kept.lock().unwrap() = Some(caller));
-        let router: Router = Router::new()
-            .route("/", note)
-            .layer(from_fn_with_state(self.login.clone(), crate::appliance::login::guard));
-        let peer = Peer::Network("192.0.2.7:50000".parse().unwrap());
-        let request = Request::builder().uri("/").header(COOKIE, &visitor.cookie).extension(peer);
-        router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-        let caller = seen.lock().unwrap().take();
-        caller.expect("a caller")
+    let flows: Vec<_> = (1..=10_000).map(open).collect();
+    flows[0].carried_by("site-a/far".into());
+    visitor.get("/connections").await.has(&["1 to 200 of 10000 connections", "/connections/10000/close"]);
+    // By whatever is known of it.
+    for query in ["oldest", "Oldest+1", "site-a", "FAR", "0000000000000001"] {
+        let found = visitor.get(&format!("/connections?state=open&q={query}")).await;
+        found.has(&["/connections/1/close", "1 connection"]);
+        assert!(!found.body.contains("/connections/2/close"), "{query}");
     }
+    // And page after page: each of them once.
+    let (mut seen, mut path) = (Vec::new(), "/connections?state=open&q=vc.".to_owned());
+    loop {
+        let page = visitor.get(&path).await;
+        let rows = page.body.split(" id=\"connection-").skip(1);
+        seen.extend(rows.map(|row| row.split('"').next().unwrap().parse::<u32>().unwrap()));
+        let older = page.body.split(" rel=\"next\"").next().filter(|rest| rest.len() < page.body.len());
+        let Some(before) = older else { break };
+        path = before.rsplit("href=\"").next().unwrap().trim_end_matches('"').replace("&amp;", "&");
+        assert!(path.starts_with("/connections?q=vc.&state=open&before="), "{path}");
+    }
+    assert_eq!(seen, (1..=10_000).rev().collect::<Vec<_>>());
+    let last = visitor.get(&path).await;
+    last.has(&[
+        "9801 to 10000 of 10000 connections",
+        r#"href="/connections?q=vc.&amp;state=open" rel="prev""#,
+    ]);
+    last.has(&[r#"data-live="/live/connections?q=vc.&amp;state=open&amp;before=201""#]);
+    // What was on a page is gone: there is the newest one.
+    drop(flows);
+    visitor.get("/connections?before=201").await.has(&["1 to 200 of 256 connections"]);
 }

@@ -12,6 +12,7 @@ use super::Sqlite;
 use crate::appliance::audit::{Event, EventKind, EventQuery};
 use crate::appliance::records::{Cloud, Node, Origin, Worker};
 use crate::appliance::store::{Snapshot, StoreError};
+use crate::config::ApiUrl;
 use crate::target::Pattern;
 use crate::tunnel::message::parse_id;
 
@@ -131,11 +132,12 @@ fn node(row: &Fields<'_>) -> Result<Node, StoreError> {
 }
 
 fn cloud(row: &Fields<'_>) -> Result<Cloud, StoreError> {
+    let api_url: String = row.get("api_url")?;
     Ok(Cloud {
         id: row.get("id")?,
         name: row.get("name")?,
         kind: row.parsed("type")?,
-        api_url: row.get("api_url")?,
+        api_url: ApiUrl::parse(&api_url).map_err(|wrong| row.wrong("api_url", wrong.problem))?,
         worker: row.get("worker")?,
         created: row.time("created")?,
         changed: row.time("changed")?,

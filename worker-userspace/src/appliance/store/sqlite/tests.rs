@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::appliance::audit::EventKind;
 use crate::appliance::records::{Cloud, CloudType, Node, Origin, Worker, now};
-use crate::config::Key;
+use crate::config::{ApiUrl, Key};
 
 fn directory() -> TempDir {
     tempfile::tempdir().expect("a directory")
@@ -85,7 +85,7 @@ async fn all_records_come_back_as_they_were() {
         id: 0,
         name: "A'; DROP TABLE clouds; --".into(),
         kind: CloudType::VmwareCloudAws,
-        api_url: "https://vc.example/sdk".into(),
+        api_url: ApiUrl::parse("https://VC.example/sdk").expect("a URL"),
         worker: Some(kept.id),
         created: at,
         changed: at,
@@ -210,6 +210,10 @@ async fn what_makes_no_sense_is_named() {
         ("UPDATE workers SET origin = 'x'", "worker 1: origin: "),
         ("UPDATE workers SET created = 'x'", "worker 1: created: "),
         ("INSERT INTO clouds VALUES (5, 'c', 'aws', 'u', NULL, 1, 1, 'a', 1)", "cloud 5: type: "),
+        (
+            "INSERT INTO clouds VALUES (5, 'c', 'vmware', 'u', NULL, 1, 1, 'a', 1)",
+            "cloud 5: api_url: not a URL",
+        ),
     ] {
         let directory = edited(sql).await;
         let error = open(&directory).await.load().await.expect_err(sql).to_string();
@@ -230,10 +234,12 @@ async fn events_are_found_by_each_filter() {
     ];
     let events = made.map(|(time, kind, subject, text)| {
         let (actor, subject, text) = ("admin".into(), subject.into(), text.into());
-        Event { id: 0, time: at(time), kind, actor, subject, text, source: None }
+        let source = (time == 3).then(|| [192, 0, 2, 77].into());
+        Event { id: 0, time: at(time), kind, actor, subject, text, source }
     });
     store.save(&[], events.into()).await.expect("a save");
     let all = EventQuery::default();
+    let kept = store.events(&all).await.expect("events");
     let subject = |subject: &str| EventQuery { subject: Some(subject.into()), ..all.clone() };
     let text = |text: &str| EventQuery { text: Some(text.into()), ..all.clone() };
     for (query, times) in [
@@ -252,10 +258,16 @@ async fn events_are_found_by_each_filter() {
         (text("\\"), &[3]),
         (text("'x'"), &[4]),
         (text("site-a/"), &[2]),
+        (text("192.0.2.77"), &[3]),
     ] {
         let found = store.events(&query).await.expect("events");
         let found: Vec<i64> = found.iter().map(|event| event.time.as_second()).collect();
         assert_eq!(found, times, "{query:?}");
+        if query.before.is_none() && query.limit == all.limit {
+            let meant = kept.iter().filter(|event| query.means(event));
+            let meant: Vec<i64> = meant.map(|event| event.time.as_second()).collect();
+            assert_eq!(meant, times, "who follows what happens judges as the store does: {query:?}");
+        }
     }
 }
 

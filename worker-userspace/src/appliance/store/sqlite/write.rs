@@ -141,7 +141,7 @@ impl Sqlite {
         let query = sqlx::query_scalar(sql)
             .bind(&cloud.name)
             .bind(cloud.kind.word())
-            .bind(&cloud.api_url)
+            .bind(cloud.api_url.as_str())
             .bind(cloud.worker)
             .bind(cloud.changed.as_microsecond())
             .bind(&cloud.changed_by)
