@@ -18,6 +18,7 @@ use dworker::route::Router;
 use dworker::splice::reset_on_close;
 use dworker::target::{Pattern, Target};
 use dworker::tunnel::credit;
+use dworker::tunnel::dial;
 use dworker::tunnel::handshake::{Dial, authorization};
 use dworker::tunnel::lane::Settings;
 use dworker::tunnel::message::{Capabilities, Hello, VERSION};
@@ -139,12 +140,12 @@ impl Appliance {
     }
 
     fn dial(&self, host: &str, ca: CertificateDer<'static>, key: &Key) -> Dial {
-        Dial {
-            host: host.parse().unwrap(),
-            port: self.address.port(),
+        let appliance = dial::Appliance {
+            at: Target { host: host.parse().unwrap(), port: self.address.port() },
             tls: Some(tls::client(vec![ca]).unwrap()),
-            key: authorization(key.reveal()).unwrap(),
-        }
+            words: dial::Words::CONFIGURATION,
+        };
+        Dial { appliance, key: authorization(key.reveal()).unwrap() }
     }
 
     async fn until_up(&self, group: usize) {
@@ -583,7 +584,9 @@ async fn a_cas_own_certificate_and_tls_at_one_end_only_are_told_with_the_remedy(
     let fails = async |dial: Dial| dial.lane(&hello("w")).await.unwrap_err().to_string();
     let told = fails(dial.clone()).await;
     assert!(told.contains("CA:FALSE"), "{told}");
-    let told = fails(Dial { tls: None, ..dial.clone() }).await;
+    let mut plain = dial.clone();
+    plain.appliance.tls = None;
+    let told = fails(plain).await;
     assert!(told.contains("https://"), "{told}");
 
     let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -593,7 +596,9 @@ async fn a_cas_own_certificate_and_tls_at_one_end_only_are_told_with_the_remedy(
         socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         let _ = socket.read_to_end(&mut Vec::new()).await;
     });
-    let told = fails(Dial { port, ..dial }).await;
+    let mut elsewhere = dial;
+    elsewhere.appliance.at.port = port;
+    let told = fails(elsewhere).await;
     assert!(told.contains("speaks no TLS"), "{told}");
     answering.await.unwrap();
 }
