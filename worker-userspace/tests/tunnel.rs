@@ -126,17 +126,22 @@ impl Appliance {
     /// A worker with so many lanes, whose own file allows all that the appliance does.
     fn uplink_of(&self, lanes: u8, key: &Key) -> (Arc<Uplink>, Drain) {
         let drain = Drain::new(Duration::from_millis(200));
-        let uplink = Uplink::new(Parts {
-            dial: self.dial("localhost", self.ca.clone(), key),
+        let uplink = self.uplink_to("localhost", lanes, key, &drain);
+        uplink.start();
+        (uplink, drain)
+    }
+
+    /// The same, to another host, and not started yet.
+    fn uplink_to(&self, host: &str, lanes: u8, key: &Key, drain: &Drain) -> Arc<Uplink> {
+        Uplink::new(Parts {
+            dial: self.dial(host, self.ca.clone(), key),
             hello: hello("worker"),
             lanes,
             settings: Settings::default(),
             dialler: Dialler::new(Policy::new(None, &[]), Duration::from_secs(5)),
             ledger: Ledger::default(),
             drain: drain.clone(),
-        });
-        uplink.start();
-        (uplink, drain)
+        })
     }
 
     fn dial(&self, host: &str, ca: CertificateDer<'static>, key: &Key) -> Dial {
@@ -553,6 +558,14 @@ async fn an_appliance_that_returns_finds_its_workers_again() {
     ask(socket, 1000).await;
     carried.await.unwrap().unwrap();
     assert!(uplink.session().is_up());
+}
+
+#[tokio::test]
+async fn an_appliance_at_an_ipv6_address_is_named_as_urls_have_it() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(Vec::new()).await;
+    let uplink = appliance.uplink_to("2001:db8::1", 1, &key, &Drain::new(Duration::ZERO));
+    assert_eq!(uplink.appliance(), format!("[2001:db8::1]:{}", appliance.address.port()));
 }
 
 #[tokio::test]
