@@ -180,6 +180,15 @@ fn write(path: &Path, config: &Config) -> Result<()> {
         .with_context(|| format!("protecting {}", path.display()))
 }
 
+/// The `dworker` under test.
+///
+/// # Errors
+///
+/// When it has not been built.
+pub fn program() -> Result<PathBuf> {
+    binary("dworker")
+}
+
 /// A binary of this workspace: beside the running program, which is in `target/PROFILE` or, for a
 /// test, in `target/PROFILE/deps`. `DWORKER_BIN` names another `dworker`, an installed one for example.
 pub(crate) fn binary(name: &str) -> Result<PathBuf> {

@@ -58,7 +58,7 @@ pub use cgroup::Cgroup;
 pub use clients::{Sdk, api_judge, musl_resolve, prepare};
 pub use command::{Command, Output};
 pub use config::{APPLIANCE_URL, Config, Group, worker_key};
-pub use daemon::Daemon;
+pub use daemon::{Daemon, program};
 pub use dnsmasq::{Query, Resolver};
 pub use host::Host;
 pub use net::Dual;

@@ -4,6 +4,7 @@
 //! connections and says nothing does not keep others out.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub async fn each(
     loop {
         tokio::select! {
             () = drain.stopping() => return,
-            (socket, peer) = next(listener, what) => take(socket, peer),
+            (socket, peer) = next(what, || listener.accept()) => take(socket, peer),
         }
     }
 }
@@ -42,7 +43,7 @@ pub async fn each_in_place(
     mut take: impl FnMut(TcpStream, SocketAddr, Place),
 ) {
     let next = async || {
-        let (socket, peer) = next(listener, what).await;
+        let (socket, peer) = next(what, || listener.accept()).await;
         (socket, peer, places.take(peer.ip()).await)
     };
     loop {
@@ -56,10 +57,14 @@ pub async fn each_in_place(
     }
 }
 
-async fn next(listener: &TcpListener, what: &str) -> (TcpStream, SocketAddr) {
+/// The next connection of any kind of listener, whatever fails before; what that is, the log says once.
+pub async fn next<T, F>(what: &str, accept: impl Fn() -> F) -> T
+where
+    F: Future<Output = io::Result<T>>,
+{
     let mut told = false;
     loop {
-        match listener.accept().await {
+        match accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {

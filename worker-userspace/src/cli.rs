@@ -22,10 +22,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use dworker::appliance::api::workers::Odd;
 use dworker::web::Problem;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use client::Client;
+use client::{Client, one};
 
 /// What is said of exit codes in `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -145,6 +147,26 @@ pub(crate) fn run(command: impl Future<Output = Done>) -> ExitCode {
 impl Common {
     async fn client(&self) -> Result<Client, Failure> {
         Client::new(&self.whom).await
+    }
+
+    /// Asks for a list, at most so much of it. For people it is what `shown` makes of it, or `none` where it is empty.
+    async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        most: usize,
+        none: &str,
+        shown: impl FnOnce(&[T]) -> String,
+    ) -> Done {
+        let items = self.client().await?.all(path, most).await?;
+        let typed = items.iter().map(one).collect::<Result<Vec<T>, Failure>>()?;
+        self.format.print(&items, || if typed.is_empty() { format!("{none}\n") } else { shown(&typed) })
+    }
+}
+
+/// Tells what was saved but is hardly meant.
+fn warn(warnings: &[Odd]) {
+    for warning in warnings {
+        eprintln!("dworker: {}: {}", warning.field, warning.detail);
     }
 }
 

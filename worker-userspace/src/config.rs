@@ -151,12 +151,13 @@ pub struct ApplianceUrl {
 }
 
 impl ApplianceUrl {
-    /// Reads `https://host[:port]`; `http://` only where `insecure_plaintext` says so.
+    /// Reads `https://host[:port]` as a command takes it; `http://` only where `insecure_plaintext` says so.
     ///
     /// # Errors
     /// What is wrong, and what to do.
     pub fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl, String> {
-        url::parse(text, insecure_plaintext).map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
+        url::parse(text, insecure_plaintext, url::Plaintext::OPTION)
+            .map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
     }
 }
 

@@ -39,8 +39,9 @@ use crate::inspect::status::{
     ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, WorkerStatus,
 };
 use crate::steer::steering::{SteerError, Steering};
-use crate::target::Pattern;
+use crate::target::{Pattern, Target};
 use crate::tunnel::credit::{self, Budget};
+use crate::tunnel::dial::{self, Words};
 use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Capabilities, Hello, VERSION};
@@ -185,9 +186,10 @@ impl Daemon {
                 doing: "making the Authorization header",
                 source: io::ErrorKind::InvalidData.into(),
             })?;
+            let at = Target { host: worker.appliance.host.clone(), port: worker.appliance.port };
             let egress = &worker.egress;
             let uplink = Uplink::new(Parts {
-                dial: Dial { host: worker.appliance.host.clone(), port: worker.appliance.port, tls, key },
+                dial: Dial { appliance: dial::Appliance { at, tls, words: Words::CONFIGURATION }, key },
                 hello: hello.clone(),
                 lanes: worker.lanes,
                 settings: settings.clone(),

@@ -11,9 +11,11 @@
 //! | [`lane`] | one websocket: scheduling, dispatch, liveness | yes |
 //! | [`session`] | the lanes of one peer: opening, accepting, draining | yes |
 //! | [`transport`], [`tls`] | what a lane runs on | yes |
-//! | [`handshake`] | TLS, the HTTP upgrade and `HELLO`/`WELCOME` at both ends | yes |
+//! | [`dial`] | the way to an appliance: its name, TCP, TLS; also the command line's | yes |
+//! | [`handshake`] | the HTTP upgrade and `HELLO`/`WELCOME` at both ends | yes |
 
 pub mod credit;
+pub mod dial;
 pub mod frame;
 pub mod handshake;
 pub mod lane;

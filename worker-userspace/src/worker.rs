@@ -109,7 +109,7 @@ impl Uplink {
 
     /// Where the worker dials.
     pub fn appliance(&self) -> String {
-        format!("{}:{}", self.dial.host, self.dial.port)
+        self.dial.appliance.at.to_string()
     }
 
     async fn hold(self: Arc<Self>, number: u8) {
@@ -244,7 +244,7 @@ impl Router for Uplink {
             }
             _ => refusal,
         })?;
-        Ok(Opened { stream, carrier: format!("appliance/{}", self.dial.host) })
+        Ok(Opened { stream, carrier: format!("appliance/{}", self.dial.appliance.at.host) })
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -56,6 +56,10 @@ fn said(result: Result<Loaded, dworker::config::Faults>) -> String {
     }
 }
 
+fn parsed(text: &str) -> String {
+    said(Config::parse(text, "dworker.toml"))
+}
+
 /// Runs a list and reports all cases that differ, each as the list would have to say it.
 fn run(list: &str, mut said_about: impl FnMut(&str) -> String) {
     let mut wrong = String::new();
@@ -73,32 +77,32 @@ fn run(list: &str, mut said_about: impl FnMut(&str) -> String) {
 
 #[test]
 fn wrong_files_are_told_what_is_wrong() {
-    run(include_str!("config/whole-file.txt"), |text| said(Config::parse(text, "dworker.toml")));
+    run(include_str!("config/whole-file.txt"), parsed);
 }
 
 #[test]
 fn wrong_workers_are_told_what_is_wrong() {
-    run(include_str!("config/worker.txt"), |text| said(Config::parse(text, "dworker.toml")));
+    run(include_str!("config/worker.txt"), parsed);
 }
 
 #[test]
 fn wrong_hosts_are_told_what_is_wrong() {
-    run(include_str!("config/hosts.txt"), |text| said(Config::parse(text, "dworker.toml")));
+    run(include_str!("config/hosts.txt"), parsed);
 }
 
 #[test]
 fn wrong_appliances_are_told_what_is_wrong() {
-    run(include_str!("config/appliance.txt"), |text| said(Config::parse(text, "dworker.toml")));
+    run(include_str!("config/appliance.txt"), parsed);
 }
 
 #[test]
 fn wrong_steering_is_told_what_is_wrong() {
-    run(include_str!("config/steer.txt"), |text| said(Config::parse(text, "dworker.toml")));
+    run(include_str!("config/steer.txt"), parsed);
 }
 
 #[test]
 fn wrong_proxies_are_told_what_is_wrong() {
-    run(include_str!("config/proxy.txt"), |text| said(Config::parse(text, "dworker.toml")));
+    run(include_str!("config/proxy.txt"), parsed);
 }
 
 #[test]

@@ -29,8 +29,7 @@ async fn a_server_without_descriptors_waits_for_some() {
     let start = Instant::now();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(start.elapsed().as_secs(), 60);
-    let warned = warnings.so_far();
-    assert!((10..80).contains(&warned), "{warned} lines in a minute");
+    assert_eq!(warnings.so_far(), 1, "one line for a minute of it");
     assert_eq!(house.counts().queries, 0);
 
     drop(files);

@@ -18,6 +18,7 @@ use dworker::route::Router;
 use dworker::splice::reset_on_close;
 use dworker::target::{Pattern, Target};
 use dworker::tunnel::credit;
+use dworker::tunnel::dial;
 use dworker::tunnel::handshake::{Dial, authorization};
 use dworker::tunnel::lane::Settings;
 use dworker::tunnel::message::{Capabilities, Hello, VERSION};
@@ -125,26 +126,31 @@ impl Appliance {
     /// A worker with so many lanes, whose own file allows all that the appliance does.
     fn uplink_of(&self, lanes: u8, key: &Key) -> (Arc<Uplink>, Drain) {
         let drain = Drain::new(Duration::from_millis(200));
-        let uplink = Uplink::new(Parts {
-            dial: self.dial("localhost", self.ca.clone(), key),
+        let uplink = self.uplink_to("localhost", lanes, key, &drain);
+        uplink.start();
+        (uplink, drain)
+    }
+
+    /// The same, to another host, and not started yet.
+    fn uplink_to(&self, host: &str, lanes: u8, key: &Key, drain: &Drain) -> Arc<Uplink> {
+        Uplink::new(Parts {
+            dial: self.dial(host, self.ca.clone(), key),
             hello: hello("worker"),
             lanes,
             settings: Settings::default(),
             dialler: Dialler::new(Policy::new(None, &[]), Duration::from_secs(5)),
             ledger: Ledger::default(),
             drain: drain.clone(),
-        });
-        uplink.start();
-        (uplink, drain)
+        })
     }
 
     fn dial(&self, host: &str, ca: CertificateDer<'static>, key: &Key) -> Dial {
-        Dial {
-            host: host.parse().unwrap(),
-            port: self.address.port(),
+        let appliance = dial::Appliance {
+            at: Target { host: host.parse().unwrap(), port: self.address.port() },
             tls: Some(tls::client(vec![ca]).unwrap()),
-            key: authorization(key.reveal()).unwrap(),
-        }
+            words: dial::Words::CONFIGURATION,
+        };
+        Dial { appliance, key: authorization(key.reveal()).unwrap() }
     }
 
     async fn until_up(&self, group: usize) {
@@ -555,6 +561,14 @@ async fn an_appliance_that_returns_finds_its_workers_again() {
 }
 
 #[tokio::test]
+async fn an_appliance_at_an_ipv6_address_is_named_as_urls_have_it() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(Vec::new()).await;
+    let uplink = appliance.uplink_to("2001:db8::1", 1, &key, &Drain::new(Duration::ZERO));
+    assert_eq!(uplink.appliance(), format!("[2001:db8::1]:{}", appliance.address.port()));
+}
+
+#[tokio::test]
 async fn a_certificate_that_nobody_vouches_for_is_refused_with_the_remedy() {
     let key = Key::generate().unwrap();
     let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
@@ -583,7 +597,9 @@ async fn a_cas_own_certificate_and_tls_at_one_end_only_are_told_with_the_remedy(
     let fails = async |dial: Dial| dial.lane(&hello("w")).await.unwrap_err().to_string();
     let told = fails(dial.clone()).await;
     assert!(told.contains("CA:FALSE"), "{told}");
-    let told = fails(Dial { tls: None, ..dial.clone() }).await;
+    let mut plain = dial.clone();
+    plain.appliance.tls = None;
+    let told = fails(plain).await;
     assert!(told.contains("https://"), "{told}");
 
     let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -593,7 +609,9 @@ async fn a_cas_own_certificate_and_tls_at_one_end_only_are_told_with_the_remedy(
         socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         let _ = socket.read_to_end(&mut Vec::new()).await;
     });
-    let told = fails(Dial { port, ..dial }).await;
+    let mut elsewhere = dial;
+    elsewhere.appliance.at.port = port;
+    let told = fails(elsewhere).await;
     assert!(told.contains("speaks no TLS"), "{told}");
     answering.await.unwrap();
 }

@@ -11,7 +11,8 @@ mod stream;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dworker::appliance::api::nodes::{Node, Role};
+use dworker::appliance::api::nodes::Node;
+use dworker::inspect::status::NodeRole;
 use serde_json::{Value, json};
 use tests::api::Admin;
 use tests::{Config, Daemon, Lab};
@@ -155,7 +156,7 @@ fn a_node_was_seen_until_it_went() -> Result<()> {
         // It is kept by now that it is there, and it stays for a while.
         house.admin.event("node-added", "connected for the first time", SOON)?;
         let connected = node()?;
-        assert_eq!(connected.role, Role::Primary);
+        assert_eq!(connected.role, NodeRole::Primary);
 
         house.admin.patch("/api/v1/workers/site-a", &json!({ "enabled": false }))?.ok()?;
         let left = house.admin.event("node-disconnected", "its last lane is down", SOON)?;
@@ -163,7 +164,7 @@ fn a_node_was_seen_until_it_went() -> Result<()> {
         let started = std::time::Instant::now();
         let gone = loop {
             let node = node()?;
-            if node.role == Role::Offline && node.last_seen >= connected.last_seen {
+            if node.role == NodeRole::Offline && node.last_seen >= connected.last_seen {
                 break node;
             }
             assert!(started.elapsed() < SOON, "{connected:?} became {node:?}");

@@ -87,23 +87,12 @@ mod tests {
     use super::*;
     use crate::appliance::roster::{Group, Roster, ValidKey};
     use crate::config::Key;
-    use crate::tunnel::credit;
     use crate::tunnel::lane::{Lane, Settings, Upgraded};
-    use crate::tunnel::message::{Capabilities, Hello, Open};
+    use crate::tunnel::message::{Hello, Open};
     use crate::tunnel::websocket::Side;
 
     fn lane(node: u8, side: Side, io: DuplexStream) -> (Lane, mpsc::Receiver<Incoming>) {
-        let peer = Hello {
-            version: 1,
-            node: [node; 16],
-            session: [node; 16],
-            lane: 0,
-            name: format!("node{node}"),
-            software: "test".into(),
-            initial_credit: credit::INITIAL,
-            max_streams: 10,
-            capabilities: Capabilities::OURS,
-        };
+        let peer = Hello { node: [node; 16], session: [node; 16], ..Hello::sample() };
         let upgraded = Upgraded::new(io, side, BytesMut::new());
         let (lane, incoming, driver) = Lane::new(upgraded, peer, Settings::default());
         tokio::spawn(driver);

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
-use crate::tunnel::message::{Capabilities, Hello, Open, OpenOk};
+use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::stream::Stream;
 use crate::tunnel::websocket::Side;
 
@@ -69,17 +69,7 @@ impl Lanes {
     pub(crate) fn connect(&self, name: &str, initial_credit: u32) -> Worker {
         let (near, far) = duplex(1 << 20);
         let lane = |io, side| {
-            let peer = Hello {
-                version: 1,
-                node: [1; 16],
-                session: [2; 16],
-                lane: 0,
-                name: name.into(),
-                software: "test".into(),
-                initial_credit,
-                max_streams: 10,
-                capabilities: Capabilities::OURS,
-            };
+            let peer = Hello { name: name.into(), initial_credit, ..Hello::sample() };
             let (lane, incoming, driver) =
                 Lane::new(Upgraded::new(io, side, BytesMut::new()), peer, Settings::default());
             tokio::spawn(driver);

@@ -1,17 +1,13 @@
 //! Requests to a daemon: through its control socket, or to an appliance in the network.
 
 use std::fmt;
-use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use dworker::config::{ApplianceUrl, read_roots};
-use dworker::connect;
-use dworker::target::Host;
+use dworker::target::Target;
+use dworker::tunnel::dial::{Appliance, DialError, Words};
 use dworker::tunnel::tls;
-use dworker::tunnel::transport::{Transport, tune};
 use dworker::web::Problem;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, StatusCode};
@@ -19,13 +15,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use super::{Failure, Whom};
 
@@ -172,11 +165,9 @@ async fn local(path: &Path) -> Result<Client, Failure> {
 }
 
 async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -> Result<Client, Failure> {
-    let authority = match &url.host {
-        Host::Name(name) => format!("{name}:{}", url.port),
-        Host::Addr(addr) => SocketAddr::new(*addr, url.port).to_string(),
-    };
-    let failed = |why: String| Failure::Failed(format!("{authority}: {why}"));
+    let at = Target { host: url.host, port: url.port };
+    let name = at.to_string();
+    let failed = |why: String| Failure::Failed(format!("{name}: {why}"));
     let tls = match url.plaintext {
         true => None,
         false => {
@@ -185,55 +176,14 @@ async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -
             Some(tls::client(extra.unwrap_or_default()).map_err(|error| failed(error.to_string()))?)
         }
     };
-    let transport = match timeout(DEADLINE, dial(&url, tls)).await {
-        Ok(transport) => transport.map_err(|error| failed(remedied(&error)))?,
+    let appliance = Appliance { at, tls, words: Words::OPTIONS };
+    let dialling = async { appliance.secure(appliance.connect().await?).await };
+    let transport = match timeout(DEADLINE, dialling).await {
+        Ok(transport) => transport.map_err(|error: DialError| Failure::Failed(error.to_string()))?,
         Err(_) => return Err(failed(format!("not connected within {DEADLINE:?}"))),
     };
-    let host = HeaderValue::try_from(&authority).map_err(|error| failed(error.to_string()))?;
-    Ok(Client {
-        sender: shake(TokioIo::new(transport), &authority).await?,
-        name: authority,
-        host,
-        token: Some(token),
-    })
-}
-
-async fn dial(url: &ApplianceUrl, tls: Option<Arc<ClientConfig>>) -> io::Result<Transport> {
-    let addresses = match &url.host {
-        Host::Addr(addr) => vec![*addr],
-        Host::Name(name) => {
-            let found = tokio::net::lookup_host((name.as_str(), url.port)).await?;
-            connect::interleaved(found.map(|address| address.ip()).collect())
-        }
-    };
-    let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, url.port)).collect();
-    let (tcp, _): (TcpStream, _) = connect::first(addresses).await.map_err(|failed| match failed {
-        Some((_, error)) => error,
-        None => io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
-    })?;
-    tune(&tcp)?;
-    let Some(config) = tls else { return Ok(Transport::Plain(tcp)) };
-    let name = match &url.host {
-        Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
-        Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).map_err(io::Error::other)?,
-    };
-    let tls = TlsConnector::from(config).connect(name, tcp).await?;
-    Ok(Transport::Tls(Box::new(tls.into())))
-}
-
-fn remedied(error: &io::Error) -> String {
-    use rustls::{CertificateError as C, Error as E};
-    let remedy = match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
-        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
-            ": name the certificate of the CA that signed it in --ca-file"
-        }
-        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
-            ": write a name that the certificate has in --url"
-        }
-        Some(E::InvalidMessage(_)) => ": what listens there speaks no TLS",
-        _ => "",
-    };
-    format!("{error}{remedy}")
+    let host = HeaderValue::try_from(&name).map_err(|error| failed(error.to_string()))?;
+    Ok(Client { sender: shake(TokioIo::new(transport), &name).await?, name, host, token: Some(token) })
 }
 
 async fn shake<S>(io: TokioIo<S>, name: &str) -> Result<SendRequest<Full<Bytes>>, Failure>
@@ -245,6 +195,13 @@ where
     // It ends with the sender; what went wrong is the request's to tell.
     tokio::spawn(async move { drop(connection.await) });
     Ok(sender)
+}
+
+/// An answer as what it should be.
+pub(super) fn one<T: DeserializeOwned>(value: &Value) -> Result<T, Failure> {
+    T::deserialize(value).map_err(|error| {
+        Failure::Failed(format!("the answer can't be read: {error}: is the daemon of another version?"))
+    })
 }
 
 /// A part of a path or a query, so that nothing in it means anything.

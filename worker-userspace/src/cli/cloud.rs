@@ -5,10 +5,9 @@ use dworker::appliance::api::clouds::{Cloud, CloudSaved};
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::client::{query, quoted};
+use super::client::{one, query, quoted};
 use super::table::{ago, dash, details, table};
-use super::worker::{one, typed};
-use super::{Common, Done, Failure, confirm};
+use super::{Common, Done, Failure, confirm, warn};
 
 const PATH: &str = "/api/v1/clouds";
 
@@ -151,24 +150,13 @@ impl List {
             ("type", self.r#type.as_deref()),
             ("worker", self.worker.as_deref()),
         ];
-        let items = self.common.client().await?.all(&format!("{PATH}{}", query(&filter)), usize::MAX).await?;
-        let clouds: Vec<Cloud> = typed(&items)?;
-        self.common.format.print(&items, || {
-            if clouds.is_empty() {
-                return "no cloud\n".into();
-            }
-            let row = |cloud: &Cloud| {
-                let worker = carrier(cloud);
-                vec![
-                    cloud.id.to_string(),
-                    cloud.name.clone(),
-                    cloud.kind.to_string(),
-                    worker,
-                    dash(&cloud.api_url),
-                ]
-            };
-            table(&["id", "name", "type", "worker", "api url"], &clouds.iter().map(row).collect::<Vec<_>>())
-        })
+        let row = |cloud: &Cloud| {
+            let (kind, worker) = (cloud.kind.to_string(), carrier(cloud));
+            vec![cloud.id.to_string(), cloud.name.clone(), kind, worker, dash(&cloud.api_url)]
+        };
+        let header = ["id", "name", "type", "worker", "api url"];
+        let shown = |clouds: &[Cloud]| table(&header, clouds.iter().map(row));
+        self.common.list(&format!("{PATH}{}", query(&filter)), usize::MAX, "no cloud", shown).await
     }
 }
 
@@ -230,9 +218,7 @@ async fn save(common: &Common, cloud: &str, body: Value) -> Done {
 
 fn tell(common: &Common, answer: &Value, done: &str) -> Done {
     let saved: CloudSaved = one(answer)?;
-    for warning in &saved.warnings {
-        eprintln!("dworker: {}: {}", warning.field, warning.detail);
-    }
+    warn(&saved.warnings);
     common.format.print(answer, || {
         let carried = match &saved.cloud.worker {
             Some(worker) => format!("carried by worker {}", worker.name),

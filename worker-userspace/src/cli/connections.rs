@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::client::query;
 use super::table::{dash, table};
-use super::worker::typed;
 use super::{Common, Done, Failure};
 
 const PATH: &str = "/api/v1/connections";
@@ -87,15 +86,9 @@ impl List {
             ("carrier", self.carrier.as_deref()),
             ("pid", pid.as_deref()),
         ];
-        let items = self.common.client().await?.all(&format!("{PATH}{}", query(&filter)), self.limit).await?;
-        let flows: Vec<FlowReport> = typed(&items)?;
-        self.common.format.print(&items, || {
-            if flows.is_empty() {
-                return "no connection\n".into();
-            }
-            let header = ["id", "target", "who", "carrier", "state", "up", "down", "rate", "age"];
-            table(&header, &flows.iter().map(row).collect::<Vec<_>>())
-        })
+        let header = ["id", "target", "who", "carrier", "state", "up", "down", "rate", "age"];
+        let shown = |flows: &[FlowReport]| table(&header, flows.iter().map(row));
+        self.common.list(&format!("{PATH}{}", query(&filter)), self.limit, "no connection", shown).await
     }
 }
 

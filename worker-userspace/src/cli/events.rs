@@ -9,7 +9,6 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::client::query;
 use super::table::{dash, table};
-use super::worker::typed;
 use super::{Common, Done, Failure};
 
 /// How far back a duration may reach.
@@ -51,26 +50,21 @@ impl Events {
             ("text", self.text.as_deref()),
         ];
         let path = format!("/api/v1/events{}", query(&filter));
-        let items = self.common.client().await?.all(&path, self.limit).await?;
-        let events: Vec<Event> = typed(&items)?;
-        self.common.format.print(&items, || {
-            if events.is_empty() {
-                return "no event\n".into();
-            }
-            let row = |event: &Event| {
-                let source = event.source.map(|source| format!(" from {source}")).unwrap_or_default();
-                vec![
-                    format!("{:.0}", event.time),
-                    event.kind.to_string(),
-                    format!("{}{source}", event.actor),
-                    dash(&event.subject),
-                    event.text.clone(),
-                ]
-            };
-            // As in a log: the newest one at the end.
-            let rows: Vec<Vec<String>> = events.iter().rev().map(row).collect();
-            table(&["time", "kind", "who", "subject", "what"], &rows)
-        })
+        let row = |event: &Event| {
+            let source = event.source.map(|source| format!(" from {source}")).unwrap_or_default();
+            vec![
+                format!("{:.0}", event.time),
+                event.kind.to_string(),
+                format!("{}{source}", event.actor),
+                dash(&event.subject),
+                event.text.clone(),
+            ]
+        };
+        // As in a log: the newest one at the end.
+        let shown = |events: &[Event]| {
+            table(&["time", "kind", "who", "subject", "what"], events.iter().rev().map(row))
+        };
+        self.common.list(&path, self.limit, "no event", shown).await
     }
 }
 

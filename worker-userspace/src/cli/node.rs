@@ -7,9 +7,8 @@ use dworker::web::Problem;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Client, query, quoted};
+use super::client::{Client, one, query, quoted};
 use super::table::{ago, dash, details, rtt, table};
-use super::worker::typed;
 use super::{Common, Done, Failure, confirm};
 
 /// What to do with nodes.
@@ -102,7 +101,8 @@ fn short(node: &Node) -> &str {
 
 /// The one node of a worker that is meant.
 async fn find(client: &mut Client, worker: &str, text: &str) -> Result<Node, Failure> {
-    let nodes: Vec<Node> = typed(&client.all(&(of_worker(worker) + "?"), usize::MAX).await?)?;
+    let nodes = client.all(&(of_worker(worker) + "?"), usize::MAX).await?;
+    let nodes = nodes.iter().map(one).collect::<Result<Vec<Node>, Failure>>()?;
     let wanted = text.to_ascii_lowercase();
     let is_meant = |node: &&Node| node.id.starts_with(&wanted) || node.host_name.eq_ignore_ascii_case(text);
     let meant: Vec<&Node> = nodes.iter().filter(is_meant).collect();
@@ -121,33 +121,27 @@ impl List {
     async fn run(self) -> Done {
         let path = self.worker.as_deref().map_or("/api/v1/nodes".into(), of_worker);
         let path = path + &query(&[("role", self.role.as_deref())]);
-        let items = self.common.client().await?.all(&path, usize::MAX).await?;
-        let nodes: Vec<Node> = typed(&items)?;
-        self.common.format.print(&items, || {
-            if nodes.is_empty() {
-                return "no node\n".into();
-            }
-            let row = |node: &Node| {
-                vec![
-                    node.worker.clone(),
-                    node.host_name.clone(),
-                    short(node).to_owned(),
-                    node.role.word().to_owned(),
-                    dash(&node.priority.map(|n| n.to_string()).unwrap_or_default()),
-                    rtt(node.rtt_us),
-                    node.streams.to_string(),
-                    bytes(node.bytes_sent),
-                    bytes(node.bytes_received),
-                    ago(node.last_seen),
-                    node.address.to_string(),
-                ]
-            };
-            let header = [
-                "worker", "host", "id", "role", "priority", "rtt", "streams", "sent", "received", "seen",
-                "address",
-            ];
-            table(&header, &nodes.iter().map(row).collect::<Vec<_>>())
-        })
+        let row = |node: &Node| {
+            vec![
+                node.worker.clone(),
+                node.host_name.clone(),
+                short(node).to_owned(),
+                node.role.word().to_owned(),
+                dash(&node.priority.map(|n| n.to_string()).unwrap_or_default()),
+                rtt(node.rtt_us),
+                node.streams.to_string(),
+                bytes(node.bytes_sent),
+                bytes(node.bytes_received),
+                ago(node.last_seen),
+                node.address.to_string(),
+            ]
+        };
+        let header = [
+            "worker", "host", "id", "role", "priority", "rtt", "streams", "sent", "received", "seen",
+            "address",
+        ];
+        let shown = |nodes: &[Node]| table(&header, nodes.iter().map(row));
+        self.common.list(&path, usize::MAX, "no node", shown).await
     }
 }
 

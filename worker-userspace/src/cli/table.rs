@@ -5,9 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 /// A table with aligned columns; the last one is as wide as it wants.
-pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
+        rows.into_iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let mut widths: Vec<usize> = header.iter().map(|title| title.chars().count()).collect();
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn columns_are_aligned_and_escape_codes_do_nothing() {
         let rows = [vec!["a".into(), "x\u{1b}[2J".into()], vec!["zürich".into(), String::new()]];
-        assert_eq!(table(&["name", "text"], &rows), "NAME    TEXT\na       x [2J\nzürich\n");
+        assert_eq!(table(&["name", "text"], rows), "NAME    TEXT\na       x [2J\nzürich\n");
         assert_eq!(
             details("worker a", &[("one", "1".into()), ("none", String::new())]),
             "worker a\n\tone 1\n"

@@ -7,10 +7,10 @@ use dworker::inspect::print::bytes;
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::client::{query, quoted};
+use super::client::{one, query, quoted};
 use super::node::node_lines;
 use super::table::{ago, dash, details, rtt, table};
-use super::{Common, Done, Failure, confirm};
+use super::{Common, Done, Failure, confirm, warn};
 
 const PATH: &str = "/api/v1/workers";
 /// How long an old key may go on to work, at most.
@@ -170,28 +170,22 @@ impl List {
             _ => None,
         };
         let path = format!("{PATH}{}", query(&[("text", self.text.as_deref()), ("enabled", enabled)]));
-        let items = self.common.client().await?.all(&path, usize::MAX).await?;
-        let workers: Vec<Worker> = typed(&items)?;
-        self.common.format.print(&items, || {
-            if workers.is_empty() {
-                return "no worker\n".into();
-            }
-            let row = |worker: &Worker| {
-                vec![
-                    worker.id.to_string(),
-                    worker.name.clone(),
-                    state(worker).to_owned(),
-                    worker.live.connected.to_string(),
-                    dash(worker.live.primary.as_deref().unwrap_or_default()),
-                    rtt(worker.live.rtt_us),
-                    worker.live.streams.to_string(),
-                    format!("{}/s", bytes(worker.live.rate.sent + worker.live.rate.received)),
-                    dash(&worker.proxy_hosts.join(" ")),
-                ]
-            };
-            let header = ["id", "name", "state", "nodes", "primary", "rtt", "streams", "rate", "proxy hosts"];
-            table(&header, &workers.iter().map(row).collect::<Vec<_>>())
-        })
+        let row = |worker: &Worker| {
+            vec![
+                worker.id.to_string(),
+                worker.name.clone(),
+                state(worker).to_owned(),
+                worker.live.connected.to_string(),
+                dash(worker.live.primary.as_deref().unwrap_or_default()),
+                rtt(worker.live.rtt_us),
+                worker.live.streams.to_string(),
+                format!("{}/s", bytes(worker.live.rate.sent + worker.live.rate.received)),
+                dash(&worker.proxy_hosts.join(" ")),
+            ]
+        };
+        let header = ["id", "name", "state", "nodes", "primary", "rtt", "streams", "rate", "proxy hosts"];
+        let shown = |workers: &[Worker]| table(&header, workers.iter().map(row));
+        self.common.list(&path, usize::MAX, "no worker", shown).await
     }
 }
 
@@ -290,9 +284,7 @@ async fn save(common: &Common, worker: &str, body: Value, done: &str) -> Done {
 /// What came of a save. A key stands alone on its line, as the configuration takes it.
 fn tell(common: &Common, answer: &Value, done: &str) -> Done {
     let saved: WorkerSaved = one(answer)?;
-    for warning in &saved.warnings {
-        eprintln!("dworker: {}: {}", warning.field, warning.detail);
-    }
+    warn(&saved.warnings);
     common.format.print(answer, || {
         let mut text = format!("worker {} {done}\n", saved.worker.name);
         if let Some(key) = &saved.key {
@@ -303,16 +295,4 @@ fn tell(common: &Common, answer: &Value, done: &str) -> Done {
         }
         text
     })
-}
-
-/// An answer as what it should be.
-pub(super) fn one<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, Failure> {
-    T::deserialize(value).map_err(|error| {
-        Failure::Failed(format!("the answer can't be read: {error}: is the daemon of another version?"))
-    })
-}
-
-/// A list's items as what they should be.
-pub(super) fn typed<T: serde::de::DeserializeOwned>(items: &[Value]) -> Result<Vec<T>, Failure> {
-    items.iter().map(one).collect()
 }

@@ -99,7 +99,8 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let insecure = top.get("insecure_plaintext");
 
     let insecure_set = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
-    let appliance = url.as_ref().and_then(|v| r.parsed(v, |text| url::parse(text, insecure_set)));
+    let appliance =
+        url.as_ref().and_then(|v| r.parsed(v, |text| url::parse(text, insecure_set, url::Plaintext::KEY)));
     let key = inline.as_ref().and_then(|v| {
         named.inline_key = Some(v.place.clone());
         r.parsed(v, |text| {

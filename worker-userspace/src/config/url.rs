@@ -13,22 +13,40 @@ const API_FORM: &str = "write it as in \"https://vcenter.corp.example/sdk\" or \
 /// The longest URL of a cloud's API, in bytes.
 const LONGEST: usize = 2000;
 
-/// Reads `https://host[:port][/]`; `http://` only where `insecure_plaintext` says so, and only then.
-pub(super) fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl, Wrong> {
+/// What is said of `http://` where the URL is written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plaintext {
+    secret: &'static str,
+    ask: &'static str,
+    asked: &'static str,
+}
+
+impl Plaintext {
+    /// In a worker's configuration.
+    pub(super) const KEY: Plaintext =
+        Plaintext { secret: "worker key", ask: "set", asked: "`insecure_plaintext = true`" };
+    /// Among the options of a command.
+    pub(super) const OPTION: Plaintext =
+        Plaintext { secret: "admin token", ask: "add", asked: "`--insecure-plaintext`" };
+}
+
+/// Reads `https://host[:port][/]`; `http://` only where `insecure` says so, and only then.
+pub(super) fn parse(text: &str, insecure: bool, plaintext: Plaintext) -> Result<ApplianceUrl, Wrong> {
+    let Plaintext { secret, ask, asked } = plaintext;
     let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("not a URL", FORM))?;
-    let plaintext = match (scheme.to_ascii_lowercase().as_str(), insecure_plaintext) {
+    let plaintext = match (scheme.to_ascii_lowercase().as_str(), insecure) {
         ("https", false) => false,
         ("http", true) => true,
         ("http", false) => {
             return Err(wrong(
-                "plaintext, so that anybody on the way could read the worker key",
-                "write \"https://\", or set `insecure_plaintext = true` in a lab",
+                format!("plaintext, so that anybody on the way could read the {secret}"),
+                format!("write \"https://\", or {ask} {asked} in a lab"),
             ));
         }
         ("https", true) => {
             return Err(wrong(
-                "it asks for TLS, and `insecure_plaintext = true` asks for none",
-                "remove `insecure_plaintext`",
+                format!("it asks for TLS, and {asked} asks for none"),
+                format!("remove {asked}"),
             ));
         }
         ("wss" | "ws", _) => {
@@ -164,7 +182,7 @@ mod tests {
             ("https://[2001:db8::1]:1/", false, "2001:db8::1", 1),
         ] {
             let expected = ApplianceUrl { host: host.parse().expect(host), port, plaintext };
-            assert_eq!(parse(text, plaintext), Ok(expected), "{text}");
+            assert_eq!(parse(text, plaintext, Plaintext::KEY), Ok(expected), "{text}");
         }
     }
 
@@ -193,7 +211,7 @@ mod tests {
             ("https://z\u{fc}rich.example", "not a host name"),
             ("https://10.0.0.300", "not a host name"),
         ] {
-            let problem = parse(text, false).expect_err(text).problem;
+            let problem = parse(text, false, Plaintext::KEY).expect_err(text).problem;
             assert!(problem.contains(says), "{text:?} gave {problem:?}, without {says:?}");
         }
     }
@@ -201,7 +219,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "(https?://)?[a-z\\[\\]:/@.?0-9é]{0,12}", plaintext: bool) {
-            let _ = parse(&text, plaintext);
+            let _ = parse(&text, plaintext, Plaintext::OPTION);
         }
     }
 }

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tower::ServiceExt;
 
+use crate::accept;
 use crate::drain::Drain;
 use crate::web::Peer;
 
@@ -93,20 +94,13 @@ impl Control {
     /// have a [`Peer`] among their extensions.
     pub async fn serve(self, drain: Drain, router: Router) {
         loop {
-            match self.listener.accept().await {
-                Ok((socket, _)) => {
-                    let (router, stopping) = (router.clone(), drain.clone());
-                    drain.spawn("control connection", async move {
-                        if let Err(error) = connection(socket, router, stopping).await {
-                            tracing::debug!("a control connection failed: {error}");
-                        }
-                    });
+            let (socket, _) = accept::next("a command", || self.listener.accept()).await;
+            let (router, stopping) = (router.clone(), drain.clone());
+            drain.spawn("control connection", async move {
+                if let Err(error) = connection(socket, router, stopping).await {
+                    tracing::debug!("a control connection failed: {error}");
                 }
-                Err(error) => {
-                    tracing::warn!("the control socket failed: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            });
         }
     }
 }

@@ -7,25 +7,14 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::refusal::Code;
 use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
-use crate::tunnel::message::{Capabilities, Hello, Open, OpenOk};
+use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::websocket::Side;
 
 const SOON: Duration = Duration::from_secs(10);
 
 fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incoming>) {
-    let peer = Hello {
-        version: 1,
-        node: [1; 16],
-        session: [2; 16],
-        lane: 0,
-        name: "peer".into(),
-        software: "test".into(),
-        initial_credit: 1 << 18,
-        max_streams: 10,
-        capabilities: Capabilities::OURS,
-    };
     let upgraded = Upgraded::new(io, side, BytesMut::new());
-    let (lane, incoming, driver) = Lane::new(upgraded, peer, Settings::default());
+    let (lane, incoming, driver) = Lane::new(upgraded, Hello::sample(), Settings::default());
     tokio::spawn(driver);
     (lane, incoming)
 }

@@ -4,31 +4,24 @@
 //! failed is told with the remedy, because a worker that does not connect is what people look at first.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use http::{Request, StatusCode};
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::Error as WebsocketFailure;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::dial::{Appliance, DialError};
 use super::frame::{FrameError, Piece, Type, put_message};
 use super::lane::Upgraded;
 use super::message::{Hello, MessageError, VERSION};
-use super::transport::{Transport, tune};
+use super::transport::Transport;
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
-use crate::connect;
-use crate::target::Host;
 
 /// Where a worker's websockets arrive.
 pub const PATH: &str = "/tunnel/v1";
@@ -40,33 +33,9 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Why a lane did not come up. Shown to the administrator of the end that it happened at.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The appliance's name has no address.
-    #[error("can't resolve {host}: {source}: check `appliance_url` and this host's DNS")]
-    Resolve {
-        /// The name.
-        host: Host,
-        /// What the resolver says.
-        #[source]
-        source: io::Error,
-    },
-    /// No address of the appliance took the connection.
-    #[error("can't connect to {address}: {source}: check `appliance_url` and what filters the way to it")]
-    Connect {
-        /// The last address tried.
-        address: SocketAddr,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The TLS handshake failed.
-    #[error("TLS with {host}: {source}{}", tls_remedy(.source))]
-    Tls {
-        /// The name that the certificate must have.
-        host: Host,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The appliance was not reached.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The appliance does not know the key.
     #[error(
         "the appliance refused `worker_key` (401): its groups have no such key; compare `dworker key hash`"
@@ -109,46 +78,15 @@ pub enum HandshakeError {
     Version(u16),
 }
 
-fn tls_remedy(error: &io::Error) -> &'static str {
-    use rustls::{CertificateError as C, Error as E};
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
-        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
-            ": put the certificate of the CA that signed it into a PEM file and name it in `ca_file`"
-        }
-        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
-            ": write a name that the certificate has in `appliance_url`, or renew the certificate with this one"
-        }
-        Some(E::InvalidCertificate(C::Expired | C::ExpiredContext { .. })) => {
-            ": renew the appliance's certificate, or set this host's clock"
-        }
-        Some(E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. })) => {
-            ": set this host's clock"
-        }
-        // What `openssl req -x509` makes unless told otherwise. The error's type is webpki's; we have only its name.
-        Some(E::InvalidCertificate(C::Other(other))) if other.to_string().contains("CaUsedAsEndEntity") => {
-            ": it is a CA's own; make the appliance one with `CA:FALSE` and its name as `subjectAltName`"
-        }
-        Some(E::InvalidMessage(_)) => {
-            ": what listens there speaks no TLS; check host and port of `appliance_url`, or whether the appliance \
-             has `insecure_plaintext`"
-        }
-        _ => "",
-    }
-}
-
 async fn within<T>(step: &'static str, work: impl Future<Output = T>) -> Result<T, HandshakeError> {
     timeout(DEADLINE, work).await.map_err(|_| HandshakeError::Timeout { step })
 }
 
-/// Where and how a worker dials.
+/// Where a worker dials, and the key that it shows there.
 #[derive(Clone)]
 pub struct Dial {
-    /// The appliance's host, which its certificate must name.
-    pub host: Host,
-    /// Its port.
-    pub port: u16,
-    /// TLS; `None` for plaintext.
-    pub tls: Option<Arc<ClientConfig>>,
+    /// Where to.
+    pub appliance: Appliance,
     /// The worker key, for the `Authorization` header.
     pub key: HeaderValue,
 }
@@ -171,64 +109,27 @@ impl Dial {
     /// # Errors
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
-        let tcp = within("connecting to the appliance", self.connect()).await??;
-        let transport = match &self.tls {
-            None => Transport::Plain(tcp),
-            Some(config) => within("the TLS handshake", self.secure(tcp, config.clone())).await??,
-        };
+        let tcp = within("connecting to the appliance", self.appliance.connect()).await??;
+        let transport = within("the TLS handshake", self.appliance.secure(tcp)).await??;
         let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
         within("the greeting", greet(upgraded, hello)).await?
     }
 
-    async fn connect(&self) -> Result<TcpStream, HandshakeError> {
-        let resolve = |source| HandshakeError::Resolve { host: self.host.clone(), source };
-        let addresses = match &self.host {
-            Host::Addr(addr) => vec![*addr],
-            Host::Name(name) => {
-                let found = tokio::net::lookup_host((name.as_str(), self.port)).await.map_err(resolve)?;
-                connect::interleaved(found.map(|address| address.ip()).collect())
-            }
-        };
-        let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, self.port)).collect();
-        let (tcp, _) = connect::first(addresses).await.map_err(|failed| match failed {
-            Some((address, source)) => HandshakeError::Connect { address, source },
-            None => resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
-        })?;
-        tune(&tcp)?;
-        Ok(tcp)
-    }
-
-    async fn secure(&self, tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Transport, HandshakeError> {
-        let name = match &self.host {
-            Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
-            Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
-                .map_err(|e| HandshakeError::Upgrade(format!("{name}: {e}")))?,
-        };
-        let tls = TlsConnector::from(config)
-            .connect(name, tcp)
-            .await
-            .map_err(|source| HandshakeError::Tls { host: self.host.clone(), source })?;
-        Ok(Transport::Tls(Box::new(tls.into())))
-    }
-
     async fn upgrade(&self, transport: Transport) -> Result<Upgraded<Transport>, HandshakeError> {
+        let Appliance { at, tls, .. } = &self.appliance;
         let upgrade = |e: WebsocketFailure| match e {
             WebsocketFailure::Http(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
                 HandshakeError::Unauthorized
             }
             WebsocketFailure::Http(answer) => HandshakeError::Status(answer.status()),
-            WebsocketFailure::Protocol(e) if self.tls.is_none() => HandshakeError::Upgrade(format!(
+            WebsocketFailure::Protocol(e) if tls.is_none() => HandshakeError::Upgrade(format!(
                 "{e}: what listens there speaks no plain HTTP; write \"https://\" in `appliance_url` if it speaks TLS"
             )),
             other => HandshakeError::Upgrade(other.to_string()),
         };
-        let authority = match &self.host {
-            Host::Name(name) => format!("{name}:{}", self.port),
-            Host::Addr(addr) => SocketAddr::new(*addr, self.port).to_string(),
-        };
-        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        let scheme = if tls.is_some() { "wss" } else { "ws" };
         let mut request: Request<()> =
-            format!("{scheme}://{authority}{PATH}").into_client_request().map_err(upgrade)?;
+            format!("{scheme}://{at}{PATH}").into_client_request().map_err(upgrade)?;
         let headers = request.headers_mut();
         headers.insert(AUTHORIZATION, self.key.clone());
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));

@@ -279,9 +279,7 @@ impl Shared {
         change(&mut queues);
         let waker = queues.waker.take();
         drop(queues);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
     }
 
     pub(super) fn queue(&self, n: usize) {
@@ -324,9 +322,7 @@ impl Shared {
         let waker = if queues.streams.is_empty() { queues.waker.take() } else { None };
         drop(queues);
         drop(gone);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -431,9 +427,7 @@ impl Lane {
         let waker = queues.waker.take();
         let last = queues.next_id > LAST_ID;
         drop(queues);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
         shared.counters.streams.fetch_add(1, Ordering::Relaxed);
         if last {
             self.go_away(LAST_STREAMS, "its stream numbers are used up");

@@ -86,6 +86,24 @@ pub struct Hello {
     pub capabilities: Capabilities,
 }
 
+#[cfg(test)]
+impl Hello {
+    /// A peer of the tests: what one of them is about, it says itself.
+    pub(crate) fn sample() -> Hello {
+        Hello {
+            version: 1,
+            node: [1; 16],
+            session: [2; 16],
+            lane: 0,
+            name: "peer".into(),
+            software: "test".into(),
+            initial_credit: 1 << 18,
+            max_streams: 10,
+            capabilities: Capabilities::OURS,
+        }
+    }
+}
+
 /// What an end knows beyond what all ends of its version do. A frame that not all know is sent only to who
 /// announced it, so that two versions can talk. Bits without a meaning yet are kept and ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -446,17 +464,7 @@ mod tests {
         }
         let ok = OpenOk { address: "[2001:db8::1]:443".parse().unwrap(), dial: Duration::from_micros(1234) };
         assert_eq!(OpenOk::read(&written(|out| ok.write(out))).unwrap(), ok);
-        let hello = Hello {
-            version: 1,
-            node: [1; 16],
-            session: [2; 16],
-            lane: 3,
-            name: "site-a".into(),
-            software: "0.1.0".into(),
-            initial_credit: 5,
-            max_streams: 6,
-            capabilities: Capabilities(u32::MAX - 1),
-        };
+        let hello = Hello { lane: 3, capabilities: Capabilities(u32::MAX - 1), ..Hello::sample() };
         assert_eq!(Hello::read(&written(|out| hello.write(out))).unwrap(), hello);
         for role in [Role::Primary, Role::Standby] {
             let told = RoleIs { epoch: u64::MAX, role };
@@ -468,17 +476,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_announces_nothing_knows_nothing() {
-        let hello = Hello {
-            version: 1,
-            node: [1; 16],
-            session: [2; 16],
-            lane: 0,
-            name: String::new(),
-            software: String::new(),
-            initial_credit: 5,
-            max_streams: 6,
-            capabilities: Capabilities::default(),
-        };
+        let hello = Hello { capabilities: Capabilities::default(), ..Hello::sample() };
         let bytes = written(|out| hello.write(out));
         // As version 0.1.0 wrote it: without the last field.
         assert_eq!(Hello::read(&bytes[..bytes.len() - 7]).unwrap(), hello);

@@ -190,9 +190,7 @@ impl Shared {
         if done {
             self.lane.forget(self.id);
         }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
         Taken { data, fin, last_words, more }
     }
 
@@ -203,9 +201,7 @@ impl Shared {
         let waker = state.send_waker.take();
         drop(state);
         let waits = waker.is_some();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
         waits
     }
 
@@ -222,9 +218,7 @@ impl Shared {
         append(&mut state.queue, bytes);
         let waker = state.recv_waker.take();
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -238,9 +232,7 @@ impl Shared {
         if done {
             self.lane.forget(self.id);
         }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// The peer allows more.
@@ -250,9 +242,7 @@ impl Shared {
         state.credit.raise(limit);
         let waker = if stalled { state.send_waker.take() } else { None };
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// The peer dialled the target.
@@ -266,9 +256,7 @@ impl Shared {
         if done {
             self.lane.forget(self.id);
         }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// The stream is gone: the peer reset or refused it, or the lane was lost.

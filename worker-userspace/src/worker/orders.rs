@@ -109,17 +109,7 @@ mod tests {
 
     /// An appliance's run that knows this much.
     fn run(session: u8, capabilities: Capabilities) -> Hello {
-        Hello {
-            version: 1,
-            node: [0; 16],
-            session: [session; 16],
-            lane: 0,
-            name: "appliance".into(),
-            software: "test".into(),
-            initial_credit: 1,
-            max_streams: 1,
-            capabilities,
-        }
+        Hello { session: [session; 16], capabilities, ..Hello::sample() }
     }
 
     fn policy(epoch: u64, host: &str) -> Told {

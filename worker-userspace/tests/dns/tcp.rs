@@ -8,7 +8,7 @@ use std::time::Duration;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use crate::support::*;
@@ -157,34 +157,34 @@ async fn a_resolver_that_refuses_is_servfail_and_the_connection_goes_on() {
     assert_eq!(house.counts().failed, 3);
 }
 
+/// An application that has asked this resolver, the resolver's end, and what has arrived there.
+async fn asking(house: &House, resolver: &TcpListener) -> (TcpStream, TcpStream, Vec<u8>) {
+    let mut app = house.tcp(resolver.local_addr().unwrap().ip()).await;
+    write_message(&mut app, &foreign(1)).await.unwrap();
+    let (mut upstream, _) = resolver.accept().await.unwrap();
+    let asked = read_message(&mut upstream).await.unwrap().unwrap();
+    (app, upstream, asked)
+}
+
 #[tokio::test]
 async fn the_resolvers_end_is_the_applications_end() {
     let (udp, listener) = bind_both(2, 0).await;
     let addr = udp.local_addr().unwrap();
     let house = House::new(addr.port());
 
-    let mut app = house.tcp(addr.ip()).await;
-    write_message(&mut app, &foreign(1)).await.unwrap();
-    let (mut upstream, _) = listener.accept().await.unwrap();
-    let asked = read_message(&mut upstream).await.unwrap().unwrap();
+    let (mut app, mut upstream, asked) = asking(&house, &listener).await;
     write_message(&mut upstream, &reply(&asked, &["192.0.2.1"])).await.unwrap();
     drop(upstream);
     assert_eq!(addresses(&next(&mut app).await.unwrap()), ["192.0.2.1"]);
     assert_eq!(next(&mut app).await, None, "closed in order");
 
-    let mut app = house.tcp(addr.ip()).await;
-    write_message(&mut app, &foreign(1)).await.unwrap();
-    let (mut upstream, _) = listener.accept().await.unwrap();
-    read_message(&mut upstream).await.unwrap();
+    let (mut app, upstream, _) = asking(&house, &listener).await;
     upstream.set_zero_linger().unwrap();
     drop(upstream);
     assert_reset(&mut app).await;
 
     // In the middle of a message: no application may take this for an end.
-    let mut app = house.tcp(addr.ip()).await;
-    write_message(&mut app, &foreign(1)).await.unwrap();
-    let (mut upstream, _) = listener.accept().await.unwrap();
-    read_message(&mut upstream).await.unwrap();
+    let (mut app, mut upstream, _) = asking(&house, &listener).await;
     upstream.write_all(&[0, 50, 1]).await.unwrap();
     drop(upstream);
     assert_reset(&mut app).await;
@@ -195,10 +195,7 @@ async fn an_application_that_vanishes_takes_the_resolvers_connection_with_it() {
     let (udp, listener) = bind_both(2, 0).await;
     let addr = udp.local_addr().unwrap();
     let house = House::new(addr.port());
-    let mut app = house.tcp(addr.ip()).await;
-    write_message(&mut app, &foreign(1)).await.unwrap();
-    let (mut upstream, _) = listener.accept().await.unwrap();
-    read_message(&mut upstream).await.unwrap();
+    let (app, mut upstream, _) = asking(&house, &listener).await;
     app.set_zero_linger().unwrap();
     drop(app);
     let read = timeout(PATIENCE, upstream.read(&mut [0; 1])).await.expect("the end");

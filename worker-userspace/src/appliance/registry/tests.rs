@@ -28,15 +28,11 @@ struct Peer {
 
 fn peer(node: u8, session: u8, number: u8) -> Peer {
     let hello = Hello {
-        version: 1,
         node: [node; 16],
         session: [session; 16],
         lane: number,
         name: format!("node{node}"),
-        software: "test".into(),
-        initial_credit: 1 << 18,
-        max_streams: 10,
-        capabilities: Capabilities::OURS,
+        ..Hello::sample()
     };
     // Nobody answers at the other end.
     let settings = Settings { dead: Duration::from_secs(86_400), ..Settings::default() };

@@ -15,11 +15,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::answer::{self, Verdict};
 use super::server::{Shared, log_panic, until};
 use super::strip::strip;
+use crate::accept;
 
 /// A connection on which no message went in either direction for this long is closed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -30,10 +31,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// Queries of one connection that wait to be written to the resolver; the next one is not read before.
 const MOST_WAITING: usize = 64;
 
-/// How long to wait after accept() failed, doubling: without descriptors it fails again at once.
-const PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
 /// Serves one listener until `stopped`, then until its connections are done.
 pub(super) async fn serve(
     listener: TcpListener,
@@ -42,21 +39,12 @@ pub(super) async fn serve(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut tasks = JoinSet::new();
-    let mut pause = PAUSE;
     loop {
         tokio::select! {
             () = until(&mut stopped) => break,
             Some(done) = tasks.join_next() => done.unwrap_or_else(log_panic),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, source)) => {
-                    pause = PAUSE;
-                    admit(stream, source, port, &shared, &mut tasks);
-                }
-                Err(error) => {
-                    tracing::warn!(port, "accepting DNS connections: {error}");
-                    sleep(pause).await;
-                    pause = LONGEST_PAUSE.min(pause * 2);
-                }
+            (stream, source) = accept::next("a DNS connection", || listener.accept()) => {
+                admit(stream, source, port, &shared, &mut tasks);
             }
         }
     }

@@ -24,17 +24,7 @@ struct End {
 }
 
 fn hello(max_streams: u32) -> Hello {
-    Hello {
-        version: 1,
-        node: [1; 16],
-        session: [2; 16],
-        lane: 0,
-        name: "peer".into(),
-        software: "test".into(),
-        initial_credit: INITIAL,
-        max_streams,
-        capabilities: Capabilities::OURS,
-    }
+    Hello { initial_credit: INITIAL, max_streams, ..Hello::sample() }
 }
 
 fn end(io: DuplexStream, side: Side, settings: Settings) -> End {

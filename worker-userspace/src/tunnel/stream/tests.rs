@@ -2,22 +2,12 @@
 
 use super::*;
 use crate::tunnel::lane::{Lane, Settings, Upgraded};
-use crate::tunnel::message::{Capabilities, Hello};
+use crate::tunnel::message::Hello;
 use crate::tunnel::websocket::Side;
 
 fn stream() -> Stream {
     let (io, _) = tokio::io::duplex(1);
-    let peer = Hello {
-        version: 1,
-        node: [1; 16],
-        session: [2; 16],
-        lane: 0,
-        name: "peer".into(),
-        software: "test".into(),
-        initial_credit: 1 << 20,
-        max_streams: 10,
-        capabilities: Capabilities::OURS,
-    };
+    let peer = Hello { initial_credit: 1 << 20, ..Hello::sample() };
     let upgraded = Upgraded::new(io, Side::Client, BytesMut::new());
     let (lane, ..) = Lane::new(upgraded, peer, Settings::default());
     let target = crate::target::Target { host: "192.0.2.1".parse().unwrap(), port: 443 };

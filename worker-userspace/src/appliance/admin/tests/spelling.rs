@@ -3,6 +3,7 @@
 use super::super::spelling::Concern;
 use super::super::state::State;
 use super::*;
+use crate::config::ApiUrl;
 
 impl House {
     fn resolves(&self, name: &str, addresses: &[&str]) {

@@ -11,7 +11,7 @@ use crate::appliance::roster::{self, Roster, ValidKey};
 use crate::config::Key;
 use crate::steer::steering::tests::House;
 use crate::tunnel::lane::{Lane, Settings, Upgraded};
-use crate::tunnel::message::{Capabilities, Hello};
+use crate::tunnel::message::Hello;
 use crate::tunnel::websocket::Side;
 
 const REFUSED: Result<Option<String>, i32> = Err(libc::EHOSTUNREACH);
@@ -52,17 +52,7 @@ impl Appliance {
 
     /// A worker of a group.
     fn join(&self, group: usize) -> (Connected, DuplexStream) {
-        let hello = Hello {
-            version: 1,
-            node: [group as u8; 16],
-            session: [1; 16],
-            lane: 0,
-            name: "node".into(),
-            software: "test".into(),
-            initial_credit: 1 << 18,
-            max_streams: 10,
-            capabilities: Capabilities::OURS,
-        };
+        let hello = Hello { node: [group as u8; 16], ..Hello::sample() };
         // Nobody answers at the other end.
         let settings = Settings { dead: Duration::from_secs(86_400), ..Settings::default() };
         let (near, far) = duplex(1 << 16);
