@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::fault::{Wrong, wrong};
 use super::reader::{Place, Reader};
-use super::{Key, KeyError, KeySource, Login, TlsFiles};
+use super::{ApiKey, ApiKeySource, Environment, Key, KeyError, KeySource, Login, TlsFiles};
 
 /// The largest file that is read, in bytes: a system's whole bundle of roots has a quarter of it.
 const LARGEST: u64 = 1 << 20;
@@ -69,6 +69,8 @@ pub enum FileCause {
     Mismatch(PathBuf),
     /// No worker key.
     NoWorkerKey(KeyError),
+    /// No API key.
+    NoApiKey,
     /// No password: what is there instead.
     NoPassword(&'static str),
 }
@@ -109,6 +111,7 @@ impl FileCause {
             NoWorkerKey(error) => {
                 wrong("it holds no worker key", format!("{error}; write the key alone into the file"))
             }
+            NoApiKey => wrong("it holds no text in UTF-8", "write the key alone into the file"),
             NoPassword(why) => {
                 wrong(*why, "write the password alone into the file, on one line of at most 255 bytes")
             }
@@ -145,6 +148,19 @@ impl KeySource {
         match self {
             KeySource::Inline(key) => Ok(key.clone()),
             KeySource::File(path) => read_worker_key(path).map(|(key, _)| key),
+        }
+    }
+}
+
+impl ApiKeySource {
+    /// The key itself, read anew where it stands in a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds nothing.
+    pub fn read(&self) -> Result<ApiKey, FileError> {
+        match self {
+            ApiKeySource::Inline(key) => Ok(key.clone()),
+            ApiKeySource::File(path) => read_api_key(path).map(|(key, _)| key),
         }
     }
 }
@@ -264,6 +280,17 @@ fn read_worker_key(path: &Path) -> Result<(Key, u32), FileError> {
     Ok((key, mode))
 }
 
+/// The API key that stands alone in a file, and the file's mode.
+fn read_api_key(path: &Path) -> Result<(ApiKey, u32), FileError> {
+    let about = |cause| FileError { path: path.to_owned(), cause };
+    let (bytes, mode) = read_file(path).map_err(about)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| about(FileCause::NoApiKey))?.trim();
+    if text.is_empty() {
+        return Err(about(FileCause::NoApiKey));
+    }
+    Ok((ApiKey::new(text), mode))
+}
+
 /// The password that stands alone in a file, and the file's mode.
 fn read_password(path: &Path) -> Result<(Password, u32), FileError> {
     let about = |cause| FileError { path: path.to_owned(), cause };
@@ -320,6 +347,8 @@ pub(super) struct Named {
     pub(super) roots: Option<(Place, PathBuf)>,
     /// The file that holds a worker's key.
     pub(super) worker_key: Option<(Place, PathBuf)>,
+    /// The file that holds the key of a VDI gateway.
+    pub(super) api_key: Option<(Place, PathBuf)>,
     /// The file that holds the proxy's password.
     pub(super) password: Option<(Place, PathBuf)>,
     /// Where the configuration itself holds the worker's key.
@@ -328,22 +357,35 @@ pub(super) struct Named {
 
 /// Reports each named file that cannot be used, and each secret that others may read. `mode` is that of the
 /// configuration file.
-pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32) {
+pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32, environment: &Environment) {
+    // systemd guards its credentials by access lists, which show as a mode that seems too wide.
+    let private = |r: &mut Reader<'_>, place: &Place, path: &Path, mode: u32| {
+        if !environment.is_credential(path) {
+            private(r, place, mode);
+        }
+    };
     if let Some((place, path)) = &named.roots {
         usable(r, place, read_roots(path));
     }
     if let Some((place, path)) = &named.worker_key
         && let Some((_, mode)) = usable(r, place, read_worker_key(path))
     {
-        private(r, place, mode);
+        private(r, place, path, mode);
+    }
+    if let Some((place, path)) = &named.api_key
+        && let Some((_, mode)) = usable(r, place, read_api_key(path))
+    {
+        private(r, place, path, mode);
     }
     if let Some((place, path)) = &named.password
         && let Some((_, mode)) = usable(r, place, read_password(path))
     {
-        private(r, place, mode);
+        private(r, place, path, mode);
     }
-    if let Some(place) = &named.inline_key {
-        private(r, place, mode);
+    if let Some(place) = &named.inline_key
+        && r.is_in_file(place)
+    {
+        self::private(r, place, mode);
     }
     let certificates = named
         .certificate
@@ -351,7 +393,7 @@ pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32) {
         .and_then(|(place, path)| Some((path, usable(r, place, read_chain(path))?)));
     let Some((place, path)) = &named.key else { return };
     let Some(key) = usable(r, place, read_private_key(path)) else { return };
-    private(r, place, key.mode);
+    private(r, place, path, key.mode);
     if let Some((certificate, certificates)) = certificates {
         usable(r, place, belongs(certificate, &certificates, path, key.signer));
     }

@@ -3,8 +3,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::ApplianceUrl;
 use super::fault::{SECRETS, Wrong, wrong};
+use super::{ApplianceUrl, WorkerUrl};
 use crate::target::Host;
 
 const FORM: &str = "write \"https://HOST\" or \"https://HOST:PORT\"";
@@ -43,11 +43,28 @@ pub(super) fn parse(text: &str, insecure_plaintext: bool) -> Result<ApplianceUrl
     if authority.contains('@') {
         return Err(wrong("it has a user in front of the host", format!("remove it; {FORM}")));
     }
-    if !matches!(path, "" | "/") {
+    if authority.contains(',') {
+        return Err(wrong("more than one URL", "write the one that all appliances share"));
+    }
+    if path.contains(|c| c != '/') {
         return Err(wrong("something stands behind the host", format!("remove it; {FORM}")));
     }
     let (host, port) = host_and_port(authority, plaintext, FORM)?;
     Ok(ApplianceUrl { host, port, plaintext })
+}
+
+/// Reads `https://host[:port][/]`, where an appliance reaches a worker.
+pub(super) fn worker(text: &str) -> Result<WorkerUrl, Wrong> {
+    const FORM: &str = "write it as in \"https://worker.example\"";
+    let url = api_url(text).map_err(|wrong| Wrong { remedy: FORM.into(), ..wrong })?;
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    match scheme.eq_ignore_ascii_case("https") {
+        false => Err(wrong("the scheme is not \"https\"", FORM)),
+        true if rest.trim_end_matches('/').contains('/') => {
+            Err(wrong("something stands behind the host", format!("remove it; {FORM}")))
+        }
+        true => Ok(WorkerUrl { host: url.host, port: url.port }),
+    }
 }
 
 /// Where a cloud's API is.

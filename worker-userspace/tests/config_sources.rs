@@ -1,0 +1,592 @@
+//! Where a configuration comes from: the file, variables, credentials, defaults; and what `dworker config` makes of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use dworker::config::{self, ApiKeySource, Config, Environment, KeySource, Loaded, Origin};
+use proptest::prelude::*;
+use toml::Value;
+
+const KEY: &str = "dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
+const OTHER_KEY: &str = "dwk_zyxwvutsrqponmlkjihgfedcba9876543210ABCDEFG";
+/// The older product's block, as its manual has it.
+const BLOCK: &str = include_str!("config/morpheus-worker.rb");
+const EXAMPLES: [&str; 3] = [
+    include_str!("config/appliance.toml"),
+    include_str!("config/worker.toml"),
+    include_str!("config/lab.toml"),
+];
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    Environment::new("site.example", variables.iter().copied())
+}
+
+fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, String> {
+    Config::parse_in(text, "dworker.toml", &environment(variables)).map_err(|faults| faults.to_string())
+}
+
+fn origin(loaded: &Loaded, key: &str) -> String {
+    let settings = loaded.effective.settings();
+    let setting = settings.iter().find(|setting| setting.key == key).unwrap_or_else(|| panic!("no {key}"));
+    setting.origin.as_ref().map_or("-".into(), Origin::to_string)
+}
+
+fn value(loaded: &Loaded, key: &str) -> Option<Value> {
+    loaded
+        .effective
+        .settings()
+        .iter()
+        .find(|setting| setting.key == key)
+        .and_then(|setting| setting.value.clone())
+}
+
+/// The variables that say what a TOML file does, and what only the file can say.
+fn as_variables(text: &str) -> (Vec<(String, String)>, String) {
+    let mut variables = Vec::new();
+    let mut rest = toml::Table::new();
+    let word = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        // Commas stand in ports, too, so this is the form that holds any list.
+        other => other.to_string(),
+    };
+    for (key, value) in text.parse::<toml::Table>().expect("TOML") {
+        let Value::Table(section) = value else {
+            variables.push((format!("DWORKER_{}", key.to_uppercase()), word(&value)));
+            continue;
+        };
+        for (name, value) in section {
+            if name == "groups" {
+                rest.insert(key.clone(), Value::Table([(name, value)].into_iter().collect()));
+                continue;
+            }
+            variables.push((format!("DWORKER_{}_{}", key.to_uppercase(), name.to_uppercase()), word(&value)));
+        }
+    }
+    (variables, toml::to_string(&rest).expect("TOML"))
+}
+
+#[test]
+fn variables_say_what_the_file_says() {
+    for text in EXAMPLES {
+        let (variables, rest) = as_variables(text);
+        let environment = Environment::new("site.example", variables.clone());
+        let loaded = Config::parse_in(&rest, "dworker.toml", &environment).unwrap_or_else(|e| panic!("{e}"));
+        let file = Config::parse_in(text, "dworker.toml", &self::environment(&[])).expect("an example");
+        assert_eq!(loaded.config, file.config, "{variables:?}");
+        assert_eq!(loaded.warnings.len(), file.warnings.len());
+        let of_variables =
+            loaded.effective.settings().iter().filter(|s| matches!(s.origin, Some(Origin::Variable { .. })));
+        assert_eq!(of_variables.count(), variables.len());
+    }
+}
+
+#[test]
+fn a_container_needs_no_file() {
+    let variables = [
+        ("MORPHEUS_URL", "https://appliance.example"),
+        ("MORPHEUS_WORKER_KEY", KEY),
+        ("MORPHEUS_KEY", "any value"),
+    ];
+    let loaded = Config::read(None, &environment(&variables)).expect("a worker");
+    let worker = loaded.config.worker.as_ref().expect("a worker");
+    assert_eq!(worker.appliance.host.to_string(), "appliance.example");
+    assert_eq!(worker.key, KeySource::Inline(KEY.parse().unwrap()));
+    assert!(matches!(&worker.api_key, Some(ApiKeySource::Inline(key)) if key.reveal() == "any value"));
+    assert_eq!(
+        worker.url.as_ref().map(|url| (url.host.to_string(), url.port)),
+        Some(("site.example".into(), 443))
+    );
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let faults = Config::read(None, &environment(&[])).expect_err("nothing").to_string();
+    assert!(faults.starts_with("environment: no role is configured: set `appliance_url`"), "{faults}");
+}
+
+#[test]
+fn variables_come_before_the_file_and_credentials_behind_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let credentials = directory.path().to_str().expect("UTF-8");
+    let credential = directory.path().join("worker_key");
+    fs::write(&credential, KEY).expect("a credential");
+    // As systemd's access lists make it look.
+    fs::set_permissions(&credential, Permissions::from_mode(0o440)).expect("its mode");
+    let url = "appliance_url = \"https://appliance.example\"\n";
+    let given = ("CREDENTIALS_DIRECTORY", credentials);
+
+    // All of them by a file that is read, so that the credential is, too.
+    let file = directory.path().join("dworker.toml");
+    let read = |text: &str, variables: &[(&str, &str)]| {
+        fs::write(&file, text).expect("a file");
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("its mode");
+        let loaded = Config::read(Some(&file), &environment(variables)).unwrap_or_else(|e| panic!("{e}"));
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+        loaded
+    };
+    let loaded = read(url, &[given]);
+    assert_eq!(loaded.config.worker.as_ref().expect("a worker").key, KeySource::File(credential.clone()));
+    assert_eq!(origin(&loaded, "worker_key_file"), "credential worker_key");
+
+    let loaded = read(&format!("{url}worker_key = \"{OTHER_KEY}\"\n"), &[given]);
+    assert_eq!(
+        loaded.config.worker.as_ref().expect("a worker").key,
+        KeySource::Inline(OTHER_KEY.parse().unwrap())
+    );
+    assert_eq!(origin(&loaded, "worker_key"), format!("{}:2", file.display()));
+    assert_eq!(origin(&loaded, "worker_key_file"), "-");
+
+    // A variable replaces both forms of the file's.
+    for text in
+        [format!("{url}worker_key = \"{OTHER_KEY}\"\n"), format!("{url}worker_key_file = \"/nonexistent\"\n")]
+    {
+        let loaded = read(&text, &[given, ("MORPHEUS_WORKER_KEY", KEY)]);
+        assert_eq!(
+            loaded.config.worker.as_ref().expect("a worker").key,
+            KeySource::Inline(KEY.parse().unwrap())
+        );
+        assert_eq!(origin(&loaded, "worker_key"), "$MORPHEUS_WORKER_KEY");
+        let path = credential.to_str().expect("UTF-8");
+        let loaded = read(&text, &[given, ("DWORKER_WORKER_KEY_FILE", path)]);
+        assert_eq!(origin(&loaded, "worker_key_file"), "$DWORKER_WORKER_KEY_FILE");
+        assert_eq!(origin(&loaded, "worker_key"), "-");
+    }
+
+    // Ours come before the older product's; an empty one is none.
+    let loaded = parse(
+        &format!("{url}worker_key = \"{KEY}\"\nlanes = 3\n"),
+        &[
+            ("DWORKER_APPLIANCE_URL", "https://ours.example/"),
+            ("MORPHEUS_URL", "https://older.example"),
+            ("DWORKER_LANES", ""),
+        ],
+    )
+    .expect("a worker");
+    assert_eq!(loaded.config.worker.as_ref().expect("a worker").appliance.host.to_string(), "ours.example");
+    assert_eq!(
+        (origin(&loaded, "appliance_url").as_str(), origin(&loaded, "lanes").as_str()),
+        ("$DWORKER_APPLIANCE_URL", "dworker.toml:3")
+    );
+    assert_eq!(origin(&loaded, "drain"), "default");
+
+    // The other credentials stand for their keys as well, where their sections are.
+    for name in ["apikey", "appliance_key", "proxy_password"] {
+        fs::write(directory.path().join(name), "x").expect("a credential");
+    }
+    let text = format!(
+        "{url}worker_key = \"{KEY}\"\n[appliance]\nlisten = \"0.0.0.0:443\"\ncertificate = \"/c\"\n[proxy]\nhttp = \"127.0.0.1:3128\"\nuser = \"u\"\n"
+    );
+    let loaded = parse(&text, &[given]).expect("all roles");
+    for (key, name) in [
+        ("apikey_file", "apikey"),
+        ("appliance.key", "appliance_key"),
+        ("proxy.password_file", "proxy_password"),
+    ] {
+        assert_eq!(origin(&loaded, key), format!("credential {name}"));
+        assert_eq!(
+            value(&loaded, key),
+            Some(Value::String(directory.path().join(name).display().to_string()))
+        );
+    }
+    let loaded = parse(url, &[given]).expect("a worker");
+    assert_eq!(loaded.config.proxy, None, "a credential makes no section");
+}
+
+#[test]
+fn wrong_variables_are_told_what_is_wrong() {
+    let worker = format!("appliance_url = \"https://appliance.example\"\nworker_key = \"{KEY}\"\n");
+    for (variable, text, expected) in [
+        (
+            "DWORKER_LANES",
+            "9",
+            "$DWORKER_LANES: lanes = 9: not between 1 and 8: write a number from 1 to 8, without quotes",
+        ),
+        (
+            "DWORKER_LANES",
+            "many",
+            "$DWORKER_LANES: lanes = \"many\": a text where a whole number belongs: write a number from 1 to 8, without quotes",
+        ),
+        (
+            "DWORKER_INSECURE_PLAINTEXT",
+            "yes",
+            "$DWORKER_INSECURE_PLAINTEXT: insecure_plaintext = \"yes\": a text where true or false belongs: write true or false, without quotes",
+        ),
+        (
+            "DWORKER_WORKER_KEY",
+            "hunter2",
+            "$DWORKER_WORKER_KEY: worker_key = ***: not a worker key: it does not begin with `dwk_`, as every worker key does; paste it as it was first shown",
+        ),
+        (
+            "MORPHEUS_URL",
+            "appliance.example",
+            "$MORPHEUS_URL: appliance_url = \"appliance.example\": not a URL: write \"https://HOST\" or \"https://HOST:PORT\"",
+        ),
+        (
+            "DWORKER_EGRESS_ALLOW",
+            "a.example, 10.0.0.0/33",
+            "$DWORKER_EGRESS_ALLOW: egress.allow[1] = \"10.0.0.0/33\": not a proxy host: a network is written `10.20.0.0/16` or `2001:db8::/32`",
+        ),
+        ("DWORKER_LANSE", "2", "$DWORKER_LANSE: unknown variable: did you mean `DWORKER_LANES`?"),
+        (
+            "DWORKER_STEER_CGROUP",
+            "a",
+            "$DWORKER_STEER_CGROUP: unknown variable: did you mean `DWORKER_STEER_CGROUPS`?",
+        ),
+        (
+            "DWORKER_COLOUR",
+            "hunter2",
+            "$DWORKER_COLOUR: unknown variable: unset it, or write it as `DWORKER_KEY` or `DWORKER_SECTION_KEY`, as in `DWORKER_STEER_CGROUPS`",
+        ),
+        (
+            "DWORKER_STEER_CGROUPS",
+            "a",
+            "$DWORKER_STEER_CGROUPS: steer.proxy_hosts: missing: list proxy hosts, as in [\"vcenter.corp.example:443\", \"10.20.0.0/16\"]",
+        ),
+    ] {
+        assert_eq!(parse(&worker, &[(variable, text)]).expect_err(variable), expected);
+    }
+    // What the command line reads is nobody's fault, and neither is what is not ours.
+    let others = [("DWORKER_TOKEN", "dwa_x"), ("MORPHEUS_OTHER", "x"), ("PATH", "/bin")];
+    assert!(parse(&worker, &others).is_ok());
+    let both = [("DWORKER_WORKER_KEY", KEY), ("DWORKER_WORKER_KEY_FILE", "/k")];
+    assert_eq!(
+        parse("appliance_url = \"https://a.example\"", &both).expect_err("both"),
+        "$DWORKER_WORKER_KEY_FILE: worker_key_file = \"/k\": `worker_key` ($DWORKER_WORKER_KEY) is set too: keep one of the two"
+    );
+    use std::os::unix::ffi::OsStringExt;
+    let latin1 = std::ffi::OsString::from_vec(b"Z\xfcrich".to_vec());
+    let said = Config::parse_in(&worker, "dworker.toml", &Environment::new("h", [("DWORKER_LOG", latin1)]));
+    assert_eq!(said.expect_err("latin1").to_string(), "$DWORKER_LOG: not UTF-8: write it in UTF-8");
+}
+
+#[test]
+fn lists_are_separated_by_commas_or_are_toml() {
+    let worker = format!("appliance_url = \"https://appliance.example\"\nworker_key = \"{KEY}\"\n");
+    let allow = |text: &str| {
+        let config = parse(&worker, &[("DWORKER_EGRESS_ALLOW", text)]).expect(text).config;
+        let allow = config.worker.expect("a worker").egress.allow.expect("a list");
+        allow.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(allow(" a.example ,10.0.0.0/8,"), ["a.example", "10.0.0.0/8"]);
+    assert_eq!(allow("[2001:db8::/32]:443"), ["[2001:db8::/32]:443"]);
+    assert_eq!(allow("[\"a.example:443,902\", \"b.example\"]"), ["a.example:443,902", "b.example"]);
+}
+
+#[test]
+fn a_host_whose_name_is_no_url_has_no_default_url() {
+    let worker = format!("appliance_url = \"https://appliance.example\"\nworker_key = \"{KEY}\"\n");
+    let url = |host: &str| {
+        let environment = Environment::new(host, [("", ""); 0]);
+        let loaded = Config::parse_in(&worker, "dworker.toml", &environment).expect(host);
+        let url = loaded
+            .config
+            .worker
+            .as_ref()
+            .and_then(|worker| worker.url.clone())
+            .map(|url| url.host.to_string());
+        (url, origin(&loaded, "worker_url"))
+    };
+    assert_eq!(url("My-Worker"), (Some("my-worker".into()), "default".into()));
+    assert_eq!(url("no host"), (None, "-".into()));
+}
+
+#[test]
+fn the_older_products_block_is_read_as_it_is() {
+    let file = filled();
+    let loaded =
+        Config::parse_in(&file, "morpheus-worker.rb", &environment(&[])).unwrap_or_else(|e| panic!("{e}"));
+    let worker = loaded.config.worker.as_ref().expect("a worker");
+    assert_eq!(worker.appliance.host.to_string(), "appliance.example");
+    assert_eq!(worker.key, KeySource::Inline(KEY.parse().unwrap()));
+    assert!(
+        matches!(&worker.api_key, Some(ApiKeySource::Inline(key)) if key.reveal() == "API KEY FOR THIS GATEWAY")
+    );
+    assert_eq!(origin(&loaded, "appliance_url"), "morpheus-worker.rb:2");
+    let windows = format!("\u{feff}{}", file.replace('\n', "\r\n"));
+    let read =
+        Config::parse_in(&windows, "morpheus-worker.rb", &environment(&[])).expect("in Windows' manner");
+    assert_eq!(read.config, loaded.config);
+}
+
+/// The block with its values filled in.
+fn filled() -> String {
+    let mut file = BLOCK.to_owned();
+    for (template, value) in [
+        ("'https://gateway_worker_url'", "'https://worker.example/'".to_owned()),
+        ("'https://morpheus_appliance_url'", "'https://appliance.example/'".to_owned()),
+        ("'DISTRIBUTED WORKER KEY'", format!("'{KEY}'")),
+        ("'http://proxy.address:1234'", "'http://10.0.0.1:3128'".to_owned()),
+        ("'vcenter.example.com,192.168.xx.xx'", "'vcenter.corp.example,192.168.0.0/16'".to_owned()),
+    ] {
+        assert!(file.contains(template), "{template}");
+        file = file.replace(template, &value);
+    }
+    file
+}
+
+#[test]
+fn what_nobody_has_filled_in_is_told() {
+    let faults = Config::parse(BLOCK, "morpheus-worker.rb").expect_err("a template").to_string();
+    let told: Vec<&str> = faults.lines().filter_map(|line| line.split('`').nth(1)).collect();
+    assert_eq!(told, ["worker_url", "appliance_url", "worker_key", "proxy_address", "no_proxy"], "{faults}");
+}
+
+#[test]
+fn every_key_is_shown() {
+    let mut shown = BTreeSet::new();
+    for text in EXAMPLES {
+        let loaded = Config::parse(text, "dworker.toml").expect("an example");
+        shown.extend(
+            loaded
+                .effective
+                .settings()
+                .iter()
+                .map(|setting| setting.key.replace("[0]", "").replace("[1]", "")),
+        );
+        let printed = loaded.effective.to_string();
+        for setting in loaded.effective.settings() {
+            let name = setting.key.rsplit('.').next().expect("a name");
+            assert!(
+                printed.contains(&format!("\n{name} = "))
+                    || printed.starts_with(&format!("{name} = "))
+                    || printed.contains(&format!("# {name}: not set")),
+                "{name} in {printed}"
+            );
+        }
+    }
+    let listed: BTreeSet<String> = keys_of(&config::template()).into_iter().collect();
+    assert_eq!(shown, listed);
+}
+
+/// The paths of all keys that a commented file lists.
+fn keys_of(template: &str) -> Vec<String> {
+    let mut section = String::new();
+    let mut keys = Vec::new();
+    for line in
+        template.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '))
+    {
+        match line.split_once(" = ") {
+            Some((key, _)) => keys.push(format!("{section}{key}")),
+            None => section = format!("{}.", line.trim_matches(['[', ']'])),
+        }
+    }
+    keys
+}
+
+#[test]
+fn what_is_shown_says_the_same_again_but_for_secrets() {
+    for text in EXAMPLES {
+        let loaded = Config::parse(text, "dworker.toml").expect("an example");
+        let printed = loaded.effective.to_string();
+        assert!(!printed.contains(&KEY[8..]) && !printed.contains("FOR THIS"), "{printed}");
+        let hash = "f333873adc6c2a0578de5b5ec0ed501d3cfc4906ea185c5fdc71bfa66fa058b9";
+        let mut hashes =
+            [hash, "7f1e2c9b6f0b6d6a1c2f3e4d5c6b7a8990817263544536271809fedcba987654"].into_iter();
+        let lines = printed.lines().map(|line| match line.split_once(" = \"***\"") {
+            Some(("worker_key", behind)) => format!("worker_key = \"{KEY}\"{behind}"),
+            Some(("key_sha256", behind)) => {
+                format!("key_sha256 = \"{}\"{behind}", hashes.next().expect("a hash"))
+            }
+            Some((key, behind)) => format!("{key} = \"API KEY FOR THIS GATEWAY\"{behind}"),
+            None => line.to_owned(),
+        });
+        let again = lines.collect::<Vec<_>>().join("\n");
+        let again = Config::parse(&again, "shown.toml").unwrap_or_else(|e| panic!("{e}\n{again}"));
+        assert_eq!(again.config, loaded.config);
+    }
+}
+
+#[test]
+fn the_commented_file_is_the_schemas_and_loads() {
+    let packaged = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/dworker.toml"))
+        .expect("the file");
+    assert!(
+        packaged == config::template(),
+        "packaging/dworker.toml: write it anew with `dworker config template`"
+    );
+    assert!(packaged.lines().all(|line| line.is_empty() || line.starts_with('#')), "something is set");
+    // What says the same as another key, or has no sense beside it.
+    const SECOND: [&str; 4] = ["apikey_file", "worker_key_file", "steer.proxy_hosts", "none"];
+    for without in [&SECOND[..], &["apikey", "worker_key", "steer.proxy_hosts"][..]] {
+        let mut section = String::new();
+        let uncommented = packaged.lines().filter_map(|line| {
+            let set = line.strip_prefix('#').filter(|line| !line.starts_with(' ') && !line.is_empty())?;
+            let Some((key, _)) = set.split_once(" = ") else {
+                section = format!("{}.", set.trim_matches(['[', ']']));
+                return Some(set);
+            };
+            (!without.contains(&format!("{section}{key}").as_str())).then_some(set)
+        });
+        let text = uncommented.collect::<Vec<_>>().join("\n");
+        let loaded = Config::parse(&text, "dworker.toml").unwrap_or_else(|e| panic!("{e}\n{text}"));
+        assert!(
+            loaded.config.worker.is_some()
+                && loaded.config.appliance.is_some()
+                && loaded.config.steer.is_some()
+        );
+        // What is a default there is the default.
+        for setting in Config::parse(EXAMPLES[2], "lab.toml").expect("the lab").effective.settings() {
+            if setting.origin == Some(Origin::Default) && !setting.key.contains('[') {
+                assert_eq!(value(&loaded, &setting.key), setting.value, "{}", setting.key);
+            }
+        }
+    }
+}
+
+/// A file of the older product, with what can stand in its keys.
+fn older() -> impl Strategy<Value = BTreeMap<&'static str, String>> {
+    let name = "[a-z]{1,8}(\\.[a-z]{1,8}){0,2}";
+    (
+        (name, name, prop::option::of(1u16..)),
+        prop::option::of("\\PC{1,40}"),
+        "[A-Za-z0-9_-]{43}",
+        prop::option::of(1u8..=8),
+        prop::option::of("/[a-zA-Z' \"\\\\#{}$@ü-]{0,20}"),
+    )
+        .prop_map(|((worker, appliance, port), api_key, key, lanes, path)| {
+            let port = port.map_or(String::new(), |port| format!(":{port}"));
+            let mut values = BTreeMap::from([
+                ("worker_url", format!("https://{worker}.example/")),
+                ("appliance_url", format!("https://{appliance}.example{port}")),
+                ("worker_key", format!("dwk_{key}")),
+            ]);
+            values.extend(api_key.map(|key| ("apikey", key)));
+            values.extend(lanes.map(|lanes| ("lanes", lanes.to_string())));
+            values.extend(path.map(|path| ("state_dir", path)));
+            values
+        })
+}
+
+proptest! {
+    #[test]
+    fn what_is_imported_means_the_same(values in older(), double: bool) {
+        let text: String = values
+            .iter()
+            .map(|(key, value)| {
+                let value = value.replace('\\', "\\\\");
+                match double {
+                    false => format!("worker['{key}'] = '{}' # a comment\n", value.replace('\'', "\\'")),
+                    true => format!("worker[\"{key}\"] = \"{}\"\n", value.replace('"', "\\\"").replace('#', "\\#")),
+                }
+            })
+            .collect();
+        let file = PathBuf::from("morpheus-worker.rb");
+        let before = Config::parse(&text, "morpheus-worker.rb").map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
+        let made = config::import(&text, &file).expect("it was read");
+        let after = Config::parse(&made, "dworker.toml").map_err(|e| TestCaseError::fail(format!("{e}\n{made}")))?;
+        prop_assert_eq!(before.config, after.config);
+    }
+
+    #[test]
+    fn no_text_panics_and_no_secret_is_told(
+        line in "(worker|\\['|'\\]|\\[|\"|'| = |worker_key|apikey|https://u:hunter2@h|#|\\\\|hunter2| |\u{2018}){0,12}",
+    ) {
+        let text = format!("{line}\nworker['apikey'] = 'correct horse battery'\n");
+        let said = match Config::parse(&text, "morpheus-worker.rb") {
+            Ok(loaded) => loaded.effective.to_string(),
+            Err(faults) => faults.to_string(),
+        };
+        prop_assert!(!said.contains("battery"), "{said}");
+        for line in said.lines().filter(|line| line.contains("hunter2")) {
+            // A word alone is no secret; behind a user, or where a key of a secret is, it is.
+            prop_assert!(!text.contains('@') && !text.lines().next().unwrap_or_default().contains("key"), "{line} of {text}");
+        }
+    }
+}
+
+#[test]
+fn the_file_is_found() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let places = ["dworker.toml", "morpheus-worker.rb"].map(|name| directory.path().join(name));
+    let [ours, older] = places.clone();
+    let (none, some) = (environment(&[]), environment(&[("MORPHEUS_URL", "https://a.example")]));
+    assert_eq!(config::find(&places, &none), Some(ours.clone()), "the fault names ours");
+    assert_eq!(config::find(&places, &some), None);
+    fs::write(&older, "worker['lanes'] = 2\n").expect("a file");
+    assert_eq!(config::find(&places, &some), Some(older.clone()));
+    fs::write(&ours, config::template()).expect("a file");
+    assert_eq!(config::find(&places, &none), Some(older.clone()), "ours is all comments");
+    fs::remove_file(&older).expect("it is there");
+    assert_eq!(config::find(&places, &none), Some(ours.clone()));
+    fs::write(&older, "worker['lanes'] = 2\n").expect("a file");
+    fs::write(&ours, "# a comment\n  lanes = 2\n").expect("a file");
+    assert_eq!(config::find(&places, &none), Some(ours));
+}
+
+fn dworker(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dworker"));
+    command.args(arguments).env_clear().envs(variables.iter().copied()).output().expect("dworker")
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).expect("UTF-8")
+}
+
+#[test]
+fn the_commands_check_show_and_import() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let older = at("morpheus-worker.rb");
+    fs::write(&older, filled()).expect("a file");
+    fs::set_permissions(&older, Permissions::from_mode(0o644)).expect("its mode");
+
+    let checked = dworker(&["config", "check", "--config", &older], &[]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert_eq!(text(checked.stdout), format!("{older}: valid\n"));
+    let warned = text(checked.stderr);
+    assert!(warned.starts_with(&format!("warning: {older}:4: worker_key = ***: others")), "{warned}");
+
+    let wrong =
+        dworker(&["config", "check", "--config", &older], &[("DWORKER_LANES", "9"), ("DWORKER_LANSE", "9")]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert_eq!(text(wrong.stderr).lines().count(), 2, "all at once");
+    let missing = dworker(&["config", "check", "--config", &at("missing.toml")], &[("DWORKER_LANES", "2")]);
+    assert_eq!(missing.status.code(), Some(2));
+
+    let shown = text(dworker(&["config", "show", "--config", &older], &[("DWORKER_LANES", "4")]).stdout);
+    for line in [
+        format!("appliance_url = \"https://appliance.example/\" # {older}:2"),
+        format!("worker_key = \"***\" # {older}:4"),
+        "lanes = 4 # $DWORKER_LANES".into(),
+        "drain = \"10s\" # default".into(),
+        "# ca_file: not set".into(),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} in {shown}");
+    }
+    let json = text(dworker(&["config", "show", "-j", "--config", &older], &[("DWORKER_LANES", "4")]).stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let setting = |key: &str| {
+        json["settings"].as_array().expect("a list").iter().find(|s| s["key"] == key).expect(key).clone()
+    };
+    assert_eq!(
+        setting("lanes"),
+        serde_json::json!({"key": "lanes", "value": 4, "source": "variable", "variable": "DWORKER_LANES"})
+    );
+    assert_eq!(
+        setting("worker_key"),
+        serde_json::json!({"key": "worker_key", "value": "***", "source": "file", "file": older, "line": 4})
+    );
+    assert_eq!(setting("ca_file"), serde_json::json!({"key": "ca_file", "value": null}));
+
+    let output = at("dworker.toml");
+    let imported = dworker(&["config", "import", &older, "--output", &output], &[]);
+    assert_eq!(imported.status.code(), Some(0), "{imported:?}");
+    assert_eq!(fs::metadata(&output).expect("the file").permissions().mode() & 0o7777, 0o600);
+    let made = fs::read_to_string(&output).expect("the file");
+    assert_eq!(text(dworker(&["config", "import", &older], &[]).stdout), made);
+    let loaded = Config::load(&PathBuf::from(&output)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(loaded.config, Config::load(&PathBuf::from(&older)).expect("the older file").config);
+    assert!(loaded.warnings.is_empty());
+
+    let again = dworker(&["config", "import", &older, "--output", &output], &[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(again.stderr).contains("--force"));
+    assert_eq!(
+        dworker(&["config", "import", &older, "--output", &output, "--force"], &[]).status.code(),
+        Some(0)
+    );
+    assert_eq!(fs::read_dir(directory.path()).expect("the directory").count(), 2, "nothing is left behind");
+    fs::write(&older, "puts 'hello'\n").expect("a file");
+    let refused = dworker(&["config", "import", &older], &[]);
+    assert_eq!((refused.status.code(), text(refused.stdout).as_str()), (Some(2), ""));
+}
