@@ -12,7 +12,7 @@
 //! | `config/schema.rs` | which keys there are; what an unknown one was meant to be |
 //! | `config/reader.rs` | walks TOML and collects faults |
 //! | `config/values.rs`, `url.rs`, `duration.rs` | what single values mean |
-//! | `config/sections.rs`, `appliance.rs`, `proxy.rs` | reads each section, judges them together |
+//! | `config/sections.rs`, `appliance.rs`, `proxy.rs`, `upstream.rs` | reads each section, judges them together |
 //! | `config/files.rs` | reads and checks the files that are named |
 
 use std::net::SocketAddr;
@@ -33,6 +33,7 @@ mod proxy;
 mod reader;
 mod schema;
 mod sections;
+mod upstream;
 mod url;
 mod values;
 
@@ -40,6 +41,7 @@ pub use fault::{Fault, Faults};
 pub use files::{FileCause, FileError, Identity, Password, read_roots};
 pub(crate) use key::secret;
 pub use key::{Key, KeyError, KeyHash};
+pub use upstream::{PasswordSource, ProxyLogin, Upstream};
 
 // What the registry judges by the same rules.
 pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
@@ -135,6 +137,8 @@ pub struct Worker {
     pub ca_file: Option<PathBuf>,
     /// How many websockets one session has (`lanes`), 1 to 8. Default 2.
     pub lanes: u8,
+    /// The proxy that it goes through (`proxy_address`). Default none.
+    pub upstream: Option<Upstream>,
     /// What the worker itself says of what it may dial (`[egress]`). Default: all that the appliance says.
     pub egress: Egress,
 }

@@ -32,6 +32,9 @@ pub(super) const TOP: Section = Section {
         "worker_key_file",
         "ca_file",
         "lanes",
+        "proxy_address",
+        "proxy_password_file",
+        "no_proxy",
         "insecure_plaintext",
         "egress",
         "appliance",
@@ -88,9 +91,10 @@ pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
     match key {
         "worker_key" | "key_sha256" => true,
         // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file" | "password_file" | "key" => {
+        "worker_key_file" | "password_file" | "proxy_password_file" | "key" => {
             !value.as_str().is_some_and(|text| text.starts_with('/'))
         }
+        "proxy_address" => value.as_str().is_none_or(super::upstream::may_hold_secret),
         // As Basic writes it, with the password behind a colon.
         "user" => value.as_str().is_none_or(|text| text.contains(':')),
         _ => false,

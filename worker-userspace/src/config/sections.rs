@@ -14,11 +14,14 @@ use super::files::Named;
 use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER};
 use super::values::{self, LIST_HOSTS, SYNTHETIC4, SYNTHETIC6};
-use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, url};
+use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, upstream, url};
 use crate::target::{HostPattern, Pattern};
 
 /// The keys that make a worker.
 const WORKER: [&str; 3] = ["appliance_url", "worker_key", "worker_key_file"];
+/// The keys that change a worker.
+const WORKER_ONLY: [&str; 7] =
+    ["ca_file", "lanes", "insecure_plaintext", "proxy_address", "proxy_password_file", "no_proxy", "egress"];
 /// The keys that make a role which carries streams.
 const CARRIERS: [&str; 4] = ["appliance_url", "worker_key", "worker_key_file", "appliance"];
 /// The kernel's `sun_path` without its closing NUL.
@@ -89,7 +92,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
 
 /// The keys of the top that only a worker has.
 fn worker_only<'t, 'd>(top: &'t Table<'d>) -> impl Iterator<Item = Value<'d>> + use<'t, 'd> {
-    ["ca_file", "lanes", "insecure_plaintext", "egress"].into_iter().filter_map(|key| top.get(key))
+    WORKER_ONLY.into_iter().filter_map(|key| top.get(key))
 }
 
 fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<Worker> {
@@ -101,7 +104,7 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let insecure_set = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
     let appliance = url.as_ref().and_then(|v| r.parsed(v, |text| url::parse(text, insecure_set)));
     let key = inline.as_ref().and_then(|v| {
-        named.inline_key = Some(v.place.clone());
+        named.inline.push(v.place.clone());
         r.parsed(v, |text| {
             text.parse::<Key>()
                 .map_err(|e| wrong("not a worker key", format!("{e}; paste it as it was first shown")))
@@ -114,6 +117,7 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         .get("ca_file")
         .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
     let lanes = top.get("lanes").map_or(Some(2), |v| r.number(&v, 1..=8));
+    let upstream = upstream::read(r, top, named);
     let egress = match top.get("egress") {
         Some(v) => r.section(&v, &EGRESS).map(|table| egress(r, &table)),
         None => Some(Egress { allow: None, deny: Vec::new(), connect_timeout: CONNECT }),
@@ -154,7 +158,7 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
     }
     let key = key.map(KeySource::Inline).or(key_file.map(KeySource::File));
-    Some(Worker { appliance: appliance?, key: key?, ca_file, lanes: lanes?, egress: egress? })
+    Some(Worker { appliance: appliance?, key: key?, ca_file, lanes: lanes?, upstream, egress: egress? })
 }
 
 fn egress<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> Egress {
