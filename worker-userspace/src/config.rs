@@ -18,7 +18,7 @@
 //! | `config/document.rs` | all of these as one document, each value with its origin |
 //! | `config/reader.rs` | walks the document and collects faults |
 //! | `config/values.rs`, `url.rs`, `duration.rs` | what single values mean |
-//! | `config/sections.rs`, `appliance.rs`, `proxy.rs` | reads each section, judges them together |
+//! | `config/sections.rs`, `appliance.rs`, `proxy.rs`, `upstream.rs` | reads each section, judges them together |
 //! | `config/files.rs` | reads and checks the files that are named |
 //! | `config/effective.rs`, `template.rs` | what holds, for people; the commented file |
 
@@ -46,6 +46,7 @@ mod ruby;
 mod schema;
 mod sections;
 mod template;
+mod upstream;
 mod url;
 mod values;
 
@@ -57,6 +58,7 @@ pub use files::{FileCause, FileError, Identity, Password, read_roots};
 pub(crate) use key::secret;
 pub use key::{ApiKey, Key, KeyError, KeyHash};
 pub use template::{import, template};
+pub use upstream::{PasswordSource, ProxyLogin, Upstream};
 
 // What the registry judges by the same rules.
 pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
@@ -245,6 +247,8 @@ pub struct Worker {
     pub ca_file: Option<PathBuf>,
     /// How many websockets one session has (`lanes`), 1 to 8. Default 2.
     pub lanes: u8,
+    /// The proxy that it goes through (`proxy_address`). Default none.
+    pub upstream: Option<Upstream>,
     /// What the worker itself says of what it may dial (`[egress]`). Default: all that the appliance says.
     pub egress: Egress,
 }

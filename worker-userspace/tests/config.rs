@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use dworker::config::{
     ApiKeySource, Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource,
-    Loaded, Login, Proxy, Steer, TlsFiles, Worker, WorkerUrl, read_roots,
+    Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, Worker, WorkerUrl,
+    read_roots,
 };
-use dworker::target::Pattern;
+use dworker::target::{Exempt, NoProxy, Pattern};
 use proptest::prelude::*;
 
 const KEY: &str = "dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
@@ -110,6 +111,15 @@ fn wrong_files_of_the_older_product_are_told_what_is_wrong() {
     for case in cases {
         assert_eq!(case.expected.lines().count(), 1, "{}: more or less than one error", case.title);
     }
+}
+
+#[test]
+fn wrong_ways_through_a_proxy_are_told_what_is_wrong() {
+    run(include_str!("config/upstream.txt"), |text| {
+        let worker =
+            "appliance_url = \"https://appliance.example\"\nworker_key_file = \"/etc/dworker/worker.key\"\n";
+        said(Config::parse(&format!("{worker}{text}"), "dworker.toml"))
+    });
 }
 
 #[test]
@@ -253,6 +263,10 @@ fn patterns(texts: &[&str]) -> Vec<Pattern> {
     texts.iter().map(|text| text.parse().expect(text)).collect()
 }
 
+fn no_proxy(texts: &[&str]) -> NoProxy {
+    texts.iter().map(|text| text.parse::<Exempt>().expect(text)).collect()
+}
+
 fn key() -> Key {
     KEY.parse().expect("a key")
 }
@@ -322,6 +336,16 @@ fn a_worker_means_what_it_says() {
             key: KeySource::File("/etc/dworker/worker.key".into()),
             ca_file: Some("/etc/dworker/ca.pem".into()),
             lanes: 8,
+            upstream: Some(Upstream {
+                tls: true,
+                host: "proxy.example".parse().unwrap(),
+                port: 443,
+                login: Some(ProxyLogin {
+                    user: "worker@site".into(),
+                    password: PasswordSource::File("/etc/dworker/upstream.password".into()),
+                }),
+                no_proxy: no_proxy(&["vcenter.corp.example", "*.lab.example:443", "10.20.0.0/16"]),
+            }),
             egress: Egress {
                 allow: Some(patterns(&["vcenter.corp.example:443", "10.20.0.0/16"])),
                 deny: patterns(&["10.20.0.1"]),
@@ -367,6 +391,17 @@ fn a_worker_may_leave_what_it_dials_to_its_appliance() {
 #[test]
 fn a_lab_means_what_it_says_and_is_warned() {
     let loaded = Config::parse(include_str!("config/lab.toml"), "lab.toml").expect("a good file");
+    let worker = loaded.config.worker.as_ref().expect("a worker");
+    // Its password can be read, and nothing else makes one.
+    let upstream = worker.upstream.as_ref().expect("a proxy");
+    assert_eq!(upstream.to_string(), "http://***@[2001:db8::1]:3128");
+    assert_eq!(upstream.no_proxy, no_proxy(&["*.corp.example", "10.0.0.1", "*"]));
+    let login = upstream.login.as_ref().expect("a user");
+    assert_eq!(
+        (login.user.as_str(), login.password.read().expect("a password").reveal()),
+        ("lab", "hunter2")
+    );
+    assert!(!format!("{loaded:?}").contains("hunter2"));
     let expected = Config {
         state_dir: "/var/lib/dworker".into(),
         control_socket: "/run/dworker/control.sock".into(),
@@ -379,6 +414,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
             key: KeySource::Inline(key()),
             ca_file: None,
             lanes: 2,
+            upstream: worker.upstream.clone(),
             egress: Egress {
                 allow: Some(patterns(&["10.20.0.0/16"])),
                 deny: vec![],
@@ -417,7 +453,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
     assert_eq!(api_key.reveal(), "API KEY FOR THIS GATEWAY");
     let warned: Vec<(Option<usize>, &str)> =
         loaded.warnings.iter().map(|w| (w.line, w.key.as_str())).collect();
-    let expected = [(5, "insecure_plaintext"), (12, "appliance.insecure_plaintext"), (23, "proxy.http")];
+    let expected = [(5, "insecure_plaintext"), (14, "appliance.insecure_plaintext"), (25, "proxy.http")];
     assert_eq!(warned, expected.map(|(line, key)| (Some(line), key)));
 }
 
@@ -483,6 +519,9 @@ fn soup() -> impl Strategy<Value = String> {
         "egress",
         "key_sha256",
         "worker_key",
+        "proxy_address",
+        "no_proxy",
+        "\"http://u:p@a:1\"",
         "\"10s\"",
         "\"https://a\"",
         "[\"10.0.0.0/8\"]",

@@ -29,6 +29,8 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 fn dworker(arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dworker"))
         .args(arguments)
+        // Its variables would be configuration.
+        .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

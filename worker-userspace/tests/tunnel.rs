@@ -144,6 +144,7 @@ impl Appliance {
             port: self.address.port(),
             tls: Some(tls::client(vec![ca]).unwrap()),
             key: authorization(key.reveal()).unwrap(),
+            proxy: None,
         }
     }
 

@@ -199,7 +199,7 @@ pub(super) fn value<'d>(kind: Kind, text: Cow<'d, str>, at: usize) -> Spanned<De
             (Kind::Number, Some(number)) if number.is_integer() => number,
             (Kind::Flag, Some(flag)) if flag.is_bool() => flag,
             // `[2001:db8::/32]:443` begins as a list does, too, but is no TOML.
-            (Kind::List, Some(DeValue::Array(items))) => DeValue::Array(
+            (Kind::List | Kind::Words, Some(DeValue::Array(items))) => DeValue::Array(
                 items.into_iter().map(|item| Spanned::new(at..at, item.into_inner())).collect(),
             ),
             (Kind::List, _) => list(items(text).map(Cow::Borrowed).collect()),

@@ -92,7 +92,7 @@ impl Effective {
 /// A value without secrets.
 fn shown(value: &DeValue<'_>) -> Value {
     match value {
-        DeValue::String(text) => Value::String(mask_secrets(text, usize::MAX)),
+        DeValue::String(text) => Value::String(masked(text)),
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
             .map_or(Value::String(number.to_string()), Value::Integer),
         DeValue::Boolean(yes) => Value::Boolean(*yes),
@@ -102,6 +102,16 @@ fn shown(value: &DeValue<'_>) -> Value {
         DeValue::Datetime(time) => Value::Datetime(*time),
         DeValue::Table(_) => Value::String("{…}".into()),
     }
+}
+
+/// The control characters stay: TOML and JSON both escape them.
+fn masked(text: &str) -> String {
+    let parts =
+        text.split_inclusive(char::is_control).map(|part| match part.strip_suffix(char::is_control) {
+            Some(plain) => format!("{}{}", mask_secrets(plain, usize::MAX), &part[plain.len()..]),
+            None => mask_secrets(part, usize::MAX),
+        });
+    parts.collect()
 }
 
 /// As TOML, with who says so behind each value.

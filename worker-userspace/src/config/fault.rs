@@ -116,6 +116,7 @@ impl From<TargetError> for Wrong {
         match error {
             TargetError::Name { why, .. } => wrong("not a host name", why),
             TargetError::Pattern { why, .. } => wrong("not a proxy host", why),
+            TargetError::Exempt { why, .. } => wrong("nothing that `no_proxy` can have", why),
         }
     }
 }

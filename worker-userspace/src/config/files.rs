@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::fault::{Wrong, wrong};
 use super::reader::{Place, Reader};
-use super::{ApiKey, ApiKeySource, Environment, Key, KeyError, KeySource, Login, TlsFiles};
+use super::{ApiKey, ApiKeySource, Environment, Key, KeyError, KeyHash, KeySource, Login, TlsFiles};
 
 /// The largest file that is read, in bytes: a system's whole bundle of roots has a quarter of it.
 const LARGEST: u64 = 1 << 20;
@@ -166,6 +166,7 @@ impl ApiKeySource {
 }
 
 /// A password. No `Debug` shows it.
+#[derive(Clone)]
 pub struct Password(Box<str>);
 
 impl Password {
@@ -173,7 +174,20 @@ impl Password {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// A password that stood elsewhere than in a file of its own.
+    pub(super) fn inline(text: String) -> Password {
+        Password(text.into())
+    }
 }
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Password) -> bool {
+        KeyHash::of(&self.0) == KeyHash::of(&other.0)
+    }
+}
+
+impl Eq for Password {}
 
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -292,7 +306,7 @@ fn read_api_key(path: &Path) -> Result<(ApiKey, u32), FileError> {
 }
 
 /// The password that stands alone in a file, and the file's mode.
-fn read_password(path: &Path) -> Result<(Password, u32), FileError> {
+pub(super) fn read_password(path: &Path) -> Result<(Password, u32), FileError> {
     let about = |cause| FileError { path: path.to_owned(), cause };
     let (bytes, mode) = read_file(path).map_err(about)?;
     let text =
@@ -349,10 +363,10 @@ pub(super) struct Named {
     pub(super) worker_key: Option<(Place, PathBuf)>,
     /// The file that holds the key of a VDI gateway.
     pub(super) api_key: Option<(Place, PathBuf)>,
-    /// The file that holds the proxy's password.
-    pub(super) password: Option<(Place, PathBuf)>,
-    /// Where the configuration itself holds the worker's key.
-    pub(super) inline_key: Option<Place>,
+    /// The files that hold passwords: that of the entries, and that for the proxy.
+    pub(super) passwords: Vec<(Place, PathBuf)>,
+    /// Where the configuration itself holds secrets: the worker's key, the proxy's password.
+    pub(super) inline: Vec<Place>,
 }
 
 /// Reports each named file that cannot be used, and each secret that others may read. `mode` is that of the
@@ -377,14 +391,12 @@ pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32, environment: &
     {
         private(r, place, path, mode);
     }
-    if let Some((place, path)) = &named.password
-        && let Some((_, mode)) = usable(r, place, read_password(path))
-    {
-        private(r, place, path, mode);
+    for (place, path) in &named.passwords {
+        if let Some((_, mode)) = usable(r, place, read_password(path)) {
+            private(r, place, path, mode);
+        }
     }
-    if let Some(place) = &named.inline_key
-        && r.is_in_file(place)
-    {
+    for place in named.inline.iter().filter(|place| r.is_in_file(place)).collect::<Vec<_>>() {
         self::private(r, place, mode);
     }
     let certificates = named

@@ -21,6 +21,7 @@ use super::meant::meant;
 use super::ruby::Broken;
 use super::schema::{self, Section, join};
 use super::{Config, Loaded, duration};
+use crate::target::NoProxy;
 
 /// Where something stands, and how a fault names it.
 #[derive(Debug, Clone)]
@@ -485,6 +486,25 @@ impl<'d> Reader<'d> {
             self.fault(&value.place, wrong("the list is empty", remedy));
         }
         self.list(value, parse, remedy)
+    }
+
+    /// A list as in [`Reader::list`], or one text with the same entries between commas or white space.
+    pub(super) fn words<T: Clone + Eq + Hash>(
+        &mut self,
+        value: &Value<'d>,
+        parse: impl Fn(&'d str) -> Result<T, Wrong>,
+        remedy: &str,
+    ) -> Vec<(Place, T)> {
+        let Some(text) = value.value.as_str() else { return self.list(value, parse, remedy) };
+        let mut read = Vec::new();
+        for word in NoProxy::split(text) {
+            let place = Place { value: Some(quote(word)), ..value.place.clone() };
+            match parse(word) {
+                Ok(parsed) => read.push((place, parsed)),
+                Err(wrong) => self.fault(&place, wrong),
+            }
+        }
+        read
     }
 
     /// A list as in [`Reader::filled`], or one text that stands for a list of one.

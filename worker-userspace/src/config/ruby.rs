@@ -217,7 +217,11 @@ impl<'t> Line<'t> {
         let value_at = self.at;
         let text = match self.rest().chars().next() {
             None | Some('#') => {
-                return self.wrong(value_at, "a value is missing", "write one behind `=`, or remove the line");
+                return self.wrong(
+                    value_at,
+                    "a value is missing",
+                    "write one behind `=`, or remove the line",
+                );
             }
             Some(c) if c.is_ascii_alphanumeric() || c == '-' => {
                 let word = self.word(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));

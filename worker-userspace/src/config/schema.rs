@@ -38,6 +38,8 @@ pub(super) struct Key {
     pub(super) example: &'static str,
     /// The systemd credential that it is the path of, where neither it nor what it stands for is set.
     pub(super) credential: Option<&'static str>,
+    /// Its variable behind `DWORKER_`, where that of its path is another key's.
+    pub(super) variable: Option<&'static str>,
     /// Only a worker has it.
     pub(super) of_worker: bool,
 }
@@ -50,6 +52,8 @@ pub(super) enum Kind {
     Flag,
     /// Texts.
     List,
+    /// Texts, or one text that has them all.
+    Words,
     /// A section that stands once.
     Section(&'static Section),
     /// Sections that stand as often as wanted.
@@ -58,7 +62,16 @@ pub(super) enum Kind {
 
 impl Key {
     const fn new(name: &'static str, kind: Kind, about: &'static str) -> Key {
-        Key { name, kind, about, default: None, example: "", credential: None, of_worker: false }
+        Key {
+            name,
+            kind,
+            about,
+            default: None,
+            example: "",
+            credential: None,
+            variable: None,
+            of_worker: false,
+        }
     }
 
     /// With a default.
@@ -74,6 +87,11 @@ impl Key {
     /// With the name of a credential.
     const fn credential(self, name: &'static str) -> Key {
         Key { credential: Some(name), ..self }
+    }
+
+    /// With a variable of its own.
+    const fn variable(self, name: &'static str) -> Key {
+        Key { variable: Some(name), ..self }
     }
 
     /// That only a worker has, so that it is a fault elsewhere.
@@ -107,6 +125,10 @@ const fn flag(name: &'static str, about: &'static str) -> Key {
 
 const fn list(name: &'static str, about: &'static str) -> Key {
     Key::new(name, Kind::List, about)
+}
+
+const fn words(name: &'static str, about: &'static str) -> Key {
+    Key::new(name, Kind::Words, about)
 }
 
 const fn section(name: &'static str, section: &'static Section) -> Key {
@@ -154,6 +176,23 @@ pub(super) static TOP: Section = Section {
             .such_as("\"/etc/dworker/ca.pem\"")
             .of_worker(),
         number("lanes", "Websockets of a session, 1 to 8").or("2").of_worker(),
+        text(
+            "proxy_address",
+            "The HTTP proxy on the way to the appliance and to targets, with user:password@ where it asks",
+        )
+        .such_as("\"http://proxy.example:3128\"")
+        .of_worker(),
+        text("proxy_password_file", "The file that holds the user's password alone, mode 600")
+            .such_as("\"/etc/dworker/upstream.password\"")
+            .credential("proxy_address_password")
+            .variable("PROXY_ADDRESS_PASSWORD_FILE")
+            .of_worker(),
+        words(
+            "no_proxy",
+            "What is reached without it: names, .suffixes, addresses, networks, with ports, or *",
+        )
+        .such_as("\"vcenter.corp.example, .lab.example, 10.20.0.0/16\"")
+        .of_worker(),
         flag("insecure_plaintext", "No TLS to the appliance, whose URL is http:// then: in a lab only")
             .of_worker(),
         section("egress", &EGRESS).of_worker(),
@@ -283,9 +322,10 @@ pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
     match key {
         "worker_key" | "key_sha256" | "apikey" => true,
         // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file" | "apikey_file" | "password_file" | "key" => {
+        "worker_key_file" | "apikey_file" | "password_file" | "proxy_password_file" | "key" => {
             !value.as_str().is_some_and(|text| text.starts_with('/'))
         }
+        "proxy_address" => value.as_str().is_none_or(super::upstream::may_hold_secret),
         // As Basic writes it, with the password behind a colon.
         "user" => value.as_str().is_none_or(|text| text.contains(':')),
         _ => false,
@@ -341,7 +381,7 @@ mod tests {
                 Kind::Text => value.is_str(),
                 Kind::Number => value.is_integer(),
                 Kind::Flag => value.is_bool(),
-                Kind::List => value.is_array(),
+                Kind::List | Kind::Words => value.is_array(),
                 Kind::Section(_) | Kind::Sections(_) => false,
             };
             assert!(key.default().is_none_or(fits), "{}: the default is of another kind", key.name);

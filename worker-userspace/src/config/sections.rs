@@ -15,7 +15,8 @@ use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER, TOP, WORKER};
 use super::values::{self, LIST_HOSTS};
 use super::{
-    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, url,
+    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy,
+    upstream, url,
 };
 use crate::target::{HostPattern, Pattern};
 
@@ -103,7 +104,7 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let api_key = api_key(r, top, named);
     let appliance = url.as_ref().and_then(|v| r.parsed(v, |text| url::parse(text, insecure_set)));
     let key = inline.as_ref().and_then(|v| {
-        named.inline_key = Some(v.place.clone());
+        named.inline.push(v.place.clone());
         r.parsed(v, |text| {
             text.parse::<Key>()
                 .map_err(|e| wrong("not a worker key", format!("{e}; paste it as it was first shown")))
@@ -116,6 +117,7 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         .get("ca_file")
         .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
     let lanes = top.get_or_default("lanes").and_then(|v| r.number(&v, 1..=8));
+    let upstream = upstream::read(r, top, named);
     // A worker's document always has it.
     let egress = top.get("egress").and_then(|v| r.section(&v, &EGRESS)).map(|table| egress(r, &table));
 
@@ -162,6 +164,7 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         key: key?,
         ca_file,
         lanes: lanes?,
+        upstream,
         egress: egress?,
     })
 }

@@ -120,7 +120,7 @@ fn host_and_port(authority: &str, plaintext: bool, form: &str) -> Result<(Host, 
 }
 
 /// Splits `host[:port]`; an IPv6 address stands in brackets, as in every URL.
-fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Option<&'a str>), Wrong> {
+pub(super) fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Option<&'a str>), Wrong> {
     let (host, after) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, after)) => {
             let address: Ipv6Addr =

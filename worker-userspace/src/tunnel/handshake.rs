@@ -28,7 +28,8 @@ use super::message::{Hello, MessageError, VERSION};
 use super::transport::{Transport, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
 use crate::connect;
-use crate::target::Host;
+use crate::target::{Host, Target};
+use crate::upstream::{Upstream, UpstreamError};
 
 /// Where a worker's websockets arrive.
 pub const PATH: &str = "/tunnel/v1";
@@ -36,6 +37,8 @@ pub const PATH: &str = "/tunnel/v1";
 pub const SUBPROTOCOL: &str = "dworker.v1";
 /// Time for each step of the handshake.
 pub const DEADLINE: Duration = Duration::from_secs(5);
+/// Time for a proxy to be reached and to connect to the appliance: it resolves the name and dials itself.
+const PROXY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a lane did not come up. Shown to the administrator of the end that it happened at.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,9 @@ pub enum HandshakeError {
         #[source]
         source: io::Error,
     },
+    /// The proxy did not lead to the appliance.
+    #[error(transparent)]
+    Proxy(#[from] UpstreamError),
     /// The TLS handshake failed.
     #[error("TLS with {host}: {source}{}", tls_remedy(.source))]
     Tls {
@@ -151,6 +157,8 @@ pub struct Dial {
     pub tls: Option<Arc<ClientConfig>>,
     /// The worker key, for the `Authorization` header.
     pub key: HeaderValue,
+    /// The proxy that is in between, unless it is not for the appliance.
+    pub proxy: Option<Arc<Upstream>>,
 }
 
 /// The `Authorization` header of a key; its value is never shown by `Debug`.
@@ -171,13 +179,26 @@ impl Dial {
     /// # Errors
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
-        let tcp = within("connecting to the appliance", self.connect()).await??;
+        let way = match self.through() {
+            None => Transport::Plain(within("connecting to the appliance", self.connect()).await??),
+            Some(proxy) => proxy.connect(&self.target(), PROXY_DEADLINE).await?.0,
+        };
+        tune(way.tcp())?;
         let transport = match &self.tls {
-            None => Transport::Plain(tcp),
-            Some(config) => within("the TLS handshake", self.secure(tcp, config.clone())).await??,
+            None => way,
+            Some(config) => within("the TLS handshake", self.secure(way, config.clone())).await??,
         };
         let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
         within("the greeting", greet(upgraded, hello)).await?
+    }
+
+    fn target(&self) -> Target {
+        Target { host: self.host.clone(), port: self.port }
+    }
+
+    /// The proxy that leads to the appliance; `None` where none does.
+    pub fn through(&self) -> Option<&Arc<Upstream>> {
+        self.proxy.as_ref().filter(|proxy| proxy.carries(&self.target()))
     }
 
     async fn connect(&self) -> Result<TcpStream, HandshakeError> {
@@ -194,21 +215,27 @@ impl Dial {
             Some((address, source)) => HandshakeError::Connect { address, source },
             None => resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
         })?;
-        tune(&tcp)?;
         Ok(tcp)
     }
 
-    async fn secure(&self, tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Transport, HandshakeError> {
+    async fn secure(&self, way: Transport, config: Arc<ClientConfig>) -> Result<Transport, HandshakeError> {
         let name = match &self.host {
             Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
             Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
                 .map_err(|e| HandshakeError::Upgrade(format!("{name}: {e}")))?,
         };
-        let tls = TlsConnector::from(config)
-            .connect(name, tcp)
-            .await
-            .map_err(|source| HandshakeError::Tls { host: self.host.clone(), source })?;
-        Ok(Transport::Tls(Box::new(tls.into())))
+        let connector = TlsConnector::from(config);
+        let failed = |source| HandshakeError::Tls { host: self.host.clone(), source };
+        Ok(match way {
+            Transport::Plain(tcp) => {
+                Transport::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?.into()))
+            }
+            Transport::Tls(tls) => {
+                Transport::TlsInTls(Box::new(connector.connect(name, *tls).await.map_err(failed)?.into()))
+            }
+            // Two proxies one behind the other are not configured.
+            Transport::TlsInTls(_) => return Err(HandshakeError::Upgrade("TLS in TLS in TLS".into())),
+        })
     }
 
     async fn upgrade(&self, transport: Transport) -> Result<Upgraded<Transport>, HandshakeError> {
@@ -222,13 +249,9 @@ impl Dial {
             )),
             other => HandshakeError::Upgrade(other.to_string()),
         };
-        let authority = match &self.host {
-            Host::Name(name) => format!("{name}:{}", self.port),
-            Host::Addr(addr) => SocketAddr::new(*addr, self.port).to_string(),
-        };
         let scheme = if self.tls.is_some() { "wss" } else { "ws" };
         let mut request: Request<()> =
-            format!("{scheme}://{authority}{PATH}").into_client_request().map_err(upgrade)?;
+            format!("{scheme}://{}{PATH}", self.target()).into_client_request().map_err(upgrade)?;
         let headers = request.headers_mut();
         headers.insert(AUTHORIZATION, self.key.clone());
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));

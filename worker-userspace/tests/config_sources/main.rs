@@ -1,13 +1,12 @@
 //! Where a configuration comes from: the file, variables, credentials, defaults; and what `dworker config` makes of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod commands;
+mod shown;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output};
 
 use dworker::config::{self, ApiKeySource, Config, Environment, KeySource, Loaded, Origin};
-use proptest::prelude::*;
 use toml::Value;
 
 const KEY: &str = "dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
@@ -54,7 +53,12 @@ fn as_variables(text: &str) -> (Vec<(String, String)>, String) {
     };
     for (key, value) in text.parse::<toml::Table>().expect("TOML") {
         let Value::Table(section) = value else {
-            variables.push((format!("DWORKER_{}", key.to_uppercase()), word(&value)));
+            let variable = match key.as_str() {
+                // That of its path is another key's.
+                "proxy_password_file" => "DWORKER_PROXY_ADDRESS_PASSWORD_FILE".to_owned(),
+                _ => format!("DWORKER_{}", key.to_uppercase()),
+            };
+            variables.push((variable, word(&value)));
             continue;
         };
         for (name, value) in section {
@@ -273,6 +277,35 @@ fn lists_are_separated_by_commas_or_are_toml() {
 }
 
 #[test]
+fn what_many_programs_obey_counts_where_nothing_else_does() {
+    let worker = format!("appliance_url = \"https://appliance.example\"\nworker_key = \"{KEY}\"\n");
+    let proxy = [
+        ("https_proxy", "proxy.example:3128"),
+        ("HTTPS_PROXY", "http://other.example:3128"),
+        ("NO_PROXY", "a.example,10.0.0.0/8"),
+    ];
+    let loaded = parse(&worker, &proxy).expect("a worker");
+    let upstream = loaded.config.worker.as_ref().and_then(|worker| worker.upstream.clone()).expect("a proxy");
+    assert_eq!(upstream.to_string(), "http://proxy.example:3128");
+    assert_eq!(
+        (origin(&loaded, "proxy_address").as_str(), origin(&loaded, "no_proxy").as_str()),
+        ("$https_proxy", "$NO_PROXY")
+    );
+    let loaded =
+        parse(&format!("{worker}proxy_address = \"http://file.example:1\"\n"), &proxy).expect("a worker");
+    assert_eq!(
+        (origin(&loaded, "proxy_address").as_str(), origin(&loaded, "no_proxy").as_str()),
+        ("dworker.toml:3", "$NO_PROXY")
+    );
+    let loaded =
+        parse(&worker, &[proxy[0], ("DWORKER_PROXY_ADDRESS", "http://ours.example:1")]).expect("a worker");
+    assert_eq!(origin(&loaded, "proxy_address"), "$DWORKER_PROXY_ADDRESS");
+    // An appliance goes through none, so it is nothing to it.
+    let appliance = "[appliance]\nlisten = \"10.0.0.1:80\"\ninsecure_plaintext = true\n";
+    assert!(parse(appliance, &proxy).expect("an appliance").config.worker.is_none());
+}
+
+#[test]
 fn a_host_whose_name_is_no_url_has_no_default_url() {
     let worker = format!("appliance_url = \"https://appliance.example\"\nworker_key = \"{KEY}\"\n");
     let url = |host: &str| {
@@ -332,169 +365,6 @@ fn what_nobody_has_filled_in_is_told() {
 }
 
 #[test]
-fn every_key_is_shown() {
-    let mut shown = BTreeSet::new();
-    for text in EXAMPLES {
-        let loaded = Config::parse(text, "dworker.toml").expect("an example");
-        shown.extend(
-            loaded
-                .effective
-                .settings()
-                .iter()
-                .map(|setting| setting.key.replace("[0]", "").replace("[1]", "")),
-        );
-        let printed = loaded.effective.to_string();
-        for setting in loaded.effective.settings() {
-            let name = setting.key.rsplit('.').next().expect("a name");
-            assert!(
-                printed.contains(&format!("\n{name} = "))
-                    || printed.starts_with(&format!("{name} = "))
-                    || printed.contains(&format!("# {name}: not set")),
-                "{name} in {printed}"
-            );
-        }
-    }
-    let listed: BTreeSet<String> = keys_of(&config::template()).into_iter().collect();
-    assert_eq!(shown, listed);
-}
-
-/// The paths of all keys that a commented file lists.
-fn keys_of(template: &str) -> Vec<String> {
-    let mut section = String::new();
-    let mut keys = Vec::new();
-    for line in
-        template.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' '))
-    {
-        match line.split_once(" = ") {
-            Some((key, _)) => keys.push(format!("{section}{key}")),
-            None => section = format!("{}.", line.trim_matches(['[', ']'])),
-        }
-    }
-    keys
-}
-
-#[test]
-fn what_is_shown_says_the_same_again_but_for_secrets() {
-    for text in EXAMPLES {
-        let loaded = Config::parse(text, "dworker.toml").expect("an example");
-        let printed = loaded.effective.to_string();
-        assert!(!printed.contains(&KEY[8..]) && !printed.contains("FOR THIS"), "{printed}");
-        let hash = "f333873adc6c2a0578de5b5ec0ed501d3cfc4906ea185c5fdc71bfa66fa058b9";
-        let mut hashes =
-            [hash, "7f1e2c9b6f0b6d6a1c2f3e4d5c6b7a8990817263544536271809fedcba987654"].into_iter();
-        let lines = printed.lines().map(|line| match line.split_once(" = \"***\"") {
-            Some(("worker_key", behind)) => format!("worker_key = \"{KEY}\"{behind}"),
-            Some(("key_sha256", behind)) => {
-                format!("key_sha256 = \"{}\"{behind}", hashes.next().expect("a hash"))
-            }
-            Some((key, behind)) => format!("{key} = \"API KEY FOR THIS GATEWAY\"{behind}"),
-            None => line.to_owned(),
-        });
-        let again = lines.collect::<Vec<_>>().join("\n");
-        let again = Config::parse(&again, "shown.toml").unwrap_or_else(|e| panic!("{e}\n{again}"));
-        assert_eq!(again.config, loaded.config);
-    }
-}
-
-#[test]
-fn the_commented_file_is_the_schemas_and_loads() {
-    let packaged = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/dworker.toml"))
-        .expect("the file");
-    assert!(
-        packaged == config::template(),
-        "packaging/dworker.toml: write it anew with `dworker config template`"
-    );
-    assert!(packaged.lines().all(|line| line.is_empty() || line.starts_with('#')), "something is set");
-    // What says the same as another key, or has no sense beside it.
-    const SECOND: [&str; 4] = ["apikey_file", "worker_key_file", "steer.proxy_hosts", "none"];
-    for without in [&SECOND[..], &["apikey", "worker_key", "steer.proxy_hosts"][..]] {
-        let mut section = String::new();
-        let uncommented = packaged.lines().filter_map(|line| {
-            let set = line.strip_prefix('#').filter(|line| !line.starts_with(' ') && !line.is_empty())?;
-            let Some((key, _)) = set.split_once(" = ") else {
-                section = format!("{}.", set.trim_matches(['[', ']']));
-                return Some(set);
-            };
-            (!without.contains(&format!("{section}{key}").as_str())).then_some(set)
-        });
-        let text = uncommented.collect::<Vec<_>>().join("\n");
-        let loaded = Config::parse(&text, "dworker.toml").unwrap_or_else(|e| panic!("{e}\n{text}"));
-        assert!(
-            loaded.config.worker.is_some()
-                && loaded.config.appliance.is_some()
-                && loaded.config.steer.is_some()
-        );
-        // What is a default there is the default.
-        for setting in Config::parse(EXAMPLES[2], "lab.toml").expect("the lab").effective.settings() {
-            if setting.origin == Some(Origin::Default) && !setting.key.contains('[') {
-                assert_eq!(value(&loaded, &setting.key), setting.value, "{}", setting.key);
-            }
-        }
-    }
-}
-
-/// A file of the older product, with what can stand in its keys.
-fn older() -> impl Strategy<Value = BTreeMap<&'static str, String>> {
-    let name = "[a-z]{1,8}(\\.[a-z]{1,8}){0,2}";
-    (
-        (name, name, prop::option::of(1u16..)),
-        prop::option::of("\\PC{1,40}"),
-        "[A-Za-z0-9_-]{43}",
-        prop::option::of(1u8..=8),
-        prop::option::of("/[a-zA-Z' \"\\\\#{}$@ü-]{0,20}"),
-    )
-        .prop_map(|((worker, appliance, port), api_key, key, lanes, path)| {
-            let port = port.map_or(String::new(), |port| format!(":{port}"));
-            let mut values = BTreeMap::from([
-                ("worker_url", format!("https://{worker}.example/")),
-                ("appliance_url", format!("https://{appliance}.example{port}")),
-                ("worker_key", format!("dwk_{key}")),
-            ]);
-            values.extend(api_key.map(|key| ("apikey", key)));
-            values.extend(lanes.map(|lanes| ("lanes", lanes.to_string())));
-            values.extend(path.map(|path| ("state_dir", path)));
-            values
-        })
-}
-
-proptest! {
-    #[test]
-    fn what_is_imported_means_the_same(values in older(), double: bool) {
-        let text: String = values
-            .iter()
-            .map(|(key, value)| {
-                let value = value.replace('\\', "\\\\");
-                match double {
-                    false => format!("worker['{key}'] = '{}' # a comment\n", value.replace('\'', "\\'")),
-                    true => format!("worker[\"{key}\"] = \"{}\"\n", value.replace('"', "\\\"").replace('#', "\\#")),
-                }
-            })
-            .collect();
-        let file = PathBuf::from("morpheus-worker.rb");
-        let before = Config::parse(&text, "morpheus-worker.rb").map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
-        let made = config::import(&text, &file).expect("it was read");
-        let after = Config::parse(&made, "dworker.toml").map_err(|e| TestCaseError::fail(format!("{e}\n{made}")))?;
-        prop_assert_eq!(before.config, after.config);
-    }
-
-    #[test]
-    fn no_text_panics_and_no_secret_is_told(
-        line in "(worker|\\['|'\\]|\\[|\"|'| = |worker_key|apikey|https://u:hunter2@h|#|\\\\|hunter2| |\u{2018}){0,12}",
-    ) {
-        let text = format!("{line}\nworker['apikey'] = 'correct horse battery'\n");
-        let said = match Config::parse(&text, "morpheus-worker.rb") {
-            Ok(loaded) => loaded.effective.to_string(),
-            Err(faults) => faults.to_string(),
-        };
-        prop_assert!(!said.contains("battery"), "{said}");
-        for line in said.lines().filter(|line| line.contains("hunter2")) {
-            // A word alone is no secret; behind a user, or where a key of a secret is, it is.
-            prop_assert!(!text.contains('@') && !text.lines().next().unwrap_or_default().contains("key"), "{line} of {text}");
-        }
-    }
-}
-
-#[test]
 fn the_file_is_found() {
     let directory = tempfile::tempdir().expect("a directory");
     let places = ["dworker.toml", "morpheus-worker.rb"].map(|name| directory.path().join(name));
@@ -511,82 +381,4 @@ fn the_file_is_found() {
     fs::write(&older, "worker['lanes'] = 2\n").expect("a file");
     fs::write(&ours, "# a comment\n  lanes = 2\n").expect("a file");
     assert_eq!(config::find(&places, &none), Some(ours));
-}
-
-fn dworker(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dworker"));
-    command.args(arguments).env_clear().envs(variables.iter().copied()).output().expect("dworker")
-}
-
-fn text(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).expect("UTF-8")
-}
-
-#[test]
-fn the_commands_check_show_and_import() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let at = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
-    let older = at("morpheus-worker.rb");
-    fs::write(&older, filled()).expect("a file");
-    fs::set_permissions(&older, Permissions::from_mode(0o644)).expect("its mode");
-
-    let checked = dworker(&["config", "check", "--config", &older], &[]);
-    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
-    assert_eq!(text(checked.stdout), format!("{older}: valid\n"));
-    let warned = text(checked.stderr);
-    assert!(warned.starts_with(&format!("warning: {older}:4: worker_key = ***: others")), "{warned}");
-
-    let wrong =
-        dworker(&["config", "check", "--config", &older], &[("DWORKER_LANES", "9"), ("DWORKER_LANSE", "9")]);
-    assert_eq!(wrong.status.code(), Some(2));
-    assert_eq!(text(wrong.stderr).lines().count(), 2, "all at once");
-    let missing = dworker(&["config", "check", "--config", &at("missing.toml")], &[("DWORKER_LANES", "2")]);
-    assert_eq!(missing.status.code(), Some(2));
-
-    let shown = text(dworker(&["config", "show", "--config", &older], &[("DWORKER_LANES", "4")]).stdout);
-    for line in [
-        format!("appliance_url = \"https://appliance.example/\" # {older}:2"),
-        format!("worker_key = \"***\" # {older}:4"),
-        "lanes = 4 # $DWORKER_LANES".into(),
-        "drain = \"10s\" # default".into(),
-        "# ca_file: not set".into(),
-    ] {
-        assert!(shown.lines().any(|shown| shown == line), "{line} in {shown}");
-    }
-    let json = text(dworker(&["config", "show", "-j", "--config", &older], &[("DWORKER_LANES", "4")]).stdout);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-    let setting = |key: &str| {
-        json["settings"].as_array().expect("a list").iter().find(|s| s["key"] == key).expect(key).clone()
-    };
-    assert_eq!(
-        setting("lanes"),
-        serde_json::json!({"key": "lanes", "value": 4, "source": "variable", "variable": "DWORKER_LANES"})
-    );
-    assert_eq!(
-        setting("worker_key"),
-        serde_json::json!({"key": "worker_key", "value": "***", "source": "file", "file": older, "line": 4})
-    );
-    assert_eq!(setting("ca_file"), serde_json::json!({"key": "ca_file", "value": null}));
-
-    let output = at("dworker.toml");
-    let imported = dworker(&["config", "import", &older, "--output", &output], &[]);
-    assert_eq!(imported.status.code(), Some(0), "{imported:?}");
-    assert_eq!(fs::metadata(&output).expect("the file").permissions().mode() & 0o7777, 0o600);
-    let made = fs::read_to_string(&output).expect("the file");
-    assert_eq!(text(dworker(&["config", "import", &older], &[]).stdout), made);
-    let loaded = Config::load(&PathBuf::from(&output)).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(loaded.config, Config::load(&PathBuf::from(&older)).expect("the older file").config);
-    assert!(loaded.warnings.is_empty());
-
-    let again = dworker(&["config", "import", &older, "--output", &output], &[]);
-    assert_eq!(again.status.code(), Some(1));
-    assert!(text(again.stderr).contains("--force"));
-    assert_eq!(
-        dworker(&["config", "import", &older, "--output", &output, "--force"], &[]).status.code(),
-        Some(0)
-    );
-    assert_eq!(fs::read_dir(directory.path()).expect("the directory").count(), 2, "nothing is left behind");
-    fs::write(&older, "puts 'hello'\n").expect("a file");
-    let refused = dworker(&["config", "import", &older], &[]);
-    assert_eq!((refused.status.code(), text(refused.stdout).as_str()), (Some(2), ""));
 }
