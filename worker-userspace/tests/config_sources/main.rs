@@ -12,11 +12,11 @@ use toml::Value;
 const KEY: &str = "dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
 const OTHER_KEY: &str = "dwk_zyxwvutsrqponmlkjihgfedcba9876543210ABCDEFG";
 /// The older product's block, as its manual has it.
-const BLOCK: &str = include_str!("config/morpheus-worker.rb");
+const BLOCK: &str = include_str!("../config/morpheus-worker.rb");
 const EXAMPLES: [&str; 3] = [
-    include_str!("config/appliance.toml"),
-    include_str!("config/worker.toml"),
-    include_str!("config/lab.toml"),
+    include_str!("../config/appliance.toml"),
+    include_str!("../config/worker.toml"),
+    include_str!("../config/lab.toml"),
 ];
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
