@@ -8,7 +8,7 @@ fn main() {
     let Some(root) = Path::new(env!("CARGO_MANIFEST_DIR")).parent() else { return };
     let object = root.join("target/bpf/dworker.o");
     println!("cargo::rerun-if-changed={}", object.display());
-    println!("cargo::rustc-env=DWORKER_BPF_OBJECT={}", object.display());
+    println!("cargo::rustc-env=BPF_OBJECT={}", object.display());
     let Some(built) = modified(&object) else {
         println!(
             "cargo::error={} is missing: the daemon embeds the programs for the kernel. Run `cargo xtask build-ebpf`",

@@ -87,7 +87,7 @@ async fn run(worker: bool, steps: Vec<Step>) {
     let reader = tokio::spawn(async move {
         let mut streams = Vec::new();
         while let Some(incoming) = incoming.recv().await {
-            let ok = OpenOk { address: "192.0.2.1:1".parse().unwrap(), dial: Duration::ZERO };
+            let ok = OpenOk { address: "192.0.2.1:1".parse().unwrap(), dial: Duration::ZERO, proxied: false };
             incoming.stream.accept(ok);
             let mut chunks = VecDeque::new();
             tokio::select! {
@@ -135,7 +135,7 @@ fn frame(step: Step, lane: &Lane, ours: &mut Vec<dworker::tunnel::stream::Stream
             (id, 3)
         }
         Step::OpenOk { id } => {
-            OpenOk { address: "192.0.2.1:1".parse().unwrap(), dial: Duration::ZERO }.write(&mut payload);
+            OpenOk { address: "192.0.2.1:1".parse().unwrap(), dial: Duration::ZERO, proxied: false }.write(&mut payload);
             (id, 4)
         }
         Step::Data { id, length } => {

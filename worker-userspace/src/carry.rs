@@ -136,7 +136,7 @@ impl Attempts<'_> {
     /// Waits for the far end's dial.
     async fn answer(&self, stream: &Stream) -> Result<(), Refusal> {
         let ok = answer(stream, self.until).await?;
-        self.carry.flow.dialled(ok.address, ok.dial);
+        self.carry.flow.dialled(ok);
         Ok(())
     }
 

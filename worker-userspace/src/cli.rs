@@ -5,10 +5,12 @@
 //! | `cli.rs` | what all commands share: whom they ask, how they print, what they exit with |
 //! | `cli/client.rs` | one request over HTTP |
 //! | `cli/table.rs` | tables and details for people |
+//! | `cli/config.rs` | the configuration, without a daemon |
 //! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs` | the commands |
 
 mod client;
 pub(crate) mod cloud;
+pub(crate) mod config;
 pub(crate) mod connections;
 pub(crate) mod events;
 pub(crate) mod node;
@@ -83,6 +85,9 @@ pub(crate) enum Failure {
     /// It can't be asked so.
     #[error("{0}")]
     Usage(String),
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Wrong(dworker::config::Faults),
     /// The daemon was not reached, or not understood.
     #[error("{0}")]
     Failed(String),
@@ -106,7 +111,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Failure::Failed(_) => 1,
-            Failure::Usage(_) => 2,
+            Failure::Usage(_) | Failure::Wrong(_) => 2,
             Failure::Refused(problem) => match problem.status {
                 400 | 413 | 422 => 2,
                 404 => 3,
@@ -138,7 +143,11 @@ pub(crate) fn run(command: impl Future<Output = Done>) -> ExitCode {
     match runtime.block_on(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("dworker: {failure}");
+            match &failure {
+                // Each line begins with the place of its fault, as a compiler's.
+                Failure::Wrong(faults) => eprintln!("{faults}"),
+                failure => eprintln!("dworker: {failure}"),
+            }
             ExitCode::from(failure.code())
         }
     }

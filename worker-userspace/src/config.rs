@@ -1,19 +1,26 @@
-//! The configuration: one TOML file, and what is in it decides the roles.
+//! The configuration: a TOML file, or the older product's own, with the environment above it; what is set decides the roles.
 //!
-//! What must hold: every fault of a file is reported, all at once, one line each, with its place, the key,
-//! the value and the remedy; no line ever shows a secret; an unknown key is a fault, because a misspelt
-//! `deny` that is silently ignored is a hole in a policy. The environment is not read here.
+//! What must hold: every fault is reported, all at once, one line each, with its place, the key, the value and the
+//! remedy; no line ever shows a secret; an unknown key or variable is a fault, because a misspelt `deny` that is silently
+//! ignored is a hole in a policy. The environment is handed in, never read from here.
+//!
+//! What counts, from above: variables (`DWORKER_*`, then `MORPHEUS_*`), the file, systemd's credentials, variables that
+//! many programs obey (`https_proxy`), defaults.
 //!
 //! | file | about |
 //! |---|---|
-//! | `config.rs` | the structs that the rest of the house reads, and their defaults |
+//! | `config.rs` | the structs that the rest of the house reads; from a file to them |
 //! | `config/key.rs` | worker keys and their hashes |
 //! | `config/fault.rs` | a fault, its line, and what is never shown in one |
-//! | `config/schema.rs` | which keys there are; what an unknown one was meant to be |
-//! | `config/reader.rs` | walks TOML and collects faults |
+//! | `config/schema.rs`, `meant.rs` | which keys there are, and their defaults; what an unknown one was meant to be |
+//! | `config/ruby.rs` | scans the older product's file |
+//! | `config/environment.rs` | variables, credentials, the host's name |
+//! | `config/document.rs` | all of these as one document, each value with its origin |
+//! | `config/reader.rs` | walks the document and collects faults |
 //! | `config/values.rs`, `url.rs`, `duration.rs` | what single values mean |
-//! | `config/sections.rs`, `appliance.rs`, `proxy.rs` | reads each section, judges them together |
+//! | `config/sections.rs`, `appliance.rs`, `proxy.rs`, `upstream.rs` | reads each section, judges them together |
 //! | `config/files.rs` | reads and checks the files that are named |
+//! | `config/effective.rs`, `template.rs` | what holds, for people; the commented file |
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,36 +32,54 @@ use toml::de::DeTable;
 use crate::target::{Host, Pattern};
 
 mod appliance;
+mod document;
 mod duration;
+mod effective;
+mod environment;
 mod fault;
 mod files;
 mod key;
+mod meant;
 mod proxy;
 mod reader;
+mod ruby;
 mod schema;
 mod sections;
+mod template;
+mod upstream;
 mod url;
 mod values;
 
+pub use document::Origin;
+pub use effective::{Effective, Setting};
+pub use environment::Environment;
 pub use fault::{Fault, Faults};
 pub use files::{FileCause, FileError, Identity, Password, read_roots};
 pub(crate) use key::secret;
-pub use key::{Key, KeyError, KeyHash};
+pub use key::{ApiKey, Key, KeyError, KeyHash};
+pub use template::{import, template};
+pub use upstream::{PasswordSource, ProxyLogin, Upstream};
 
 // What the registry judges by the same rules.
 pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
 pub use url::ApiUrl;
 pub(crate) use values::{group_name, is_number, pattern};
 
+use document::Origins;
 use reader::{Place, Reader};
+
+/// Where the configuration is looked for where nobody names it: ours, then that of the older product.
+pub const PLACES: [&str; 2] = ["/etc/dworker/dworker.toml", "/etc/morpheus/morpheus-worker.rb"];
 
 /// A valid configuration, and what its administrator should know all the same.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
-    /// What the file says.
+    /// What it says.
     pub config: Config,
     /// What is allowed but hardly wanted, in the order of the file: plaintext, secrets that others may read.
     pub warnings: Vec<Fault>,
+    /// Each key, what holds for it, and who says so.
+    pub effective: Effective,
 }
 
 /// Everything that one file says, valid as a whole.
@@ -79,62 +104,151 @@ pub struct Config {
     pub proxy: Option<Proxy>,
 }
 
+/// Finds the configuration where nobody names it: the first of `places` that is there and sets anything, since a
+/// package installs one that is all comments. None: nothing is there, and the environment sets something.
+pub fn find(places: &[PathBuf], environment: &Environment) -> Option<PathBuf> {
+    let sets = |path: &&PathBuf| match files::read_file(path) {
+        Ok((bytes, _)) => bytes
+            .split(|byte| *byte == b'\n')
+            .any(|line| line.trim_ascii_start().first().is_some_and(|first| *first != b'#')),
+        // Why it can't be read is told to who reads it.
+        Err(cause) => !matches!(cause, FileCause::Missing),
+    };
+    let found = places.iter().find(sets).or_else(|| places.iter().find(|path| path.exists()));
+    match found {
+        None if !environment.configures() => places.first(),
+        found => found,
+    }
+    .cloned()
+}
+
 impl Config {
-    /// Reads a file of at most 1 MiB, and every file that it names.
+    /// Reads a file of at most 1 MiB, every file that it names, and the environment above it. A file whose name ends in
+    /// `.rb` is the older product's. Without a file, the environment says all.
     ///
     /// # Errors
-    /// All faults of the file and of the files that it names, in the order of the file.
-    pub fn load(path: &Path) -> Result<Loaded, Faults> {
+    /// All faults of all of them: first those of the file, in its order.
+    pub fn read(file: Option<&Path>, environment: &Environment) -> Result<Loaded, Faults> {
+        let Some(path) = file else {
+            return Source { name: "environment", text: "", language: Language::Toml }
+                .read(environment, Some(0o600));
+        };
         let name = path.display().to_string();
         let (bytes, mode) = match files::read_file(path) {
             Ok(read) => read,
-            Err(cause) => return Err(Reader::new(&name, "").only(&Place::file(), cause.wrong())),
+            Err(cause) => {
+                return Err(Reader::new(Origins::new(&name, "")).only(&Place::file(), cause.wrong()));
+            }
         };
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Config::read(text, &name, Some(mode)),
+            Ok(text) => {
+                Source { name: &name, text, language: Language::of(path) }.read(environment, Some(mode))
+            }
             Err(error) => {
                 let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-                let wrong = fault::wrong("not UTF-8, as TOML is", "save the file in UTF-8");
-                Err(Reader::new(&name, &valid).only(&Place::at(valid.len()), wrong))
+                let wrong = fault::wrong("not UTF-8", "save the file in UTF-8");
+                Err(Reader::new(Origins::new(&name, &valid)).only(&Place::at(valid.len()), wrong))
             }
         }
     }
 
-    /// Reads a text that came from `file_name`, without looking at the files that it names.
+    /// Reads a file and every file that it names, in no environment.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn load(path: &Path) -> Result<Loaded, Faults> {
+        Config::read(Some(path), &Environment::default())
+    }
+
+    /// Reads a text that came from `file_name`, without looking at the files that it names, in no environment.
     ///
     /// # Errors
     /// All faults of the text, in its order.
     pub fn parse(text: &str, file_name: &str) -> Result<Loaded, Faults> {
-        Config::read(text, file_name, None)
+        Config::parse_in(text, file_name, &Environment::default())
     }
 
+    /// The same in an environment.
+    ///
+    /// # Errors
+    /// All faults of the text, in its order, and of the environment.
+    pub fn parse_in(text: &str, file_name: &str, environment: &Environment) -> Result<Loaded, Faults> {
+        Source { name: file_name, text, language: Language::of(Path::new(file_name)) }.read(environment, None)
+    }
+}
+
+/// What a file is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Toml,
+    /// The older product's file.
+    Ruby,
+}
+
+impl Language {
+    fn of(path: &Path) -> Language {
+        match path.extension().is_some_and(|extension| extension == "rb") {
+            true => Language::Ruby,
+            false => Language::Toml,
+        }
+    }
+}
+
+/// A file's text.
+struct Source<'t> {
+    name: &'t str,
+    text: &'t str,
+    language: Language,
+}
+
+impl Source<'_> {
     /// With the mode of the file the named files are checked too.
-    fn read(text: &str, file_name: &str, mode: Option<u32>) -> Result<Loaded, Faults> {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let (document, errors) = DeTable::parse_recoverable(text);
-        let mut reader = Reader::new(file_name, text);
-        if !reader.syntax(document.get_ref(), errors) {
-            return Err(reader.faults());
-        }
-        let (config, named) = sections::read(&mut reader, document.get_ref());
+    fn read(&self, environment: &Environment, mode: Option<u32>) -> Result<Loaded, Faults> {
+        let text = self.text.strip_prefix('\u{feff}').unwrap_or(self.text);
+        let mut reader = Reader::new(Origins::new(self.name, text));
+        let mut table = match self.language {
+            Language::Toml => {
+                let (document, errors) = DeTable::parse_recoverable(text);
+                if !reader.syntax(document.get_ref(), errors) {
+                    return Err(reader.faults());
+                }
+                document.into_inner()
+            }
+            Language::Ruby => {
+                let (table, broken) = ruby::scan(text);
+                broken.into_iter().for_each(|broken| reader.broken(broken));
+                table
+            }
+        };
+        let (assignments, unknown) = environment.assignments();
+        document::complete(&mut table, reader.origins(), environment, &assignments);
+        unknown.into_iter().for_each(|(variable, wrong)| reader.variable(variable, wrong));
+        let (config, named) = sections::read(&mut reader, &table);
         if let Some(mode) = mode {
-            files::check(&mut reader, &named, mode);
+            files::check(&mut reader, &named, mode, environment);
         }
-        reader.finish(config)
+        reader.finish(config, &table)
     }
 }
 
 /// The worker role.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Worker {
+    /// Where the appliance reaches this worker (`worker_url`). Default `https://` and the host's name; none where that
+    /// name can't stand in a URL.
+    pub url: Option<WorkerUrl>,
     /// Where the worker dials (`appliance_url`).
     pub appliance: ApplianceUrl,
+    /// The key of a VDI gateway (`apikey` or `apikey_file`), which nobody needs yet.
+    pub api_key: Option<ApiKeySource>,
     /// How it authenticates (`worker_key` or `worker_key_file`).
     pub key: KeySource,
     /// PEM certificates trusted beside the system's roots (`ca_file`). Default none.
     pub ca_file: Option<PathBuf>,
     /// How many websockets one session has (`lanes`), 1 to 8. Default 2.
     pub lanes: u8,
+    /// The proxy that it goes through (`proxy_address`). Default none.
+    pub upstream: Option<Upstream>,
     /// What the worker itself says of what it may dial (`[egress]`). Default: all that the appliance says.
     pub egress: Egress,
 }
@@ -168,6 +282,24 @@ impl ApplianceUrl {
 pub fn parse_duration(text: &str, most: Duration) -> Result<Duration, String> {
     let parsed = duration::parse(text, &(Duration::ZERO..=most));
     parsed.map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
+}
+
+/// Where an appliance reaches a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerUrl {
+    /// Name or address.
+    pub host: Host,
+    /// TCP port. Default 443.
+    pub port: u16,
+}
+
+/// Where the key of a VDI gateway stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiKeySource {
+    /// In the configuration itself (`apikey`).
+    Inline(ApiKey),
+    /// Alone in another file (`apikey_file`), white space around it ignored.
+    File(PathBuf),
 }
 
 /// Where the worker key stands.

@@ -36,16 +36,17 @@ use crate::inspect::api::{Lack, Reports};
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{
-    ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, WorkerStatus,
+    ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, UpstreamStatus, WorkerStatus,
 };
 use crate::steer::steering::{SteerError, Steering};
-use crate::target::{Pattern, Target};
+use crate::target::Target;
 use crate::tunnel::credit::{self, Budget};
 use crate::tunnel::dial::{self, Words};
 use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Capabilities, Hello, VERSION};
 use crate::tunnel::tls::{self, TlsError};
+use crate::upstream::Upstream;
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 use appliance::Appliance;
@@ -166,20 +167,23 @@ impl Daemon {
         }
 
         if let Some(worker) = &config.worker {
-            let tls = match worker.appliance.plaintext {
-                false => {
-                    let extra = match &worker.ca_file {
-                        Some(path) => read_roots(path)?,
-                        None => Vec::new(),
-                    };
-                    Some(tls::client(extra)?)
+            let verified = || -> Result<_, StartError> {
+                let extra = worker.ca_file.as_ref().map(|path| read_roots(path)).transpose()?;
+                Ok(tls::client(extra.unwrap_or_default())?)
+            };
+            let tls = (!worker.appliance.plaintext).then(verified).transpose()?;
+            if tls.is_none() {
+                tracing::warn!(
+                    "INSECURE: insecure_plaintext = true: worker_key and all traffic cross the network in the clear"
+                );
+            }
+            let proxy = match &worker.upstream {
+                Some(proxy) if proxy.tls => {
+                    let tls = tls.clone().map_or_else(verified, Ok)?;
+                    Some(Arc::new(Upstream::new(proxy, Some(tls))?))
                 }
-                true => {
-                    tracing::warn!(
-                        "INSECURE: insecure_plaintext = true: worker_key and all traffic cross the network in the clear"
-                    );
-                    None
-                }
+                Some(proxy) => Some(Arc::new(Upstream::new(proxy, None)?)),
+                None => None,
             };
             let key = worker.key.read()?;
             let key = authorization(key.reveal()).ok_or_else(|| StartError::System {
@@ -189,14 +193,19 @@ impl Daemon {
             let at = Target { host: worker.appliance.host.clone(), port: worker.appliance.port };
             let egress = &worker.egress;
             let uplink = Uplink::new(Parts {
-                dial: Dial { appliance: dial::Appliance { at, tls, words: Words::CONFIGURATION }, key },
+                dial: Dial {
+                    appliance: dial::Appliance { at, tls, words: Words::CONFIGURATION },
+                    key,
+                    proxy: proxy.clone(),
+                },
                 hello: hello.clone(),
                 lanes: worker.lanes,
                 settings: settings.clone(),
                 dialler: Dialler::new(
                     Policy::new(egress.allow.as_deref(), &egress.deny),
                     egress.connect_timeout,
-                ),
+                )
+                .through(proxy),
                 ledger: ledger.clone(),
                 drain: drain.clone(),
             });
@@ -293,6 +302,11 @@ impl Roles {
                 role: told.role.map(|told| told.role.word().to_owned()),
                 role_epoch: told.role.map(|told| told.epoch),
                 policy: PolicyStatus::of(told.policy.as_deref(), config.egress.allow.is_some()),
+                proxy: uplink.proxy().map(|(proxy, appliance)| UpstreamStatus {
+                    address: proxy.name().to_owned(),
+                    appliance,
+                    no_proxy: texts(proxy.no_proxy().listed()),
+                }),
             }
         });
         let steer = self.steering.as_ref().map(|steering| steering.status());
@@ -337,7 +351,7 @@ fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
     }
 }
 
-fn texts<'p>(patterns: impl IntoIterator<Item = &'p Pattern>) -> Vec<String> {
+fn texts<'p, P: ToString + 'p>(patterns: impl IntoIterator<Item = &'p P>) -> Vec<String> {
     patterns.into_iter().map(ToString::to_string).collect()
 }
 

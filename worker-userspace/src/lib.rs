@@ -8,10 +8,11 @@
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`] |
-//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`web`], [`target`], [`refusal`] |
+//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`upstream`], [`web`], [`target`], [`refusal`] |
 
 pub mod accept;
 pub mod appliance;
+mod basic;
 pub mod carry;
 pub mod config;
 pub mod connect;
@@ -27,5 +28,6 @@ pub mod steer;
 pub mod target;
 pub mod telemetry;
 pub mod tunnel;
+pub mod upstream;
 pub mod web;
 pub mod worker;

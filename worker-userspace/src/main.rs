@@ -3,12 +3,11 @@
 mod cli;
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use dworker::config::{Config, Key};
+use dworker::config::Key;
 use dworker::daemon::Daemon;
 use dworker::telemetry;
 
@@ -24,10 +23,12 @@ struct Cli {
 enum Command {
     /// Run the roles that the configuration asks for, until SIGTERM
     Run {
-        /// The configuration
-        #[arg(long, value_name = "FILE", default_value = "/etc/dworker/dworker.toml")]
-        config: PathBuf,
+        #[command(flatten)]
+        config: cli::config::Given,
     },
+    /// The configuration: checked, shown, or made of the older product's
+    #[command(subcommand, after_help = cli::EXIT_CODES)]
+    Config(cli::config::ConfigCommand),
     /// Show what a running daemon does: tunnels, lanes, steering, connections
     Status(cli::status::StatusCommand),
     /// Distributed workers: the processes at one site that share a key
@@ -88,14 +89,15 @@ fn in_full(error: &anyhow::Error) -> String {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config } => {
-            let loaded = match Config::load(&config) {
-                Ok(loaded) => loaded,
+            let (file, loaded) = match config.load() {
+                Ok(read) => read,
                 Err(faults) => {
                     eprintln!("{faults}");
                     return Ok(ExitCode::from(USAGE));
                 }
             };
             telemetry::start(&loaded.config.log)?;
+            tracing::info!("configuration: {file}");
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
@@ -106,6 +108,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.shutdown_background();
             outcome?;
         }
+        Command::Config(command) => return Ok(cli::run(async { command.run() })),
         Command::Status(command) => return Ok(cli::run(command.run())),
         Command::Worker(command) => return Ok(cli::run(command.run())),
         Command::Cloud(command) => return Ok(cli::run(command.run())),

@@ -42,13 +42,17 @@ pub enum Code {
     Other = 15,
     /// An administrator closed the connection by hand.
     Closed = 16,
+    /// The proxy that the worker goes through does not let it pass: another user, or another target.
+    ProxyDenied = 17,
+    /// The proxy that the worker goes through is not to be reached, or is no proxy.
+    ProxyDown = 18,
 }
 
 impl Code {
     /// The wire's number as a code; numbers from newer versions become [`Code::Other`].
     pub fn from_wire(n: u16) -> Code {
         use Code::*;
-        const ALL: [Code; 15] = [
+        const ALL: [Code; 17] = [
             Refused,
             Timeout,
             HostUnreachable,
@@ -64,12 +68,14 @@ impl Code {
             Shutdown,
             Protocol,
             Closed,
+            ProxyDenied,
+            ProxyDown,
         ];
         ALL.into_iter().find(|c| *c as u16 == n).unwrap_or(Other)
     }
 
     /// The code for what a system call failed with.
-    fn from_errno(errno: i32) -> Code {
+    pub(crate) fn from_errno(errno: i32) -> Code {
         match errno {
             libc::ECONNREFUSED => Code::Refused,
             libc::ETIMEDOUT => Code::Timeout,
@@ -88,7 +94,7 @@ impl Code {
             Code::Refused => libc::ECONNREFUSED,
             Code::Timeout => libc::ETIMEDOUT,
             Code::NetUnreachable => libc::ENETUNREACH,
-            Code::Denied => libc::EACCES,
+            Code::Denied | Code::ProxyDenied => libc::EACCES,
             Code::Reset | Code::Closed => libc::ECONNRESET,
             Code::HostUnreachable
             | Code::NameNotFound
@@ -99,6 +105,7 @@ impl Code {
             | Code::TunnelLost
             | Code::Shutdown
             | Code::Protocol
+            | Code::ProxyDown
             | Code::Other => libc::EHOSTUNREACH,
         }
     }
@@ -122,6 +129,8 @@ impl Code {
             Code::Protocol => "protocol",
             Code::Other => "error",
             Code::Closed => "closed-by-admin",
+            Code::ProxyDenied => "proxy-denied",
+            Code::ProxyDown => "proxy-down",
         }
     }
 }
@@ -177,7 +186,7 @@ mod tests {
 
     #[test]
     fn codes_survive_the_wire_and_unknown_ones_become_other() {
-        for n in 1..=16 {
+        for n in 1..=18 {
             assert_eq!(Code::from_wire(n) as u16, n);
         }
         assert_eq!(Code::from_wire(0), Code::Other);

@@ -21,6 +21,10 @@ use crate::inspect::ledger::Meter;
 use crate::refusal::Refusal;
 use crate::tunnel::stream::{LARGEST_SEND, Stream};
 
+mod secured;
+
+pub use secured::splice_over;
+
 /// First size of a read; it doubles while reads fill it.
 const FIRST_READ: usize = 8 * 1024;
 

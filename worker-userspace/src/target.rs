@@ -1,10 +1,13 @@
-//! What a connection is for ([`Target`]) and what an administrator writes to mean it ([`Pattern`]).
+//! What a connection is for ([`Target`]), what an administrator writes to mean it ([`Pattern`]), and what is not for a
+//! proxy ([`NoProxy`]).
 
 mod claims;
 mod map;
+mod no_proxy;
 
 pub use claims::Claims;
 pub use map::PatternMap;
+pub use no_proxy::{Exempt, NoProxy};
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -271,6 +274,14 @@ pub enum TargetError {
     /// Not a pattern.
     #[error("{text:?} is not a proxy host: {why}")]
     Pattern {
+        /// What was written.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Not an entry of `no_proxy`.
+    #[error("{text:?} is nothing that `no_proxy` can have: {why}")]
+    Exempt {
         /// What was written.
         text: String,
         /// What is wrong with it.

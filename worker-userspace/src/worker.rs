@@ -17,11 +17,12 @@ use crate::egress::dial::Dialler;
 use crate::inspect::ledger::{Entry, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
-use crate::splice::{Reads, splice};
+use crate::splice::{Reads, splice_over};
 use crate::tunnel::handshake::Dial;
 use crate::tunnel::lane::{Incoming, Lane, LaneEnd, Settings, Told};
 use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::session::Session;
+use crate::upstream::Upstream;
 use orders::Orders;
 
 /// The longest wait before the next attempt. Short: an appliance that returns should be used at once.
@@ -110,6 +111,11 @@ impl Uplink {
     /// Where the worker dials.
     pub fn appliance(&self) -> String {
         self.dial.appliance.at.to_string()
+    }
+
+    /// The proxy that this worker goes through, and whether the way to the appliance leads through it.
+    pub fn proxy(&self) -> Option<(&Upstream, bool)> {
+        self.dial.proxy.as_deref().map(|proxy| (proxy, self.dial.through().is_some()))
     }
 
     async fn hold(self: Arc<Self>, number: u8) {
@@ -228,10 +234,11 @@ impl Uplink {
                 return flow.end(Err(refusal));
             }
         };
-        let ok = OpenOk { address: dialled.address, dial: started.elapsed() };
-        flow.dialled(ok.address, ok.dial);
+        let proxied = dialled.proxied;
+        let ok = OpenOk { address: dialled.address, dial: started.elapsed(), proxied };
+        flow.dialled(ok);
         stream.accept(ok);
-        let outcome = splice(&mut dialled.socket, &stream, &flow.meter, Reads::Down).await;
+        let outcome = splice_over(&mut dialled.socket, &stream, &flow.meter, Reads::Down).await;
         flow.end(outcome);
     }
 }

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use dworker::config::{
-    Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource, Loaded, Login,
-    Proxy, Steer, TlsFiles, Worker, read_roots,
+    ApiKeySource, Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource,
+    Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, Worker, WorkerUrl,
+    read_roots,
 };
-use dworker::target::Pattern;
+use dworker::target::{Exempt, NoProxy, Pattern};
 use proptest::prelude::*;
 
 const KEY: &str = "dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
@@ -106,6 +107,26 @@ fn wrong_proxies_are_told_what_is_wrong() {
 }
 
 #[test]
+fn wrong_files_of_the_older_product_are_told_what_is_wrong() {
+    let list = include_str!("config/ruby.txt");
+    run(list, |text| said(Config::parse(text, "morpheus-worker.rb")));
+    let cases = cases(list);
+    assert!(cases.len() >= 30, "{}", cases.len());
+    for case in cases {
+        assert_eq!(case.expected.lines().count(), 1, "{}: more or less than one error", case.title);
+    }
+}
+
+#[test]
+fn wrong_ways_through_a_proxy_are_told_what_is_wrong() {
+    run(include_str!("config/upstream.txt"), |text| {
+        let worker =
+            "appliance_url = \"https://appliance.example\"\nworker_key_file = \"/etc/dworker/worker.key\"\n";
+        said(Config::parse(&format!("{worker}{text}"), "dworker.toml"))
+    });
+}
+
+#[test]
 fn named_files_that_are_wrong_are_told_what_is_wrong() {
     let dir = tempfile::tempdir().expect("a directory");
     let _listener = fill(dir.path());
@@ -155,6 +176,8 @@ fn fill(dir: &Path) -> UnixListener {
     write("latin1.password", 0o600, b"hunter2\xfc\n");
     write("group.password", 0o640, b" hunter2 \r\n");
     write("cut-worker.key", 0o600, &KEY.as_bytes()[..40]);
+    write("empty.apikey", 0o600, b" \n");
+    write("group.apikey", 0o644, b"hunter2\n");
     symlink("loop", dir.join("loop")).expect("a link");
     nix::unistd::mkfifo(&dir.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     UnixListener::bind(dir.join("socket")).expect("a socket")
@@ -210,7 +233,7 @@ fn files_that_cannot_be_read_at_all() {
     assert_eq!(load("large.toml"), "DIR/large.toml: it is larger than 1 MiB: correct the path");
 
     fs::write(dir.path().join("latin1.toml"), b"log = \"info\"\n# Z\xfcrich\n").expect("latin1");
-    assert_eq!(load("latin1.toml"), "DIR/latin1.toml:2: not UTF-8, as TOML is: save the file in UTF-8");
+    assert_eq!(load("latin1.toml"), "DIR/latin1.toml:2: not UTF-8: save the file in UTF-8");
 
     nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     assert_eq!(load("pipe"), "DIR/pipe: it is not a regular file: correct the path");
@@ -226,7 +249,7 @@ fn a_file_in_windows_manner_is_read_too() {
     let faults = said(Config::parse(&text.replace("lanes = 8", "lanes = 9"), "dworker.toml"));
     assert_eq!(
         faults,
-        "dworker.toml:6: lanes = 9: not between 1 and 8: write a number from 1 to 8, without quotes"
+        "dworker.toml:8: lanes = 9: not between 1 and 8: write a number from 1 to 8, without quotes"
     );
 }
 
@@ -242,6 +265,10 @@ fn more_than_a_hundred_faults_are_counted() {
 
 fn patterns(texts: &[&str]) -> Vec<Pattern> {
     texts.iter().map(|text| text.parse().expect(text)).collect()
+}
+
+fn no_proxy(texts: &[&str]) -> NoProxy {
+    texts.iter().map(|text| text.parse::<Exempt>().expect(text)).collect()
 }
 
 fn key() -> Key {
@@ -291,7 +318,7 @@ fn an_appliance_means_what_it_says() {
         }),
         proxy: None,
     };
-    assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
+    assert_eq!((loaded.config, loaded.warnings), (expected, vec![]));
 }
 
 #[test]
@@ -303,6 +330,8 @@ fn a_worker_means_what_it_says() {
         drain: Duration::from_secs(10),
         log: "info".into(),
         worker: Some(Worker {
+            url: Some(WorkerUrl { host: "worker.example".parse().unwrap(), port: 8443 }),
+            api_key: Some(ApiKeySource::File("/etc/dworker/apikey".into())),
             appliance: ApplianceUrl {
                 host: "appliance.example".parse().unwrap(),
                 port: 8443,
@@ -311,6 +340,16 @@ fn a_worker_means_what_it_says() {
             key: KeySource::File("/etc/dworker/worker.key".into()),
             ca_file: Some("/etc/dworker/ca.pem".into()),
             lanes: 8,
+            upstream: Some(Upstream {
+                tls: true,
+                host: "proxy.example".parse().unwrap(),
+                port: 443,
+                login: Some(ProxyLogin {
+                    user: "worker@site".into(),
+                    password: PasswordSource::File("/etc/dworker/upstream.password".into()),
+                }),
+                no_proxy: no_proxy(&["vcenter.corp.example", "*.lab.example:443", "10.20.0.0/16"]),
+            }),
             egress: Egress {
                 allow: Some(patterns(&["vcenter.corp.example:443", "10.20.0.0/16"])),
                 deny: patterns(&["10.20.0.1"]),
@@ -332,7 +371,7 @@ fn a_worker_means_what_it_says() {
             login: Some(Login { user: "backup".into(), password_file: "/etc/dworker/proxy.password".into() }),
         }),
     };
-    assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
+    assert_eq!((loaded.config, loaded.warnings), (expected, vec![]));
 }
 
 #[test]
@@ -356,16 +395,30 @@ fn a_worker_may_leave_what_it_dials_to_its_appliance() {
 #[test]
 fn a_lab_means_what_it_says_and_is_warned() {
     let loaded = Config::parse(include_str!("config/lab.toml"), "lab.toml").expect("a good file");
+    let worker = loaded.config.worker.as_ref().expect("a worker");
+    // Its password can be read, and nothing else makes one.
+    let upstream = worker.upstream.as_ref().expect("a proxy");
+    assert_eq!(upstream.to_string(), "http://***@[2001:db8::1]:3128");
+    assert_eq!(upstream.no_proxy, no_proxy(&["*.corp.example", "10.0.0.1", "*"]));
+    let login = upstream.login.as_ref().expect("a user");
+    assert_eq!(
+        (login.user.as_str(), login.password.read().expect("a password").reveal()),
+        ("lab", "hunter2")
+    );
+    assert!(!format!("{loaded:?}").contains("hunter2"));
     let expected = Config {
         state_dir: "/var/lib/dworker".into(),
         control_socket: "/run/dworker/control.sock".into(),
         drain: Duration::from_secs(10),
         log: "info".into(),
         worker: Some(Worker {
+            url: None,
+            api_key: loaded.config.worker.as_ref().and_then(|worker| worker.api_key.clone()),
             appliance: ApplianceUrl { host: "10.0.0.1".parse().unwrap(), port: 80, plaintext: true },
             key: KeySource::Inline(key()),
             ca_file: None,
             lanes: 2,
+            upstream: worker.upstream.clone(),
             egress: Egress {
                 allow: Some(patterns(&["10.20.0.0/16"])),
                 deny: vec![],
@@ -396,11 +449,16 @@ fn a_lab_means_what_it_says_and_is_warned() {
         proxy: Some(Proxy { http: vec!["10.0.0.1:3128".parse().unwrap()], socks: vec![], login: None }),
     };
     assert_eq!(loaded.config, expected);
+    let shown = format!("{loaded:?}");
+    assert!(!shown.contains(SECRETS[0]) && !shown.contains("FOR THIS"), "a key in {shown}");
+    let Some(ApiKeySource::Inline(api_key)) = loaded.config.worker.and_then(|worker| worker.api_key) else {
+        panic!("no API key")
+    };
+    assert_eq!(api_key.reveal(), "API KEY FOR THIS GATEWAY");
     let warned: Vec<(Option<usize>, &str)> =
         loaded.warnings.iter().map(|w| (w.line, w.key.as_str())).collect();
-    let expected = [(4, "insecure_plaintext"), (11, "appliance.insecure_plaintext"), (22, "proxy.http")];
+    let expected = [(5, "insecure_plaintext"), (14, "appliance.insecure_plaintext"), (25, "proxy.http")];
     assert_eq!(warned, expected.map(|(line, key)| (Some(line), key)));
-    assert!(!format!("{loaded:?}").contains(SECRETS[0]), "a key in {loaded:?}");
 }
 
 #[test]
@@ -465,6 +523,9 @@ fn soup() -> impl Strategy<Value = String> {
         "egress",
         "key_sha256",
         "worker_key",
+        "proxy_address",
+        "no_proxy",
+        "\"http://u:p@a:1\"",
         "\"10s\"",
         "\"https://a\"",
         "[\"10.0.0.0/8\"]",

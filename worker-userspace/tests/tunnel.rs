@@ -150,7 +150,7 @@ impl Appliance {
             tls: Some(tls::client(vec![ca]).unwrap()),
             words: dial::Words::CONFIGURATION,
         };
-        Dial { appliance, key: authorization(key.reveal()).unwrap() }
+        Dial { appliance, key: authorization(key.reveal()).unwrap(), proxy: None }
     }
 
     async fn until_up(&self, group: usize) {

@@ -341,7 +341,7 @@ fn accept(lab: &Lab, peer: &mut Peer, connect: Connect) -> Result<(Process, u32)
     let client = lab.appliance().captured(connect.command()?).spawn()?;
     let (header, payload) = peer.wait_for(Type::Open)?;
     assert_eq!(Open::read(&payload)?.target.to_string(), format!("{ROGUE}:7"));
-    let ok = OpenOk { address: "10.77.3.30:7".parse()?, dial: Duration::from_millis(1) };
+    let ok = OpenOk { address: "10.77.3.30:7".parse()?, dial: Duration::from_millis(1), proxied: false };
     let mut payload = BytesMut::new();
     ok.write(&mut payload);
     peer.message(&frame(header.stream, Type::OpenOk as u8, &payload))?;

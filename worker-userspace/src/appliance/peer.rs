@@ -63,7 +63,7 @@ async fn carry_on(incoming: Incoming, group: i64, registry: Arc<Registry>, ledge
     let until = Instant::now() + request.deadline;
     let answer = async {
         let ok = carry::answer(&far.stream, until).await?;
-        flow.dialled(ok.address, ok.dial);
+        flow.dialled(ok);
         stream.accept(ok);
         Ok(())
     };

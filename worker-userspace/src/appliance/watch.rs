@@ -180,6 +180,7 @@ mod tests {
     use super::*;
     use crate::inspect::ledger::{Entry, Origin};
     use crate::refusal::{Code, Refusal};
+    use crate::tunnel::message::OpenOk;
 
     #[test]
     fn a_connection_is_told_once_as_opened_or_as_refused() {
@@ -195,7 +196,11 @@ mod tests {
         open(1).end(Err(Refusal::new(Code::Denied, "not yours")));
         let dialled = open(2);
         dialled.carried_by("site-b/node".into());
-        dialled.dialled("192.0.2.1:2".parse().unwrap(), Duration::ZERO);
+        dialled.dialled(OpenOk {
+            address: "192.0.2.1:2".parse().unwrap(),
+            dial: Duration::ZERO,
+            proxied: false,
+        });
         dialled.end(Err(Refusal::new(Code::Reset, "cut")));
         let told: Vec<(EventKind, String, String)> =
             events.lock().unwrap().drain(..).map(|event| (event.kind, event.subject, event.text)).collect();

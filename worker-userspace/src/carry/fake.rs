@@ -104,7 +104,7 @@ impl Router for Lanes {
 
 /// The target was dialled.
 pub(crate) fn accept(stream: &Stream) {
-    stream.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO });
+    stream.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO, proxied: false });
 }
 
 /// All that the target hears.

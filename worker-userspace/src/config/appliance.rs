@@ -32,12 +32,19 @@ pub(super) fn read<'d>(
     let listener = |text| values::listener(text, ["0.0.0.0:443", "[::]:443"]);
     let listen = listen.map(|v| r.one_or_more(&v, listener, LISTEN)).unwrap_or_default();
     let tls = tls(r, &table, named);
-    let failback = table.get("failback").and_then(|v| r.duration(&v, FAILBACK));
-    let events_age = table.get("events_age").and_then(|v| r.duration(&v, EVENTS_AGE)).unwrap_or(90 * DAY);
-    let events_max = table.get("events_max").and_then(|v| r.number(&v, EVENTS_MAX)).unwrap_or(1_000_000);
+    let failback = table.get_or_default("failback").and_then(|v| r.duration(&v, FAILBACK));
+    let events_age = table.get_or_default("events_age").and_then(|v| r.duration(&v, EVENTS_AGE));
+    let events_max = table.get_or_default("events_max").and_then(|v| r.number(&v, EVENTS_MAX));
     let (groups, carried) = groups(r, &table);
-    let failback = failback.unwrap_or(Duration::from_secs(60));
-    let appliance = Appliance { listen: bare(listen), tls, groups, failback, events_age, events_max };
+    let appliance = Appliance {
+        listen: bare(listen),
+        tls,
+        groups,
+        // What is missing here is a fault already.
+        failback: failback.unwrap_or_default(),
+        events_age: events_age.unwrap_or_default(),
+        events_max: events_max.unwrap_or_default(),
+    };
     (Some(appliance), carried)
 }
 

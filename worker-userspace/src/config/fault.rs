@@ -25,11 +25,11 @@ const SECRET_BODY: usize = 43;
 /// One fault, or one warning: `dworker.toml:12: steer.synthetic4 = "10.0.0.0/40": what is wrong: the remedy`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The file as it was named to us.
+    /// The file as it was named to us; or what else has set the key, as in `$DWORKER_LANES`.
     pub file: Arc<str>,
     /// The line, from 1, where the fault has one.
     pub line: Option<usize>,
-    /// The column, from 1, where the text is no TOML.
+    /// The column, from 1, where the text itself is not understood.
     pub column: Option<usize>,
     /// The key's path, as in `appliance.groups[0].name`; empty where the whole file is meant.
     pub key: String,
@@ -116,6 +116,7 @@ impl From<TargetError> for Wrong {
         match error {
             TargetError::Name { why, .. } => wrong("not a host name", why),
             TargetError::Pattern { why, .. } => wrong("not a proxy host", why),
+            TargetError::Exempt { why, .. } => wrong("nothing that `no_proxy` can have", why),
         }
     }
 }

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::fault::{Wrong, wrong};
 use super::reader::{Place, Reader};
-use super::{Key, KeyError, KeySource, Login, TlsFiles};
+use super::{ApiKey, ApiKeySource, Environment, Key, KeyError, KeyHash, KeySource, Login, TlsFiles};
 
 /// The largest file that is read, in bytes: a system's whole bundle of roots has a quarter of it.
 const LARGEST: u64 = 1 << 20;
@@ -69,6 +69,8 @@ pub enum FileCause {
     Mismatch(PathBuf),
     /// No worker key.
     NoWorkerKey(KeyError),
+    /// No API key.
+    NoApiKey,
     /// No password: what is there instead.
     NoPassword(&'static str),
 }
@@ -109,6 +111,7 @@ impl FileCause {
             NoWorkerKey(error) => {
                 wrong("it holds no worker key", format!("{error}; write the key alone into the file"))
             }
+            NoApiKey => wrong("it holds no text in UTF-8", "write the key alone into the file"),
             NoPassword(why) => {
                 wrong(*why, "write the password alone into the file, on one line of at most 255 bytes")
             }
@@ -149,7 +152,21 @@ impl KeySource {
     }
 }
 
+impl ApiKeySource {
+    /// The key itself, read anew where it stands in a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds nothing.
+    pub fn read(&self) -> Result<ApiKey, FileError> {
+        match self {
+            ApiKeySource::Inline(key) => Ok(key.clone()),
+            ApiKeySource::File(path) => read_api_key(path).map(|(key, _)| key),
+        }
+    }
+}
+
 /// A password. No `Debug` shows it.
+#[derive(Clone)]
 pub struct Password(Box<str>);
 
 impl Password {
@@ -157,7 +174,20 @@ impl Password {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// A password that stood elsewhere than in a file of its own.
+    pub(super) fn inline(text: String) -> Password {
+        Password(text.into())
+    }
 }
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Password) -> bool {
+        KeyHash::of(&self.0) == KeyHash::of(&other.0)
+    }
+}
+
+impl Eq for Password {}
 
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -264,8 +294,19 @@ fn read_worker_key(path: &Path) -> Result<(Key, u32), FileError> {
     Ok((key, mode))
 }
 
+/// The API key that stands alone in a file, and the file's mode.
+fn read_api_key(path: &Path) -> Result<(ApiKey, u32), FileError> {
+    let about = |cause| FileError { path: path.to_owned(), cause };
+    let (bytes, mode) = read_file(path).map_err(about)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| about(FileCause::NoApiKey))?.trim();
+    if text.is_empty() {
+        return Err(about(FileCause::NoApiKey));
+    }
+    Ok((ApiKey::new(text), mode))
+}
+
 /// The password that stands alone in a file, and the file's mode.
-fn read_password(path: &Path) -> Result<(Password, u32), FileError> {
+pub(super) fn read_password(path: &Path) -> Result<(Password, u32), FileError> {
     let about = |cause| FileError { path: path.to_owned(), cause };
     let (bytes, mode) = read_file(path).map_err(about)?;
     let text =
@@ -320,30 +361,43 @@ pub(super) struct Named {
     pub(super) roots: Option<(Place, PathBuf)>,
     /// The file that holds a worker's key.
     pub(super) worker_key: Option<(Place, PathBuf)>,
-    /// The file that holds the proxy's password.
-    pub(super) password: Option<(Place, PathBuf)>,
-    /// Where the configuration itself holds the worker's key.
-    pub(super) inline_key: Option<Place>,
+    /// The file that holds the key of a VDI gateway.
+    pub(super) api_key: Option<(Place, PathBuf)>,
+    /// The files that hold passwords: that of the entries, and that for the proxy.
+    pub(super) passwords: Vec<(Place, PathBuf)>,
+    /// Where the configuration itself holds secrets: the worker's key, the proxy's password.
+    pub(super) inline: Vec<Place>,
 }
 
 /// Reports each named file that cannot be used, and each secret that others may read. `mode` is that of the
 /// configuration file.
-pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32) {
+pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32, environment: &Environment) {
+    // systemd guards its credentials by access lists, which show as a mode that seems too wide.
+    let private = |r: &mut Reader<'_>, place: &Place, path: &Path, mode: u32| {
+        if !environment.is_credential(path) {
+            private(r, place, mode);
+        }
+    };
     if let Some((place, path)) = &named.roots {
         usable(r, place, read_roots(path));
     }
     if let Some((place, path)) = &named.worker_key
         && let Some((_, mode)) = usable(r, place, read_worker_key(path))
     {
-        private(r, place, mode);
+        private(r, place, path, mode);
     }
-    if let Some((place, path)) = &named.password
-        && let Some((_, mode)) = usable(r, place, read_password(path))
+    if let Some((place, path)) = &named.api_key
+        && let Some((_, mode)) = usable(r, place, read_api_key(path))
     {
-        private(r, place, mode);
+        private(r, place, path, mode);
     }
-    if let Some(place) = &named.inline_key {
-        private(r, place, mode);
+    for (place, path) in &named.passwords {
+        if let Some((_, mode)) = usable(r, place, read_password(path)) {
+            private(r, place, path, mode);
+        }
+    }
+    for place in named.inline.iter().filter(|place| r.is_in_file(place)).collect::<Vec<_>>() {
+        self::private(r, place, mode);
     }
     let certificates = named
         .certificate
@@ -351,7 +405,7 @@ pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32) {
         .and_then(|(place, path)| Some((path, usable(r, place, read_chain(path))?)));
     let Some((place, path)) = &named.key else { return };
     let Some(key) = usable(r, place, read_private_key(path)) else { return };
-    private(r, place, key.mode);
+    private(r, place, path, key.mode);
     if let Some((certificate, certificates)) = certificates {
         usable(r, place, belongs(certificate, &certificates, path, key.signer));
     }

@@ -95,6 +95,27 @@ impl fmt::Display for Key {
     }
 }
 
+/// The key of a VDI gateway, of any form.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(Box<str>);
+
+impl ApiKey {
+    pub(super) fn new(text: &str) -> ApiKey {
+        ApiKey(text.into())
+    }
+
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(***)")
+    }
+}
+
 /// The SHA-256 of a [`Key`] or of another secret, written as 64 hexadecimal digits.
 ///
 /// It has no `Hash` and no order on purpose: a table keyed by it would compare in variable time. Walk the

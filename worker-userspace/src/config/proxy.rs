@@ -57,7 +57,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, value: &Value<'d>, named: &mut Named)
     for (place, address) in http.iter().chain(&socks) {
         expose(r, place, address, login_set, anonymous);
     }
-    named.password.clone_from(&file);
+    named.passwords.extend(file.clone());
     let login = match (user, file) {
         (Some(user), Some((_, password_file))) => Some(Login { user, password_file }),
         _ => None,

@@ -10,19 +10,23 @@ use std::fmt::Display;
 use std::hash::Hash;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::{DeTable, DeValue, Error};
 
+use super::document::{Origin, Origins};
+use super::effective::Effective;
 use super::fault::{Fault, Faults, Wrong, bounded, mask, mask_shown, quote, shorten, show, wrong};
+use super::meant::meant;
+use super::ruby::Broken;
 use super::schema::{self, Section, join};
 use super::{Config, Loaded, duration};
+use crate::target::NoProxy;
 
-/// Where something stands in the file, and how a fault names it.
+/// Where something stands, and how a fault names it.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    /// Bytes from the start of the text; `None` for the file as a whole.
+    /// Bytes from the start of the text, or another origin's number; `None` for the file as a whole, and for defaults.
     offset: Option<usize>,
     key: String,
     value: Option<String>,
@@ -70,15 +74,23 @@ pub(super) struct Table<'d> {
 impl<'d> Table<'d> {
     /// The value of a key of this section, where it is set.
     pub(super) fn get(&self, name: &str) -> Option<Value<'d>> {
-        debug_assert!(self.section.keys.contains(&name), "{name} is not in the schema");
+        debug_assert!(self.section.key(name).is_some(), "{name} is not in the schema");
         let value = self.entries.get(name)?;
-        let shown = match value.get_ref() {
+        Some(self.value(name, value.get_ref(), Some(value.span().start)))
+    }
+
+    /// The same, or the schema's default of it.
+    pub(super) fn get_or_default(&self, name: &str) -> Option<Value<'d>> {
+        self.get(name).or_else(|| Some(self.value(name, self.section.key(name)?.default()?, None)))
+    }
+
+    fn value(&self, name: &str, value: &'d DeValue<'d>, offset: Option<usize>) -> Value<'d> {
+        let shown = match value {
             DeValue::Table(_) => None,
             other if schema::hides(name, other) => Some("***".to_owned()),
             other => Some(show(other)),
         };
-        let place = Place { offset: Some(value.span().start), key: join(&self.path, name), value: shown };
-        Some(Value { place, value: value.get_ref() })
+        Value { place: Place { offset, key: join(&self.path, name), value: shown }, value }
     }
 
     /// The place of a key that is not set.
@@ -87,14 +99,11 @@ impl<'d> Table<'d> {
     }
 }
 
-/// Reads one file's text and knows everything that is wrong with it.
+/// Reads one document and knows everything that is wrong with it.
 #[derive(Debug)]
 pub(super) struct Reader<'d> {
-    file: Arc<str>,
-    text: &'d str,
-    /// Where each line starts.
-    lines: Vec<usize>,
-    /// Lines that are no TOML; nothing more is said about them.
+    origins: Origins<'d>,
+    /// Lines that are not understood; nothing more is said about them.
     broken: BTreeSet<usize>,
     /// Keys that somebody meant to write; nobody is told that they are missing.
     meant: HashSet<String>,
@@ -103,13 +112,10 @@ pub(super) struct Reader<'d> {
 }
 
 impl<'d> Reader<'d> {
-    /// A reader of `text`, which came from `file`.
-    pub(super) fn new(file: &str, text: &'d str) -> Reader<'d> {
-        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+    /// A reader of what stands at these places.
+    pub(super) fn new(origins: Origins<'d>) -> Reader<'d> {
         Reader {
-            file: mask_shown(file).into(),
-            text,
-            lines,
+            origins,
             broken: BTreeSet::new(),
             meant: HashSet::new(),
             faults: Vec::new(),
@@ -117,23 +123,48 @@ impl<'d> Reader<'d> {
         }
     }
 
-    /// The line of an offset, from 1.
-    fn line_of(&self, offset: usize) -> usize {
-        self.lines.partition_point(|start| *start <= offset)
+    /// ` (line 12)` or ` ($VARIABLE)`, to name another place in a message.
+    pub(super) fn line(&self, place: &Place) -> String {
+        match place.offset.map(|offset| self.origins.of(offset)) {
+            None => String::new(),
+            Some(Origin::File { line, .. }) => format!(" (line {line})"),
+            Some(other) => format!(" ({other})"),
+        }
     }
 
-    /// ` (line 12)`, to name another place in a message.
-    pub(super) fn line(&self, place: &Place) -> String {
-        place.offset.map_or(String::new(), |offset| format!(" (line {})", self.line_of(offset)))
+    /// True where something stands in the file itself.
+    pub(super) fn is_in_file(&self, place: &Place) -> bool {
+        place.offset.is_none_or(|offset| self.origins.line_of(offset).is_some())
+    }
+
+    /// Where others than the file may set keys, after its syntax is judged.
+    pub(super) fn origins(&mut self) -> &mut Origins<'d> {
+        &mut self.origins
     }
 
     /// Reports a fault.
     pub(super) fn fault(&mut self, place: &Place, wrong: Wrong) {
-        let line = place.offset.map(|offset| self.line_of(offset));
+        let line = place.offset.and_then(|offset| self.origins.line_of(offset));
         if line.is_none_or(|line| !self.broken.contains(&line)) {
             let fault = self.about(place, wrong);
             self.faults.push((place.offset, fault));
         }
+    }
+
+    /// Reports a line that is not understood.
+    pub(super) fn broken(&mut self, Broken { at, wrong, meant }: Broken) {
+        let column = self.origins.column_of(at);
+        let fault = Fault { column, ..self.about(&Place::at(at), wrong) };
+        self.faults.push((Some(at), fault));
+        self.broken.extend(self.origins.line_of(at));
+        self.meant.extend(meant.into_iter().map(str::to_owned));
+    }
+
+    /// Reports a variable of the environment that sets no key.
+    pub(super) fn variable(&mut self, name: &str, wrong: Wrong) {
+        let fault =
+            Fault { file: mask_shown(&format!("${name}")).into(), ..self.about(&Place::file(), wrong) };
+        self.faults.push((Some(usize::MAX), fault));
     }
 
     /// Reports a key that is not set, unless it is there under a wrong name.
@@ -170,9 +201,14 @@ impl<'d> Reader<'d> {
     }
 
     fn about(&self, place: &Place, wrong: Wrong) -> Fault {
+        let (file, line) = match place.offset.map(|offset| self.origins.of(offset)) {
+            None | Some(Origin::Default) => (self.origins.file.clone(), None),
+            Some(Origin::File { file, line }) => (file, Some(line)),
+            Some(other) => (mask_shown(&other.to_string()).into(), None),
+        };
         Fault {
-            file: self.file.clone(),
-            line: place.offset.map(|offset| self.line_of(offset)),
+            file,
+            line,
             column: None,
             key: mask(&place.key),
             value: place.value.as_deref().map(mask_shown),
@@ -194,11 +230,12 @@ impl<'d> Reader<'d> {
         for error in errors {
             // Quotes that are open over many lines may have swallowed a section.
             let in_value = |span: Range<usize>| {
-                around(&scalars, &span).is_some_and(|start| self.line_of(start) == self.line_of(span.start))
+                around(&scalars, &span)
+                    .is_some_and(|start| self.origins.line_of(start) == self.origins.line_of(span.start))
             };
             judged &= error.message() == DUPLICATE || error.span().is_some_and(in_value);
             let offset = error.span().map(|span| span.start);
-            let line = offset.map(|offset| self.line_of(offset));
+            let line = offset.and_then(|offset| self.origins.line_of(offset));
             match first.entry(line) {
                 Entry::Vacant(entry) => drop(entry.insert(error)),
                 Entry::Occupied(mut entry) => {
@@ -217,14 +254,21 @@ impl<'d> Reader<'d> {
     }
 
     fn no_toml(&self, error: &Error) -> Fault {
+        let at = error.span().map(|span| span.start);
         let span = error.span().unwrap_or_default();
         let message = error.message();
-        let here = self.text.get(span.clone()).unwrap_or_default();
+        let here = self.origins.text.get(span.clone()).unwrap_or_default();
         let is_value = ["string values must", "invalid float", "invalid boolean", "invalid integer"];
         let is_value = is_value.iter().any(|start| message.starts_with(start));
         let unclosed = ["expected `\"`", "expected `'`", "expected `\"\"\"`", "expected `'''`"];
         let unclosed = unclosed.iter().any(|end| message.ends_with(end));
-        let wrong = if message == DUPLICATE {
+        let line = at.and_then(|at| self.origins.line_of(at));
+        let ruby = line.is_some_and(|line| self.origins.line(line).trim_start().starts_with("worker["));
+        let wrong = if ruby {
+            let remedy =
+                "give the file a name that ends in .rb, or make TOML of it with `dworker config import`";
+            wrong("no TOML, but a line of the older product's file", remedy)
+        } else if message == DUPLICATE {
             wrong(format!("`{}` stands here a second time", shorten(&mask(here))), "keep one of the two")
         } else if is_value && here.is_empty() {
             wrong("no TOML, a value is missing", "write one behind `=`, or remove the line")
@@ -237,21 +281,19 @@ impl<'d> Reader<'d> {
         } else {
             wrong(format!("no TOML, {message}"), "write `key = value`, `[section]` or `# comment`")
         };
-        let line = error.span().map(|span| self.line_of(span.start));
-        let column = line.map(|line| {
-            let before = self.text.get(self.lines[line - 1]..span.start).unwrap_or_default();
-            before.chars().count() + 1
-        });
+        let column = at.and_then(|at| self.origins.column_of(at));
         Fault { line, column, ..self.about(&Place::file(), wrong) }
     }
 
     /// What was read, if nothing is wrong with it.
-    pub(super) fn finish(mut self, config: Config) -> Result<Loaded, Faults> {
+    pub(super) fn finish(mut self, config: Config, document: &DeTable<'_>) -> Result<Loaded, Faults> {
         if !self.faults.is_empty() {
             return Err(self.faults());
         }
         self.warnings.sort_by_key(|(offset, _)| *offset);
-        Ok(Loaded { config, warnings: self.warnings.into_iter().map(|(_, warning)| warning).collect() })
+        let effective = Effective::of(document, &self.origins);
+        let warnings = self.warnings.into_iter().map(|(_, warning)| warning).collect();
+        Ok(Loaded { config, warnings, effective })
     }
 
     /// Everything that is wrong, in the order of the file. The sort is stable: faults of one place keep theirs.
@@ -279,7 +321,7 @@ impl<'d> Reader<'d> {
         entries: &'d DeTable<'d>,
     ) -> Table<'d> {
         for (key, value) in entries {
-            if section.keys.contains(&key.get_ref().as_ref()) {
+            if section.key(key.get_ref()).is_some() {
                 continue;
             }
             let (what, shown) = match value.get_ref() {
@@ -289,7 +331,7 @@ impl<'d> Reader<'d> {
             };
             let place =
                 Place { offset: Some(key.span().start), key: join(&path, key.get_ref()), value: shown };
-            let meant = schema::meant(section, &path, key.get_ref());
+            let meant = meant(section, &path, key.get_ref());
             self.meant.extend(meant.keys);
             self.fault(&place, wrong(what, meant.remedy));
         }
@@ -444,6 +486,25 @@ impl<'d> Reader<'d> {
             self.fault(&value.place, wrong("the list is empty", remedy));
         }
         self.list(value, parse, remedy)
+    }
+
+    /// A list as in [`Reader::list`], or one text with the same entries between commas or white space.
+    pub(super) fn words<T: Clone + Eq + Hash>(
+        &mut self,
+        value: &Value<'d>,
+        parse: impl Fn(&'d str) -> Result<T, Wrong>,
+        remedy: &str,
+    ) -> Vec<(Place, T)> {
+        let Some(text) = value.value.as_str() else { return self.list(value, parse, remedy) };
+        let mut read = Vec::new();
+        for word in NoProxy::split(text) {
+            let place = Place { value: Some(quote(word)), ..value.place.clone() };
+            match parse(word) {
+                Ok(parsed) => read.push((place, parsed)),
+                Err(wrong) => self.fault(&place, wrong),
+            }
+        }
+        read
     }
 
     /// A list as in [`Reader::filled`], or one text that stands for a list of one.

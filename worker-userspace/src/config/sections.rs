@@ -6,26 +6,26 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use toml::de::DeTable;
 
 use super::fault::wrong;
 use super::files::Named;
 use super::reader::{Place, Reader, Table, Value, bare};
-use super::schema::{EGRESS, STEER};
-use super::values::{self, LIST_HOSTS, SYNTHETIC4, SYNTHETIC6};
-use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, url};
+use super::schema::{EGRESS, STEER, TOP, WORKER};
+use super::values::{self, LIST_HOSTS};
+use super::{
+    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy,
+    upstream, url,
+};
 use crate::target::{HostPattern, Pattern};
 
-/// The keys that make a worker.
-const WORKER: [&str; 3] = ["appliance_url", "worker_key", "worker_key_file"];
 /// The keys that make a role which carries streams.
 const CARRIERS: [&str; 4] = ["appliance_url", "worker_key", "worker_key_file", "appliance"];
 /// The kernel's `sun_path` without its closing NUL.
 const LONGEST_SOCKET: usize = 107;
 const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(120);
-const CONNECT: Duration = Duration::from_secs(10);
 const DOWN_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 const LIST_ALLOWED: &str =
     "list what this worker may dial, as in [\"10.20.0.0/16\"], or remove it to leave that to the appliance";
@@ -34,8 +34,8 @@ const LIST_ALLOWED: &str =
 pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config, Named) {
     let top = r.top(document);
     let mut named = Named::default();
-    let state_dir = top.get("state_dir").and_then(|v| r.path(&v));
-    let control_socket = top.get("control_socket").and_then(|v| {
+    let state_dir = top.get_or_default("state_dir").and_then(|v| r.path(&v));
+    let control_socket = top.get_or_default("control_socket").and_then(|v| {
         let path = r.path(&v)?;
         if path.as_os_str().len() > LONGEST_SOCKET {
             let problem = format!("longer than a socket's path may be, {LONGEST_SOCKET} bytes");
@@ -43,8 +43,8 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         }
         Some(path)
     });
-    let drain = top.get("drain").and_then(|v| r.duration(&v, DRAIN));
-    let log = top.get("log").and_then(|v| r.parsed(&v, values::log_filter));
+    let drain = top.get_or_default("drain").and_then(|v| r.duration(&v, DRAIN));
+    let log = top.get_or_default("log").and_then(|v| r.parsed(&v, values::log_filter));
 
     let worker_set = WORKER.iter().any(|key| top.get(key).is_some());
     let worker = worker(r, &top, &mut named);
@@ -75,10 +75,11 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         r.fault(&Place::file(), wrong("no role is configured", remedy));
     }
     let config = Config {
-        state_dir: state_dir.unwrap_or_else(|| "/var/lib/dworker".into()),
-        control_socket: control_socket.unwrap_or_else(|| "/run/dworker/control.sock".into()),
-        drain: drain.unwrap_or(Duration::from_secs(10)),
-        log: log.unwrap_or_else(|| "info".to_owned()),
+        // What is missing here is a fault already.
+        state_dir: state_dir.unwrap_or_default(),
+        control_socket: control_socket.unwrap_or_default(),
+        drain: drain.unwrap_or_default(),
+        log: log.unwrap_or_default(),
         worker,
         appliance,
         steer,
@@ -89,7 +90,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
 
 /// The keys of the top that only a worker has.
 fn worker_only<'t, 'd>(top: &'t Table<'d>) -> impl Iterator<Item = Value<'d>> + use<'t, 'd> {
-    ["ca_file", "lanes", "insecure_plaintext", "egress"].into_iter().filter_map(|key| top.get(key))
+    TOP.keys.iter().filter(|key| key.of_worker).filter_map(|key| top.get(key.name))
 }
 
 fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<Worker> {
@@ -99,10 +100,12 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let insecure = top.get("insecure_plaintext");
 
     let insecure_set = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
+    let own_url = top.get("worker_url").and_then(|v| r.parsed(&v, url::worker));
+    let api_key = api_key(r, top, named);
     let appliance =
         url.as_ref().and_then(|v| r.parsed(v, |text| url::parse(text, insecure_set, url::Plaintext::KEY)));
     let key = inline.as_ref().and_then(|v| {
-        named.inline_key = Some(v.place.clone());
+        named.inline.push(v.place.clone());
         r.parsed(v, |text| {
             text.parse::<Key>()
                 .map_err(|e| wrong("not a worker key", format!("{e}; paste it as it was first shown")))
@@ -114,17 +117,17 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let ca_file = top
         .get("ca_file")
         .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
-    let lanes = top.get("lanes").map_or(Some(2), |v| r.number(&v, 1..=8));
-    let egress = match top.get("egress") {
-        Some(v) => r.section(&v, &EGRESS).map(|table| egress(r, &table)),
-        None => Some(Egress { allow: None, deny: Vec::new(), connect_timeout: CONNECT }),
-    };
+    let lanes = top.get_or_default("lanes").and_then(|v| r.number(&v, 1..=8));
+    let upstream = upstream::read(r, top, named);
+    // A worker's document always has it.
+    let egress = top.get("egress").and_then(|v| r.section(&v, &EGRESS)).map(|table| egress(r, &table));
 
     let set =
         [&url, &inline, &file].into_iter().flatten().map(|v| &v.place).min_by_key(|place| place.offset());
     let Some(set) = set else {
         const REMEDY: &str = "add `appliance_url` and `worker_key`, or remove it";
-        for stray in worker_only(top) {
+        // Where one of the keys that make a worker is there in another form, that is all there is to say.
+        for stray in worker_only(top).filter(|_| !r.meant(&WORKER)).collect::<Vec<_>>() {
             // The one that an appliance has too, in its own section.
             let moved = insecure.as_ref().is_some_and(|v| v.place.offset() == stray.place.offset());
             let remedy = match moved && top.get("appliance").is_some() {
@@ -155,17 +158,43 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
     }
     let key = key.map(KeySource::Inline).or(key_file.map(KeySource::File));
-    Some(Worker { appliance: appliance?, key: key?, ca_file, lanes: lanes?, egress: egress? })
+    Some(Worker {
+        url: own_url,
+        appliance: appliance?,
+        api_key,
+        key: key?,
+        ca_file,
+        lanes: lanes?,
+        upstream,
+        egress: egress?,
+    })
+}
+
+/// The key of a VDI gateway: of any form, since the older product takes any where there is no gateway.
+fn api_key<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<ApiKeySource> {
+    let (inline, file) = (top.get("apikey"), top.get("apikey_file"));
+    if let (Some(inline), Some(file)) = (&inline, &file) {
+        let problem = format!("`apikey`{} is set too", r.line(&inline.place));
+        r.fault(&file.place, wrong(problem, "keep one of the two"));
+    }
+    let inline = inline.and_then(|v| r.parsed(&v, |text| Ok(ApiKeySource::Inline(ApiKey::new(text)))));
+    let file = file.and_then(|v| {
+        let path = r.path(&v)?;
+        named.api_key = Some((v.place, path.clone()));
+        Some(ApiKeySource::File(path))
+    });
+    inline.or(file)
 }
 
 fn egress<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> Egress {
     let allow = table.get("allow").map(|v| r.filled(&v, values::pattern, LIST_ALLOWED));
-    let deny = table.get("deny").map(|v| r.list(&v, values::pattern, LIST_HOSTS));
-    let connect_timeout = table.get("connect_timeout").and_then(|v| r.duration(&v, CONNECT_TIMEOUT));
+    let deny = table.get_or_default("deny").map(|v| r.list(&v, values::pattern, LIST_HOSTS));
+    let connect_timeout =
+        table.get_or_default("connect_timeout").and_then(|v| r.duration(&v, CONNECT_TIMEOUT));
     Egress {
         allow: allow.map(bare),
         deny: bare(deny.unwrap_or_default()),
-        connect_timeout: connect_timeout.unwrap_or(CONNECT),
+        connect_timeout: connect_timeout.unwrap_or_default(),
     }
 }
 
@@ -192,31 +221,30 @@ fn steer<'d>(
         _ => {}
     }
     let hosts = hosts.map(|v| r.filled(&v, values::pattern, LIST_HOSTS)).unwrap_or_default();
-    let synthetic4 =
-        table.get("synthetic4").and_then(|v| r.parsed(&v, |t| values::synthetic(t, SYNTHETIC4, 8..=28)));
-    let synthetic6 =
-        table.get("synthetic6").and_then(|v| r.parsed(&v, |t| values::synthetic(t, SYNTHETIC6, 32..=112)));
-    let (synthetic4, synthetic6) = (synthetic4.unwrap_or(SYNTHETIC4), synthetic6.unwrap_or(SYNTHETIC6));
+    let synthetic4 = table.get_or_default("synthetic4");
+    let synthetic4: Option<Ipv4Net> =
+        synthetic4.and_then(|v| r.parsed(&v, |t| values::synthetic(t, "240.64.0.0/16", 8..=28)));
+    let synthetic6 = table.get_or_default("synthetic6");
+    let synthetic6: Option<Ipv6Net> =
+        synthetic6.and_then(|v| r.parsed(&v, |t| values::synthetic(t, "2001:2::/48", 32..=112)));
+    let synthetic = [synthetic4.map(IpNet::V4), synthetic6.map(IpNet::V6)];
     for (place, pattern) in carried.iter().chain(&hosts) {
         let HostPattern::Net(net) = &pattern.host else { continue };
         // A wider network is no fault: the synthetic one is more specific, and what is left is real.
-        if let Some(synthetic) =
-            [IpNet::V4(synthetic4), IpNet::V6(synthetic6)].iter().find(|s| s.contains(net))
-        {
+        if let Some(synthetic) = synthetic.iter().flatten().find(|s| s.contains(net)) {
             let problem = format!("it lies in the synthetic network {synthetic}, where no real host is");
             r.fault(place, wrong(problem, "name the host, or move the synthetic network"));
         }
     }
-    let families =
-        table.get("families").map_or(Some(Families { ipv4: true, ipv6: false }), |v| families(r, &v));
-    let down_for = table.get("down_for").and_then(|v| r.duration(&v, DOWN_FOR));
+    let families = table.get_or_default("families").and_then(|v| families(r, &v));
+    let down_for = table.get_or_default("down_for").and_then(|v| r.duration(&v, DOWN_FOR));
     Some(Steer {
         cgroups: bare(cgroups?),
         proxy_hosts: bare(hosts),
-        synthetic4,
-        synthetic6,
+        synthetic4: synthetic4?,
+        synthetic6: synthetic6?,
         families: families?,
-        down_for: down_for.unwrap_or(Duration::from_secs(2)),
+        down_for: down_for?,
     })
 }
 

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::ApplianceUrl;
 use super::fault::{SECRETS, Wrong, wrong};
+use super::{ApplianceUrl, WorkerUrl};
 use crate::target::{Host, Target};
 
 const FORM: &str = "write \"https://HOST\" or \"https://HOST:PORT\"";
@@ -62,11 +62,28 @@ pub(super) fn parse(text: &str, insecure: bool, plaintext: Plaintext) -> Result<
     if authority.contains('@') {
         return Err(wrong("it has a user in front of the host", format!("remove it; {FORM}")));
     }
-    if !matches!(path, "" | "/") {
+    if authority.contains(',') {
+        return Err(wrong("more than one URL", "write the one that all appliances share"));
+    }
+    if path.contains(|c| c != '/') {
         return Err(wrong("something stands behind the host", format!("remove it; {FORM}")));
     }
     let (host, port) = host_and_port(authority, plaintext, FORM)?;
     Ok(ApplianceUrl { host, port, plaintext })
+}
+
+/// Reads `https://host[:port][/]`, where an appliance reaches a worker.
+pub(super) fn worker(text: &str) -> Result<WorkerUrl, Wrong> {
+    const FORM: &str = "write it as in \"https://worker.example\"";
+    let Target { host, port } = api_target(text).map_err(|wrong| Wrong { remedy: FORM.into(), ..wrong })?;
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    match scheme.eq_ignore_ascii_case("https") {
+        false => Err(wrong("the scheme is not \"https\"", FORM)),
+        true if rest.trim_end_matches('/').contains('/') => {
+            Err(wrong("something stands behind the host", format!("remove it; {FORM}")))
+        }
+        true => Ok(WorkerUrl { host, port }),
+    }
 }
 
 /// Where a cloud's API is: `http[s]://host[:port][/path]`, as it was written, and where that leads.
@@ -142,7 +159,7 @@ fn host_and_port(authority: &str, plaintext: bool, form: &str) -> Result<(Host, 
 }
 
 /// Splits `host[:port]`; an IPv6 address stands in brackets, as in every URL.
-fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Option<&'a str>), Wrong> {
+pub(super) fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Option<&'a str>), Wrong> {
     let (host, after) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, after)) => {
             let address: Ipv6Addr =

@@ -100,6 +100,13 @@ impl Policy {
         }
     }
 
+    /// True where a name, though it may be allowed, is not judged by itself: a list that there is has it by address
+    /// only, or addresses are denied. Whoever resolves it must be us then.
+    pub fn needs_address(&self, target: &Target) -> bool {
+        let lists = [&self.pushed, &self.local.allow];
+        self.local.deny.has_networks() || lists.into_iter().flatten().any(|list| list.find(target).is_none())
+    }
+
     /// Judges the address that is about to be dialled for `target`.
     ///
     /// # Errors
@@ -324,6 +331,27 @@ mod tests {
         assert!(judge(&none, "10.21.0.7", "10.21.0.7", 443).unwrap_err().contains(PUSHED));
         let text = judge(&none.pushed(None), "10.21.0.7", "10.21.0.7", 443).unwrap_err();
         assert!(text.contains("sent no proxy hosts, and there is no egress.allow"), "{text}");
+    }
+
+    #[test]
+    fn a_name_is_judged_by_itself_only_where_all_lists_name_it() {
+        for (allow, deny, pushed, expected) in [
+            (Some(&["a.example"][..]), &[][..], None, false),
+            (Some(&["*.example", "10.0.0.0/8"]), &[], None, false),
+            (Some(&["a.example:443"]), &["b.example"], None, false),
+            (Some(&["a.example:80", "10.0.0.0/8"]), &[], None, true),
+            (Some(&["10.0.0.0/8"]), &[], None, true),
+            (Some(&["0.0.0.0/0", "::/0"]), &[], Some(&["a.example"][..]), true),
+            (Some(&["a.example"]), &[], Some(&["10.0.0.0/8"]), true),
+            (Some(&["a.example"]), &["10.0.0.0/8"], None, true),
+            (None, &[], Some(&["a.example"]), false),
+            (None, &[], Some(&["10.0.0.0/8"]), true),
+        ] {
+            let policy = Policy::new(allow.map(parse).as_deref(), &parse(deny));
+            let policy = policy.pushed(pushed.map(parse).as_deref());
+            let target = Target { host: "a.example".parse().unwrap(), port: 443 };
+            assert_eq!(policy.needs_address(&target), expected, "{allow:?} {deny:?} {pushed:?}");
+        }
     }
 
     #[test]

@@ -101,6 +101,8 @@ impl Forwarder {
                 | Code::NameNotFound
                 | Code::ResolveFailed
                 | Code::Denied
+                | Code::ProxyDenied
+                | Code::ProxyDown
         );
         if let (true, false, Some(original)) = (about_target, flow.is_dialled(), flow.origin.original) {
             self.steering.set_down(original, refusal.connect_errno());

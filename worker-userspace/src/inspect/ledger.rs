@@ -10,7 +10,6 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -23,6 +22,7 @@ pub use report::{Filter, FlowReport, Found, Phase};
 use crate::drain::Drain;
 use crate::refusal::{self, Code, Refusal};
 use crate::target::Target;
+use crate::tunnel::message::OpenOk;
 
 /// Ended connections that are remembered.
 const REMEMBERED: usize = 256;
@@ -195,9 +195,9 @@ pub struct FlowGuard {
 }
 
 impl FlowGuard {
-    /// Notes the address that was dialled and how long that took.
-    pub fn dialled(&self, address: SocketAddr, took: Duration) {
-        self.flow.dialled(address, took);
+    /// Notes what the far end dialled.
+    pub fn dialled(&self, dialled: OpenOk) {
+        self.flow.dialled(dialled);
         self.ledger.tell(FlowEvent::Dialled(&self.flow));
     }
 

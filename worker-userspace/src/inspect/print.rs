@@ -71,6 +71,10 @@ fn write_worker(out: &mut String, worker: &WorkerStatus) -> fmt::Result {
     if let Some(problem) = &worker.problem {
         writeln!(out, "\tproblem {problem}")?;
     }
+    if let Some(proxy) = &worker.proxy {
+        let leads = if proxy.appliance { "the appliance and targets" } else { "targets" };
+        writeln!(out, "\tproxy {}  to {leads}", proxy.address)?;
+    }
     worker.lanes.iter().try_for_each(|lane| write_lane(out, lane, "\t"))?;
     let policy = &worker.policy;
     let from = match policy.from.is_empty() {
@@ -81,8 +85,9 @@ fn write_worker(out: &mut String, worker: &WorkerStatus) -> fmt::Result {
     writeln!(out, "\tpolicy of {from}{epoch}")?;
     for (what, list) in [
         ("proxy_hosts", policy.proxy_hosts.as_deref().unwrap_or_default()),
-        ("allow", &worker.allow),
-        ("deny", &worker.deny),
+        ("allow", worker.allow.as_slice()),
+        ("deny", worker.deny.as_slice()),
+        ("no_proxy", worker.proxy.as_ref().map_or(&[][..], |proxy| &proxy.no_proxy)),
     ] {
         if !list.is_empty() {
             writeln!(out, "\t{what} ({}) {}", list.len(), some(list))?;
@@ -200,7 +205,8 @@ fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
     }
     if let Some(dialled) = flow.dialled {
         let took = flow.dial_us.map(|us| format!(" in {:.1}ms", us as f64 / 1000.0)).unwrap_or_default();
-        details.push(format!("dialled {dialled}{took}"));
+        let proxied = if flow.proxied { " (a proxy)" } else { "" };
+        details.push(format!("dialled {dialled}{proxied}{took}"));
     }
     if !details.is_empty() {
         writeln!(out, "\t{}", details.join("  "))?;
@@ -249,6 +255,7 @@ pub fn age(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inspect::status::UpstreamStatus;
 
     #[test]
     fn a_status_reads_as_bpftool_prints() {
@@ -274,6 +281,16 @@ mod tests {
              \tproxy_hosts (2) a.example b.example:443\n\
              \tallow (1) *.example\n"
         );
+        worker.proxy = Some(UpstreamStatus {
+            address: "http://***@proxy.example:3128".into(),
+            appliance: true,
+            no_proxy: vec!["*.corp.example".into(), "10.20.0.0/16".into()],
+        });
+        assert!(
+            printed(&worker)
+                .contains("\tproxy http://***@proxy.example:3128  to the appliance and targets\n")
+        );
+        assert!(printed(&worker).contains("\tno_proxy (2) *.corp.example 10.20.0.0/16\n"));
         worker.policy.proxy_hosts = Some((0..1000).map(|n| format!("host-{n}")).collect());
         assert!(printed(&worker).contains("proxy_hosts (1000) host-0 host-1 "));
         assert!(printed(&worker).contains(" host-49 and 950 more; -j has all\n"));

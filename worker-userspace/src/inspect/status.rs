@@ -262,6 +262,20 @@ pub struct WorkerStatus {
     pub allow: Vec<String>,
     /// What it may not dial, although allowed.
     pub deny: Vec<String>,
+    /// The proxy that it goes through; absent where it goes through none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<UpstreamStatus>,
+}
+
+/// The proxy that a worker goes through.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct UpstreamStatus {
+    /// Its URL, without user and password.
+    pub address: String,
+    /// Whether the way to the appliance leads through it.
+    pub appliance: bool,
+    /// What is dialled without it.
+    pub no_proxy: Vec<String>,
 }
 
 /// Who says what a worker may dial.

@@ -26,7 +26,7 @@ async fn stream() -> (Stream, Stream) {
     let target = crate::target::Target { host: "192.0.2.1".parse().unwrap(), port: 443 };
     let near = a.open(Open { target, deadline: SOON, credit: 1 << 18, trace: 1 }).unwrap();
     let far = incoming.recv().await.unwrap().stream;
-    far.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO });
+    far.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO, proxied: false });
     near.opened().await.unwrap();
     (near, far)
 }

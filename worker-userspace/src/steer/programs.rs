@@ -24,7 +24,7 @@ use super::probe::{self, Cgroup, Features, ProbeError};
 use maps::Maps;
 
 /// The programs, compiled by `cargo xtask build-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("DWORKER_BPF_OBJECT"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
 
 /// A program, as the kernel and bpftool name it.
 struct Hook {

@@ -12,7 +12,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::transport::{Transport, tune};
+use super::transport::Transport;
 use crate::connect;
 use crate::target::{Host, Target};
 
@@ -127,11 +127,10 @@ impl Appliance {
         };
         let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, *port)).collect();
         let failed = |address, source| DialError::Connect { address, source, words: *words };
-        let (tcp, address) = connect::first(addresses).await.map_err(|last| match last {
+        let (tcp, _) = connect::first(addresses).await.map_err(|last| match last {
             Some((address, source)) => failed(address, source),
             None => resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
         })?;
-        tune(&tcp).map_err(|source| failed(address, source))?;
         Ok(tcp)
     }
 
@@ -139,8 +138,8 @@ impl Appliance {
     ///
     /// # Errors
     /// The handshake fails: above all, nobody who is trusted vouches for the name.
-    pub async fn secure(&self, tcp: TcpStream) -> Result<Transport, DialError> {
-        let Some(config) = &self.tls else { return Ok(Transport::Plain(tcp)) };
+    pub async fn secure(&self, way: Transport) -> Result<Transport, DialError> {
+        let Some(config) = &self.tls else { return Ok(way) };
         let host = &self.at.host;
         let failed = |source| DialError::Tls { host: host.clone(), source, words: self.words };
         let name = match host {
@@ -148,7 +147,16 @@ impl Appliance {
             Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
                 .map_err(|error| failed(io::Error::other(error)))?,
         };
-        let tls = TlsConnector::from(config.clone()).connect(name, tcp).await.map_err(failed)?;
-        Ok(Transport::Tls(Box::new(tls.into())))
+        let connector = TlsConnector::from(config.clone());
+        Ok(match way {
+            Transport::Plain(tcp) => {
+                Transport::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?.into()))
+            }
+            Transport::Tls(tls) => {
+                Transport::TlsInTls(Box::new(connector.connect(name, *tls).await.map_err(failed)?.into()))
+            }
+            // Two proxies one behind the other are not configured.
+            Transport::TlsInTls(_) => return Err(failed(io::Error::other("TLS in TLS in TLS"))),
+        })
     }
 }

@@ -4,6 +4,7 @@
 //! failed is told with the remedy, because a worker that does not connect is what people look at first.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -20,8 +21,9 @@ use super::dial::{Appliance, DialError};
 use super::frame::{FrameError, Piece, Type, put_message};
 use super::lane::Upgraded;
 use super::message::{Hello, MessageError, VERSION};
-use super::transport::Transport;
+use super::transport::{Transport, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
+use crate::upstream::{Upstream, UpstreamError};
 
 /// Where a worker's websockets arrive.
 pub const PATH: &str = "/tunnel/v1";
@@ -29,6 +31,8 @@ pub const PATH: &str = "/tunnel/v1";
 pub const SUBPROTOCOL: &str = "dworker.v1";
 /// Time for each step of the handshake.
 pub const DEADLINE: Duration = Duration::from_secs(5);
+/// Time for a proxy to be reached and to connect to the appliance: it resolves the name and dials itself.
+const PROXY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a lane did not come up. Shown to the administrator of the end that it happened at.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,9 @@ pub enum HandshakeError {
     /// The appliance was not reached.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// The proxy did not lead to the appliance.
+    #[error(transparent)]
+    Proxy(#[from] UpstreamError),
     /// The appliance does not know the key.
     #[error(
         "the appliance refused `worker_key` (401): its groups have no such key; compare `dworker key hash`"
@@ -89,6 +96,8 @@ pub struct Dial {
     pub appliance: Appliance,
     /// The worker key, for the `Authorization` header.
     pub key: HeaderValue,
+    /// The proxy that is in between, unless it is not for the appliance.
+    pub proxy: Option<Arc<Upstream>>,
 }
 
 /// The `Authorization` header of a key; its value is never shown by `Debug`.
@@ -109,10 +118,21 @@ impl Dial {
     /// # Errors
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
-        let tcp = within("connecting to the appliance", self.appliance.connect()).await??;
-        let transport = within("the TLS handshake", self.appliance.secure(tcp)).await??;
+        let way = match self.through() {
+            None => {
+                Transport::Plain(within("connecting to the appliance", self.appliance.connect()).await??)
+            }
+            Some(proxy) => proxy.connect(&self.appliance.at, PROXY_DEADLINE).await?.0,
+        };
+        tune(way.tcp())?;
+        let transport = within("the TLS handshake", self.appliance.secure(way)).await??;
         let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
         within("the greeting", greet(upgraded, hello)).await?
+    }
+
+    /// The proxy that leads to the appliance; `None` where none does.
+    pub fn through(&self) -> Option<&Arc<Upstream>> {
+        self.proxy.as_ref().filter(|proxy| proxy.carries(&self.appliance.at))
     }
 
     async fn upgrade(&self, transport: Transport) -> Result<Upgraded<Transport>, HandshakeError> {

@@ -166,12 +166,14 @@ pub struct Open {
 }
 
 /// Says that the target was dialled.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenOk {
     /// The address that was dialled, after resolution.
     pub address: SocketAddr,
     /// Resolution and dial together.
     pub dial: Duration,
+    /// Whether that address is a proxy's, which dialled the target.
+    pub proxied: bool,
 }
 
 /// Asks the other end to open no further stream on this lane.
@@ -244,6 +246,18 @@ impl<'a> Reader<'a> {
 
     pub(super) fn array<const N: usize>(&self, tag: u8) -> Result<[u8; N], MessageError> {
         self.get(tag, |value| value.try_into().ok())
+    }
+
+    /// True where a field with this tag is there.
+    fn has(&self, tag: u8) -> bool {
+        let mut rest = self.rest;
+        while let Some((found, _, behind)) = split_field(rest) {
+            if found == tag {
+                return true;
+            }
+            rest = behind;
+        }
+        false
     }
 
     fn text(&self, tag: u8) -> Result<String, MessageError> {
@@ -364,6 +378,9 @@ impl OpenOk {
         w.addr(1, self.address.ip());
         w.bytes(2, &self.address.port().to_be_bytes());
         w.bytes(3, &(self.dial.as_micros().min(u128::from(u32::MAX)) as u32).to_be_bytes());
+        if self.proxied {
+            w.bytes(4, &[]);
+        }
     }
 
     /// Reads the payload of `OPEN_OK`.
@@ -372,6 +389,7 @@ impl OpenOk {
         Ok(OpenOk {
             address: SocketAddr::new(r.addr(1)?, u16::from_be_bytes(r.array(2)?)),
             dial: Duration::from_micros(u32::from_be_bytes(r.array(3)?).into()),
+            proxied: r.has(4),
         })
     }
 }
@@ -462,8 +480,11 @@ mod tests {
             let open = open(host);
             assert_eq!(Open::read(&written(|out| open.write(out))).unwrap(), open);
         }
-        let ok = OpenOk { address: "[2001:db8::1]:443".parse().unwrap(), dial: Duration::from_micros(1234) };
-        assert_eq!(OpenOk::read(&written(|out| ok.write(out))).unwrap(), ok);
+        for proxied in [false, true] {
+            let address = "[2001:db8::1]:443".parse().unwrap();
+            let ok = OpenOk { address, dial: Duration::from_micros(1234), proxied };
+            assert_eq!(OpenOk::read(&written(|out| ok.write(out))).unwrap(), ok);
+        }
         let hello = Hello { lane: 3, capabilities: Capabilities(u32::MAX - 1), ..Hello::sample() };
         assert_eq!(Hello::read(&written(|out| hello.write(out))).unwrap(), hello);
         for role in [Role::Primary, Role::Standby] {

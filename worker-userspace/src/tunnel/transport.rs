@@ -1,4 +1,5 @@
-//! What a lane runs on: a TCP connection, in TLS unless the configuration asks for plaintext.
+//! What a lane runs on: a TCP connection, in TLS unless the configuration asks for plaintext; once more in TLS where the
+//! way leads through a proxy that itself has it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -23,6 +24,19 @@ pub enum Transport {
     Plain(TcpStream),
     /// `wss://`.
     Tls(Box<TlsStream<TcpStream>>),
+    /// `wss://` through a proxy that is spoken to in TLS.
+    TlsInTls(Box<TlsStream<TlsStream<TcpStream>>>),
+}
+
+impl Transport {
+    /// The TCP connection below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Transport::Plain(tcp) => tcp,
+            Transport::Tls(tls) => tls.get_ref().0,
+            Transport::TlsInTls(tls) => tls.get_ref().0.get_ref().0,
+        }
+    }
 }
 
 /// Sets the options of a lane's socket.
@@ -44,6 +58,10 @@ macro_rules! each {
                 $call
             }
             Transport::Tls($io) => {
+                let $io = Pin::new(&mut **$io);
+                $call
+            }
+            Transport::TlsInTls($io) => {
                 let $io = Pin::new(&mut **$io);
                 $call
             }

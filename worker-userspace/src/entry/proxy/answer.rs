@@ -29,6 +29,8 @@ pub(super) fn answer(code: Code) -> Answer {
         Code::NoWorker | Code::TunnelLost | Code::Shutdown => {
             (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", 1)
         }
+        Code::ProxyDenied => (StatusCode::FORBIDDEN, "http_request_denied", 2),
+        Code::ProxyDown => (StatusCode::BAD_GATEWAY, "destination_unavailable", 4),
         Code::Reset | Code::Closed => (StatusCode::BAD_GATEWAY, "connection_terminated", 1),
         Code::Protocol | Code::Other => (StatusCode::BAD_GATEWAY, "proxy_internal_error", 1),
     };

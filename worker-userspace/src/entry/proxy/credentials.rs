@@ -4,9 +4,8 @@
 
 use std::fmt;
 
+use crate::basic;
 use crate::config::{KeyHash, Password};
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// Who is let in.
 pub struct Credentials {
@@ -20,8 +19,8 @@ pub struct Credentials {
 impl Credentials {
     /// One user, whose name has no colon.
     pub fn new(user: String, password: &Password) -> Credentials {
-        let plain = format!("{user}:{}", password.reveal());
-        let (basic, plain) = (KeyHash::of(&base64(plain.as_bytes())), KeyHash::of(&plain));
+        let basic = KeyHash::of(&basic::token(&user, password.reveal()));
+        let plain = KeyHash::of(&format!("{user}:{}", password.reveal()));
         Credentials { user, plain, basic }
     }
 
@@ -47,18 +46,6 @@ impl fmt::Debug for Credentials {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = (0..3).fold(0, |bits, i| bits << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
-        for i in 0..4 {
-            let digit = char::from(ALPHABET[(group >> (18 - 6 * i)) as usize & 63]);
-            text.push(if i <= chunk.len() { digit } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,20 +58,6 @@ mod tests {
         let login = Login { user: user.into(), password_file };
         let password = login.read().unwrap();
         Credentials::new(login.user, &password)
-    }
-
-    #[test]
-    fn base64_is_that_of_rfc_4648() {
-        for (plain, encoded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("\u{ff}\u{3f}>", "w78/Pg=="),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), encoded);
-        }
     }
 
     #[test]

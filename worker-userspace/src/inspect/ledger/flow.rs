@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::refusal::Refusal;
 use crate::target::Target;
+use crate::tunnel::message::OpenOk;
 use crate::tunnel::stream::{Cutter, Stream};
 
 /// Bytes of one connection that moved on.
@@ -108,7 +109,7 @@ pub struct Flow {
     started: Instant,
     carrier: Mutex<Option<String>>,
     retries: AtomicU32,
-    dialled: OnceLock<(SocketAddr, Duration)>,
+    dialled: OnceLock<OpenOk>,
     hands: Mutex<Hands>,
     rates: Rates,
     ended: OnceLock<(Duration, Option<Refusal>)>,
@@ -168,8 +169,8 @@ impl Flow {
         self.retries.load(Ordering::Relaxed)
     }
 
-    pub(super) fn dialled(&self, address: SocketAddr, took: Duration) {
-        let _ = self.dialled.set((address, took));
+    pub(super) fn dialled(&self, dialled: OpenOk) {
+        let _ = self.dialled.set(dialled);
     }
 
     /// True once the far end has dialled.
@@ -177,8 +178,8 @@ impl Flow {
         self.dialled.get().is_some()
     }
 
-    /// The address that was dialled, and how long that took.
-    pub fn dial(&self) -> Option<(SocketAddr, Duration)> {
+    /// What the far end dialled.
+    pub fn dial(&self) -> Option<OpenOk> {
         self.dialled.get().copied()
     }
 

@@ -56,6 +56,9 @@ pub struct FlowReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub dialled: Option<SocketAddr>,
+    /// True where that address is a proxy's, which dialled the target.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub proxied: bool,
     /// How long resolution and dial took, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dial_us: Option<u64>,
@@ -79,6 +82,10 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 impl From<&Flow> for FlowReport {
     fn from(flow: &Flow) -> FlowReport {
         let [rate_up, rate_down] = flow.rates();
@@ -96,8 +103,9 @@ impl From<&Flow> for FlowReport {
             from: flow.origin.from.clone(),
             carrier: flow.carrier(),
             retries: flow.retries(),
-            dialled: flow.dial().map(|(address, _)| address),
-            dial_us: flow.dial().map(|(_, took)| took.as_micros() as u64),
+            dialled: flow.dial().map(|dialled| dialled.address),
+            proxied: flow.dial().is_some_and(|dialled| dialled.proxied),
+            dial_us: flow.dial().map(|dialled| dialled.dial.as_micros() as u64),
             bytes_up: flow.meter.up.load(Ordering::Relaxed),
             bytes_down: flow.meter.down.load(Ordering::Relaxed),
             rate_up,
@@ -211,7 +219,7 @@ fn words(flow: &Flow) -> String {
     if let Some(carrier) = flow.carrier() {
         add(format_args!("{carrier}"));
     }
-    for address in [original, source, &flow.dial().map(|(address, _)| address)].into_iter().flatten() {
+    for address in [original, source, &flow.dial().map(|dialled| dialled.address)].into_iter().flatten() {
         add(format_args!("{address}"));
     }
     words.make_ascii_lowercase();

@@ -22,7 +22,11 @@ fn connections_are_told_from_opening_to_end() {
     let ledger = Ledger::default();
     let (first, second) = (open(&ledger), open(&ledger));
     assert_eq!(ledger.report()[0].state, "opening");
-    first.dialled("192.0.2.1:443".parse().unwrap(), Duration::from_millis(2));
+    first.dialled(OpenOk {
+        address: "192.0.2.1:443".parse().unwrap(),
+        dial: Duration::from_millis(2),
+        proxied: false,
+    });
     first.meter.up.fetch_add(10, Ordering::Relaxed);
     assert_eq!(ledger.report()[1].state, "open");
     first.end(Ok(()));
@@ -141,7 +145,7 @@ fn an_observer_hears_of_each_dial_and_each_end_and_may_look_back() {
     assert!(!ledger.observe(|_| {}), "the first one stays");
     let (first, second) = (open(&ledger), open(&ledger));
     second.end(Err(Refusal::new(Code::Denied, "no")));
-    first.dialled("192.0.2.1:443".parse().unwrap(), Duration::ZERO);
+    first.dialled(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO, proxied: false });
     drop(first);
     let told = ["2 ended: denied", "1 dialled: open", "1 ended: shutdown"];
     assert_eq!(*heard.lock().unwrap(), told);

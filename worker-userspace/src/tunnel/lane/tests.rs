@@ -48,7 +48,7 @@ fn open_request() -> Open {
 }
 
 fn ok() -> OpenOk {
-    OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::from_millis(3) }
+    OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::from_millis(3), proxied: false }
 }
 
 fn pattern(seed: usize, n: usize) -> Vec<u8> {

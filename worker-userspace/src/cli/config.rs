@@ -1,0 +1,124 @@
+//! `dworker config`, and where every command that needs a configuration finds it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use dworker::config::{self, Config, Environment, Faults, Loaded, PLACES};
+
+use super::{Done, Failure, Format};
+
+/// The largest file that is imported, in bytes, as for any configuration.
+const LARGEST: u64 = 1 << 20;
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub(crate) struct Given {
+    /// The configuration; `.rb` is that of the older product. Without it /etc/dworker/dworker.toml, else
+    /// /etc/morpheus/morpheus-worker.rb, else the environment alone
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Given {
+    /// Reads it, in this process's environment; the first is what it was read from.
+    pub(crate) fn load(&self) -> Result<(String, Loaded), Faults> {
+        let environment = Environment::of_process();
+        let file = self.config.clone().or_else(|| config::find(&PLACES.map(PathBuf::from), &environment));
+        let name = file.as_ref().map_or("environment".to_owned(), |file| file.display().to_string());
+        Config::read(file.as_deref(), &environment).map(|loaded| (name, loaded))
+    }
+}
+
+/// The configuration, without a daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say everything that is wrong with it, and what is allowed but hardly wanted
+    Check(Given),
+    /// Print each key, what holds for it, and who says so; secrets as ***
+    Show {
+        #[command(flatten)]
+        given: Given,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Make a TOML file of the older product's morpheus-worker.rb, secrets included
+    Import {
+        /// The older product's file
+        file: PathBuf,
+        /// Where to, mode 600, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace a file that is there
+        #[arg(long, requires = "output")]
+        force: bool,
+    },
+    /// Print a file with every key, its meaning and its default, all commented out
+    Template,
+}
+
+impl ConfigCommand {
+    pub(crate) fn run(self) -> Done {
+        match self {
+            ConfigCommand::Check(given) => {
+                let (name, loaded) = given.load().map_err(Failure::Wrong)?;
+                for warning in &loaded.warnings {
+                    eprintln!("warning: {warning}");
+                }
+                print(&format!("{name}: valid\n"))
+            }
+            ConfigCommand::Show { given, format } => {
+                let (_, loaded) = given.load().map_err(Failure::Wrong)?;
+                format.print(&loaded.effective, || loaded.effective.to_string())
+            }
+            ConfigCommand::Import { file, output, force } => {
+                let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", file.display()));
+                let mut text = String::new();
+                fs::File::open(&file)
+                    .and_then(|opened| opened.take(LARGEST).read_to_string(&mut text))
+                    .map_err(failed)?;
+                let made = config::import(&text, &file).map_err(Failure::Wrong)?;
+                match output {
+                    None => print(&made),
+                    Some(output) => save(&output, &made, force),
+                }
+            }
+            ConfigCommand::Template => print(&config::template()),
+        }
+    }
+}
+
+fn print(text: &str) -> Done {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Who reads only the beginning, as `head` does, has what it wants.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+fn save(path: &Path, text: &str, force: bool) -> Done {
+    let failed = |error: io::Error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AlreadyExists => ": choose another, or replace it with `--force`",
+            _ => "",
+        };
+        Failure::Failed(format!("--output {}: {error}{remedy}", path.display()))
+    };
+    let fresh = path.with_extension(format!("new.{}", std::process::id()));
+    let written =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            match force {
+                true => fs::rename(&fresh, path),
+                // Fails where something is there, which `rename` would replace.
+                false => fs::hard_link(&fresh, path),
+            }
+        });
+    // After a rename there is nothing left.
+    let _ = fs::remove_file(&fresh);
+    written.map_err(failed)
+}

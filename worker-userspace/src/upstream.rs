@@ -1,0 +1,308 @@
+//! The proxy that a worker goes through: `CONNECT` to it, to the appliance and to targets.
+//!
+//! What must hold: each step has a deadline, and the answer a limit; a byte that comes behind the answer is the
+//! target's and stays where it is; what failed keeps its meaning, and the text names the proxy, never its password.
+//!
+//! | room | concern |
+//! |---|---|
+//! | [`answer`] | the head of an answer, and what a refusal in it means |
+
+pub mod answer;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::basic;
+use crate::config::{self, FileError};
+use crate::connect;
+use crate::refusal::{Code, Refusal};
+use crate::target::{Host, NoProxy, Target};
+use crate::tunnel::transport::Transport;
+use answer::{Answer, Head, Said};
+
+/// Bytes of an answer that are looked at in one go.
+const LOOK: usize = 2048;
+
+/// A proxy, and what is not for it.
+pub struct Upstream {
+    /// Its URL without user and password, as messages show it.
+    name: Arc<str>,
+    host: Host,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+    /// The line that says who this worker is.
+    authorization: Option<String>,
+    no_proxy: NoProxy,
+}
+
+/// Without the password.
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Upstream({})", self.name)
+    }
+}
+
+/// Why a proxy did not lead to a target. One line with the remedy, without secrets.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct UpstreamError {
+    proxy: Arc<str>,
+    /// The target that was asked for.
+    target: Target,
+    has_login: bool,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Resolve(io::Error),
+    Connect(SocketAddr, io::Error),
+    Tls(io::Error),
+    /// A step, and the time that it had.
+    Slow(Step, Duration),
+    Io(io::Error),
+    Closed,
+    TooLong,
+    NotHttp,
+    Refused(Said),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Connect,
+    Tls,
+    Answer,
+}
+
+impl UpstreamError {
+    fn text(&self) -> String {
+        let UpstreamError { proxy, target, .. } = self;
+        match &self.cause {
+            Cause::Resolve(e) => {
+                format!("can't resolve the proxy {proxy}: {e}: check `proxy_address` and this host's DNS")
+            }
+            Cause::Connect(address, e) => format!(
+                "can't connect to the proxy {proxy} at {address}: {e}: check `proxy_address`, and whether the proxy runs"
+            ),
+            Cause::Tls(e) => format!("TLS with the proxy {proxy}: {e}{}", tls_remedy(e)),
+            Cause::Slow(Step::Connect, within) => format!(
+                "can't connect to the proxy {proxy}: no answer within {within:?}: check `proxy_address` and what filters the way to it"
+            ),
+            Cause::Slow(Step::Tls, within) => {
+                format!("TLS with the proxy {proxy}: no answer within {within:?}")
+            }
+            Cause::Slow(Step::Answer, within) => {
+                format!("the proxy {proxy} did not connect to {target} within {within:?}")
+            }
+            Cause::Io(e) => format!("the connection to the proxy {proxy} failed: {e}"),
+            Cause::Closed => format!("the proxy {proxy} closed the connection without an answer"),
+            Cause::TooLong => {
+                format!("the answer of the proxy {proxy} has no end within {} bytes", answer::LONGEST)
+            }
+            Cause::NotHttp => {
+                format!("what listens at {proxy} does not answer as an HTTP proxy: check `proxy_address`")
+            }
+            Cause::Refused(said) => said.text(proxy, target, self.has_login),
+        }
+    }
+
+    /// What an application's `connect()` is told of it.
+    pub fn refusal(&self) -> Refusal {
+        let (code, errno) = match &self.cause {
+            Cause::Refused(said) => said.meaning(),
+            Cause::Slow(Step::Answer, _) => (Code::Timeout, libc::ETIMEDOUT),
+            _ => (Code::ProxyDown, 0),
+        };
+        Refusal { code, errno, text: self.to_string() }
+    }
+}
+
+fn tls_remedy(error: &io::Error) -> &'static str {
+    use rustls::{CertificateError as C, Error as E};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
+        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
+            ": put the certificate of the CA that signed it into a PEM file and name it in `ca_file`"
+        }
+        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
+            ": write a name that the certificate has in `proxy_address`"
+        }
+        Some(E::InvalidMessage(_)) => {
+            ": what listens there speaks no TLS; write \"http://\" in `proxy_address` if it is a plain proxy"
+        }
+        Some(E::InvalidCertificate(_)) => ": renew the proxy's certificate, or set this host's clock",
+        _ => "",
+    }
+}
+
+impl Upstream {
+    /// The proxy of a configuration; `tls` is how its certificate is verified, where it has one.
+    ///
+    /// # Errors
+    /// The file with its password can't be read.
+    pub fn new(config: &config::Upstream, tls: Option<Arc<ClientConfig>>) -> Result<Upstream, FileError> {
+        let authorization = match &config.login {
+            Some(login) => {
+                let token = basic::token(&login.user, login.password.read()?.reveal());
+                Some(format!("Proxy-Authorization: Basic {token}\r\n"))
+            }
+            None => None,
+        };
+        Ok(Upstream {
+            name: config.to_string().into(),
+            host: config.host.clone(),
+            port: config.port,
+            tls,
+            authorization,
+            no_proxy: config.no_proxy.clone(),
+        })
+    }
+
+    /// Its URL, without user and password.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is dialled without it.
+    pub fn no_proxy(&self) -> &NoProxy {
+        &self.no_proxy
+    }
+
+    /// True where `target` is for the proxy.
+    pub fn carries(&self, target: &Target) -> bool {
+        !self.no_proxy.exempts(target)
+    }
+
+    /// A connection through the proxy to `target`, which the proxy resolves, within `allowed`; and the proxy's address.
+    ///
+    /// # Errors
+    /// The proxy is not reached, or does not connect.
+    pub async fn connect(
+        &self,
+        target: &Target,
+        allowed: Duration,
+    ) -> Result<(Transport, SocketAddr), UpstreamError> {
+        self.try_connect(target, allowed).await.map_err(|cause| UpstreamError {
+            proxy: self.name.clone(),
+            target: target.clone(),
+            has_login: self.authorization.is_some(),
+            cause,
+        })
+    }
+
+    async fn try_connect(
+        &self,
+        target: &Target,
+        allowed: Duration,
+    ) -> Result<(Transport, SocketAddr), Cause> {
+        let until = Instant::now() + allowed;
+        let slow = |step| move |_| Cause::Slow(step, allowed);
+        let (mut tcp, address) = timeout_at(until, self.reach()).await.map_err(slow(Step::Connect))??;
+        let request = self.request(target);
+        let (transport, answer) = match &self.tls {
+            None => {
+                let answer =
+                    timeout_at(until, ask(&mut tcp, &request)).await.map_err(slow(Step::Answer))??;
+                (Transport::Plain(tcp), answer)
+            }
+            Some(config) => {
+                let tls = timeout_at(until, self.secure(tcp, config.clone()));
+                let mut tls = tls.await.map_err(slow(Step::Tls))??;
+                let asked = timeout_at(until, ask_secured(&mut tls, &request));
+                let answer = asked.await.map_err(slow(Step::Answer))??;
+                (Transport::Tls(Box::new(tls)), answer)
+            }
+        };
+        match answer {
+            Answer::Connected => Ok((transport, address)),
+            Answer::Refused(said) => Err(Cause::Refused(said)),
+        }
+    }
+
+    async fn reach(&self) -> Result<(TcpStream, SocketAddr), Cause> {
+        let addresses = match &self.host {
+            Host::Addr(addr) => vec![*addr],
+            Host::Name(name) => {
+                let found =
+                    tokio::net::lookup_host((name.as_str(), self.port)).await.map_err(Cause::Resolve)?;
+                connect::interleaved(found.map(|address| address.ip()).collect())
+            }
+        };
+        let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, self.port)).collect();
+        let (tcp, address) = connect::first(addresses).await.map_err(|failed| match failed {
+            Some((address, error)) => Cause::Connect(address, error),
+            None => Cause::Resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
+        })?;
+        tcp.set_nodelay(true).map_err(Cause::Io)?;
+        Ok((tcp, address))
+    }
+
+    async fn secure(&self, tcp: TcpStream, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Cause> {
+        let name = match &self.host {
+            Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
+            Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
+                .map_err(|e| Cause::Tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?,
+        };
+        Ok(TlsConnector::from(config).connect(name, tcp).await.map_err(Cause::Tls)?.into())
+    }
+
+    fn request(&self, target: &Target) -> String {
+        let authorization = self.authorization.as_deref().unwrap_or_default();
+        let version = env!("CARGO_PKG_VERSION");
+        format!(
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}User-Agent: dworker/{version}\r\n\r\n"
+        )
+    }
+}
+
+/// Asks over TCP. What stands behind the answer stays in the kernel, so the socket is the target's as it is.
+async fn ask(tcp: &mut TcpStream, request: &str) -> Result<Answer, Cause> {
+    tcp.write_all(request.as_bytes()).await.map_err(Cause::Io)?;
+    let mut head = Head::default();
+    let mut seen = [0; LOOK];
+    loop {
+        let n = tcp.peek(&mut seen).await.map_err(Cause::Io)?;
+        let (taken, answer) = take(&mut head, &seen[..n])?;
+        tcp.read_exact(&mut seen[..taken]).await.map_err(Cause::Io)?;
+        if let Some(answer) = answer {
+            return Ok(answer);
+        }
+    }
+}
+
+/// Asks over TLS. What stands behind the answer stays in the TLS session.
+async fn ask_secured(tls: &mut TlsStream<TcpStream>, request: &str) -> Result<Answer, Cause> {
+    tls.write_all(request.as_bytes()).await.map_err(Cause::Io)?;
+    tls.flush().await.map_err(Cause::Io)?;
+    let mut head = Head::default();
+    loop {
+        let (taken, answer) = take(&mut head, tls.fill_buf().await.map_err(Cause::Io)?)?;
+        tls.consume(taken);
+        if let Some(answer) = answer {
+            return Ok(answer);
+        }
+    }
+}
+
+/// Takes what is the answer's of what has come, and tells how much that was.
+fn take(head: &mut Head, seen: &[u8]) -> Result<(usize, Option<Answer>), Cause> {
+    if seen.is_empty() {
+        return Err(Cause::Closed);
+    }
+    head.take(seen).map_err(|wrong| match wrong {
+        answer::Wrong::TooLong => Cause::TooLong,
+        answer::Wrong::NotHttp => Cause::NotHttp,
+    })
+}
+
+#[cfg(test)]
+mod tests;

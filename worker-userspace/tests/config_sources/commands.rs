@@ -1,0 +1,151 @@
+//! Importing the older product's file, and the commands.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use dworker::config::{self, Config};
+use proptest::prelude::*;
+
+use super::filled;
+
+/// A file of the older product, with what can stand in its keys.
+fn older() -> impl Strategy<Value = BTreeMap<&'static str, String>> {
+    let name = "[a-z]{1,8}(\\.[a-z]{1,8}){0,2}";
+    (
+        (name, name, prop::option::of(1u16..)),
+        prop::option::of("\\PC{1,40}"),
+        "[A-Za-z0-9_-]{43}",
+        prop::option::of(1u8..=8),
+        prop::option::of("/[a-zA-Z' \"\\\\#{}$@ü-]{0,20}"),
+    )
+        .prop_map(|((worker, appliance, port), api_key, key, lanes, path)| {
+            let port = port.map_or(String::new(), |port| format!(":{port}"));
+            let mut values = BTreeMap::from([
+                ("worker_url", format!("https://{worker}.example/")),
+                ("appliance_url", format!("https://{appliance}.example{port}")),
+                ("worker_key", format!("dwk_{key}")),
+            ]);
+            values.extend(api_key.map(|key| ("apikey", key)));
+            values.extend(lanes.map(|lanes| ("lanes", lanes.to_string())));
+            values.extend(path.map(|path| ("state_dir", path)));
+            values
+        })
+}
+
+proptest! {
+    #[test]
+    fn what_is_imported_means_the_same(values in older(), double: bool) {
+        let text: String = values
+            .iter()
+            .map(|(key, value)| {
+                let value = value.replace('\\', "\\\\");
+                match double {
+                    false => format!("worker['{key}'] = '{}' # a comment\n", value.replace('\'', "\\'")),
+                    true => format!("worker[\"{key}\"] = \"{}\"\n", value.replace('"', "\\\"").replace('#', "\\#")),
+                }
+            })
+            .collect();
+        let file = PathBuf::from("morpheus-worker.rb");
+        let before = Config::parse(&text, "morpheus-worker.rb").map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
+        let made = config::import(&text, &file).expect("it was read");
+        let after = Config::parse(&made, "dworker.toml").map_err(|e| TestCaseError::fail(format!("{e}\n{made}")))?;
+        prop_assert_eq!(before.config, after.config);
+    }
+
+    #[test]
+    fn no_text_panics_and_no_secret_is_told(
+        line in "(worker|\\['|'\\]|\\[|\"|'| = |worker_key|apikey|https://u:hunter2@h|#|\\\\|hunter2| |\u{2018}){0,12}",
+    ) {
+        let text = format!("{line}\nworker['apikey'] = 'correct horse battery'\n");
+        let said = match Config::parse(&text, "morpheus-worker.rb") {
+            Ok(loaded) => loaded.effective.to_string(),
+            Err(faults) => faults.to_string(),
+        };
+        prop_assert!(!said.contains("battery"), "{said}");
+        for line in said.lines().filter(|line| line.contains("hunter2")) {
+            // A word alone is no secret; behind a user, or where a key of a secret is, it is.
+            prop_assert!(!text.contains('@') && !text.lines().next().unwrap_or_default().contains("key"), "{line} of {text}");
+        }
+    }
+}
+
+fn dworker(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dworker"));
+    command.args(arguments).env_clear().envs(variables.iter().copied()).output().expect("dworker")
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).expect("UTF-8")
+}
+
+#[test]
+fn the_commands_check_show_and_import() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let older = at("morpheus-worker.rb");
+    fs::write(&older, filled()).expect("a file");
+    fs::set_permissions(&older, Permissions::from_mode(0o644)).expect("its mode");
+
+    let checked = dworker(&["config", "check", "--config", &older], &[]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert_eq!(text(checked.stdout), format!("{older}: valid\n"));
+    let warned = text(checked.stderr);
+    assert!(warned.starts_with(&format!("warning: {older}:4: worker_key = ***: others")), "{warned}");
+
+    let wrong =
+        dworker(&["config", "check", "--config", &older], &[("DWORKER_LANES", "9"), ("DWORKER_LANSE", "9")]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert_eq!(text(wrong.stderr).lines().count(), 2, "all at once");
+    let missing = dworker(&["config", "check", "--config", &at("missing.toml")], &[("DWORKER_LANES", "2")]);
+    assert_eq!(missing.status.code(), Some(2));
+
+    let shown = text(dworker(&["config", "show", "--config", &older], &[("DWORKER_LANES", "4")]).stdout);
+    for line in [
+        format!("appliance_url = \"https://appliance.example/\" # {older}:2"),
+        format!("worker_key = \"***\" # {older}:4"),
+        "lanes = 4 # $DWORKER_LANES".into(),
+        "drain = \"10s\" # default".into(),
+        "# ca_file: not set".into(),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} in {shown}");
+    }
+    let json = text(dworker(&["config", "show", "-j", "--config", &older], &[("DWORKER_LANES", "4")]).stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let setting = |key: &str| {
+        json["settings"].as_array().expect("a list").iter().find(|s| s["key"] == key).expect(key).clone()
+    };
+    assert_eq!(
+        setting("lanes"),
+        serde_json::json!({"key": "lanes", "value": 4, "source": "variable", "variable": "DWORKER_LANES"})
+    );
+    assert_eq!(
+        setting("worker_key"),
+        serde_json::json!({"key": "worker_key", "value": "***", "source": "file", "file": older, "line": 4})
+    );
+    assert_eq!(setting("ca_file"), serde_json::json!({"key": "ca_file", "value": null}));
+
+    let output = at("dworker.toml");
+    let imported = dworker(&["config", "import", &older, "--output", &output], &[]);
+    assert_eq!(imported.status.code(), Some(0), "{imported:?}");
+    assert_eq!(fs::metadata(&output).expect("the file").permissions().mode() & 0o7777, 0o600);
+    let made = fs::read_to_string(&output).expect("the file");
+    assert_eq!(text(dworker(&["config", "import", &older], &[]).stdout), made);
+    let loaded = Config::load(&PathBuf::from(&output)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(loaded.config, Config::load(&PathBuf::from(&older)).expect("the older file").config);
+    assert!(loaded.warnings.is_empty());
+
+    let again = dworker(&["config", "import", &older, "--output", &output], &[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(again.stderr).contains("--force"));
+    assert_eq!(
+        dworker(&["config", "import", &older, "--output", &output, "--force"], &[]).status.code(),
+        Some(0)
+    );
+    assert_eq!(fs::read_dir(directory.path()).expect("the directory").count(), 2, "nothing is left behind");
+    fs::write(&older, "puts 'hello'\n").expect("a file");
+    let refused = dworker(&["config", "import", &older], &[]);
+    assert_eq!((refused.status.code(), text(refused.stdout).as_str()), (Some(2), ""));
+}
