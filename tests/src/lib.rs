@@ -56,7 +56,7 @@ mod vsphere;
 
 pub use bytes::{Bytes, Hash};
 pub use cgroup::Cgroup;
-pub use clients::{Sdk, api_judge, musl_resolve, prepare};
+pub use clients::{Sdk, api_judge, go_no_proxy, musl_resolve, prepare};
 pub use command::{Command, Output};
 pub use config::{APPLIANCE_URL, Config, Group, worker_key};
 pub use daemon::Daemon;
