@@ -71,6 +71,11 @@ pub fn musl_resolve(name: &str) -> Result<Command> {
     Ok(Command::new(program).arg(name))
 }
 
+/// A Go program that says whether Go would use the proxy of its environment for the URL that it gets.
+pub fn go_no_proxy() -> Result<Command> {
+    Ok(Command::new(go("noproxy", "noproxy/main.go")?))
+}
+
 /// Builds all that the lab builds, so that no test waits for it.
 pub fn prepare() -> Result<()> {
     simulator()?;
@@ -78,6 +83,7 @@ pub fn prepare() -> Result<()> {
         drop(sdk.program()?);
     }
     drop(api_judge("schemathesis")?);
+    drop(go_no_proxy()?);
     resolver().map(drop)
 }
 

@@ -39,6 +39,10 @@ impl fmt::Display for Dual {
 pub const APPLIANCE: Dual = Dual::at(1, 10);
 /// The site host, where the worker runs, on the network to the router.
 pub const SITE: Dual = Dual::at(2, 10);
+/// The router on the site's network, `proxy.corp.example`: where the lab's proxies are.
+pub const PROXY: Dual = Dual::at(2, 1);
+/// The router on the network elsewhere: where its proxies connect from.
+pub const ROUTER_ELSEWHERE: Dual = Dual::at(4, 1);
 /// The site host on the vCenter's network, `site.corp.example`.
 pub const SITE_INSIDE: Dual = Dual::at(3, 1);
 /// `vcenter.corp.example`.

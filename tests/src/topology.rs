@@ -38,6 +38,7 @@ const APPLIANCE_RECORDS: &[(&str, Dual)] = &[
 const SITE_RECORDS: &[(&str, Dual)] = &[
     ("appliance.example", net::APPLIANCE),
     ("site.corp.example", net::SITE_INSIDE),
+    ("proxy.corp.example", net::PROXY),
     ("vcenter.corp.example", net::VCENTER),
     ("refused.corp.example", net::REFUSED),
     ("echo.corp.example", net::ECHO),

@@ -110,7 +110,9 @@ impl UpstreamError {
                 format!("the answer of the proxy {proxy} has no end within {} bytes", answer::LONGEST)
             }
             Cause::NotHttp => {
-                format!("what listens at {proxy} does not answer as an HTTP proxy: check `proxy_address`")
+                format!(
+                    "what listens at {proxy} does not answer as an HTTP proxy: check the port in `proxy_address`, and whether it begins with \"https://\""
+                )
             }
             Cause::Refused(said) => said.text(proxy, target, self.has_login),
         }

@@ -58,7 +58,7 @@ async fn splice_secured<S: AsyncRead + AsyncWrite + Unpin>(
         Reads::Down => (&meter.down, &meter.up),
     };
     let shared = Shared(Mutex::new(Pin::new(tls)));
-    let outcome = tokio::try_join!(shared.to_stream(stream, sent), shared.from_stream(stream, received));
+    let outcome = tokio::try_join!(shared.read_into(stream, sent), shared.write_from(stream, received));
     if let Err(refusal) = &outcome {
         stream.reset(refusal.clone());
     }
@@ -70,7 +70,7 @@ impl<'t, S: AsyncBufRead + AsyncWrite> Shared<'t, S> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn to_stream(&self, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
+    async fn read_into(&self, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
         loop {
             tokio::select! {
                 come = self.read(0) => { come.map_err(unread)?; }
@@ -100,7 +100,7 @@ impl<'t, S: AsyncBufRead + AsyncWrite> Shared<'t, S> {
         .await
     }
 
-    async fn from_stream(&self, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
+    async fn write_from(&self, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
         let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
         let mut chunks = VecDeque::new();
         while stream.receive(&mut chunks).await? {

@@ -378,7 +378,7 @@ impl Stream {
     fn poll_opened(&self, cx: &mut Context<'_>) -> Poll<Result<OpenOk, Refusal>> {
         let mut state = self.shared.state();
         match (&state.answer, &state.failure) {
-            (Some(ok), _) => Poll::Ready(Ok(ok.clone())),
+            (Some(ok), _) => Poll::Ready(Ok(*ok)),
             (None, Some(refusal)) => Poll::Ready(Err(refusal.clone())),
             (None, None) => {
                 register(&mut state.answer_waker, cx);
