@@ -23,19 +23,21 @@ fn dworker(arguments: &[&str], input: &str) -> Result<Output> {
 #[test]
 fn the_configurations_are_read_and_the_faults_are_what_the_daemon_says() -> Result<()> {
     let readme = readme()?;
-    let [appliance, worker, proxy, wrong] = &readme.blocks("toml")[..] else {
-        panic!("not four configurations")
+    let [appliance, worker, upstream, proxy, wrong] = &readme.blocks("toml")[..] else {
+        panic!("not five configurations")
     };
     let loaded = Config::parse(appliance, "README.md").expect("the appliance's");
     assert!(loaded.config.appliance.is_some() && loaded.config.steer.is_some() && loaded.warnings.is_empty());
     let loaded = Config::parse(worker, "README.md").expect("the worker's");
     assert!(loaded.config.worker.is_some() && loaded.warnings.is_empty());
+    let loaded = Config::parse(&format!("{upstream}\n{worker}"), "README.md").expect("behind a proxy");
+    assert!(loaded.config.worker.is_some_and(|worker| worker.upstream.is_some()));
     // A section of either of the two.
     for carrier in [appliance, worker] {
         let loaded = Config::parse(&format!("{carrier}\n{proxy}"), "README.md").expect("with a proxy");
         assert!(loaded.config.proxy.is_some_and(|proxy| proxy.login.is_some()) && loaded.warnings.is_empty());
     }
-    for configuration in [appliance, worker, proxy] {
+    for configuration in [appliance, worker, upstream, proxy] {
         assert!(configuration.lines().count() <= 10, "more than ten lines");
     }
 

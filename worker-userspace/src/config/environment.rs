@@ -131,8 +131,7 @@ impl Environment {
 
 /// The variable of a key.
 pub(super) fn variable(section: &Section, key: &Key) -> String {
-    let path = || join(section.path, key.name).replace('.', "_").to_ascii_uppercase();
-    format!("{PREFIX}{}", key.variable.map_or_else(path, str::to_owned))
+    format!("{PREFIX}{}", join(section.path, key.name).replace('.', "_").to_ascii_uppercase())
 }
 
 /// All keys that a variable can set: those that stand once, and hold no sections.

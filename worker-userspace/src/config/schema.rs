@@ -38,8 +38,6 @@ pub(super) struct Key {
     pub(super) example: &'static str,
     /// The systemd credential that it is the path of, where neither it nor what it stands for is set.
     pub(super) credential: Option<&'static str>,
-    /// Its variable behind `DWORKER_`, where that of its path is another key's.
-    pub(super) variable: Option<&'static str>,
     /// Only a worker has it.
     pub(super) of_worker: bool,
 }
@@ -62,16 +60,7 @@ pub(super) enum Kind {
 
 impl Key {
     const fn new(name: &'static str, kind: Kind, about: &'static str) -> Key {
-        Key {
-            name,
-            kind,
-            about,
-            default: None,
-            example: "",
-            credential: None,
-            variable: None,
-            of_worker: false,
-        }
+        Key { name, kind, about, default: None, example: "", credential: None, of_worker: false }
     }
 
     /// With a default.
@@ -87,11 +76,6 @@ impl Key {
     /// With the name of a credential.
     const fn credential(self, name: &'static str) -> Key {
         Key { credential: Some(name), ..self }
-    }
-
-    /// With a variable of its own.
-    const fn variable(self, name: &'static str) -> Key {
-        Key { variable: Some(name), ..self }
     }
 
     /// That only a worker has, so that it is a fault elsewhere.
@@ -182,10 +166,9 @@ pub(super) static TOP: Section = Section {
         )
         .such_as("\"http://proxy.example:3128\"")
         .of_worker(),
-        text("proxy_password_file", "The file that holds the user's password alone, mode 600")
+        text("proxy_address_password_file", "The file that holds the user's password alone, mode 600")
             .such_as("\"/etc/dworker/upstream.password\"")
             .credential("proxy_address_password")
-            .variable("PROXY_ADDRESS_PASSWORD_FILE")
             .of_worker(),
         words(
             "no_proxy",
@@ -322,7 +305,7 @@ pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
     match key {
         "worker_key" | "key_sha256" | "apikey" => true,
         // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file" | "apikey_file" | "password_file" | "proxy_password_file" | "key" => {
+        "worker_key_file" | "apikey_file" | "password_file" | "proxy_address_password_file" | "key" => {
             !value.as_str().is_some_and(|text| text.starts_with('/'))
         }
         "proxy_address" => value.as_str().is_none_or(super::upstream::may_hold_secret),

@@ -1,4 +1,4 @@
-//! Reads `proxy_address`, `proxy_password_file` and `no_proxy`: the proxy that a worker goes through.
+//! Reads `proxy_address`, `proxy_address_password_file` and `no_proxy`: the proxy that a worker goes through.
 //!
 //! What must hold: a password in the URL is shown nowhere, also where the URL is wrong; what a URL leaves out is what
 //! curl takes it for.
@@ -29,7 +29,7 @@ pub struct Upstream {
     pub host: Host,
     /// TCP port. Default 1080, or 443 in TLS.
     pub port: u16,
-    /// Who this worker is there (`user:password@`, `proxy_password_file`).
+    /// Who this worker is there (`user:password@`, `proxy_address_password_file`).
     pub login: Option<ProxyLogin>,
     /// What is dialled without it (`no_proxy`).
     pub no_proxy: NoProxy,
@@ -49,7 +49,7 @@ pub struct ProxyLogin {
 pub enum PasswordSource {
     /// In `proxy_address` itself.
     Inline(Password),
-    /// Alone in another file (`proxy_password_file`).
+    /// Alone in another file (`proxy_address_password_file`).
     File(PathBuf),
 }
 
@@ -96,7 +96,7 @@ pub(super) fn may_hold_secret(text: &str) -> bool {
 
 pub(super) fn read<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<Upstream> {
     let no_proxy = top.get("no_proxy").map(|v| bare(r.words(&v, entry, LIST))).unwrap_or_default();
-    let file_set = top.get("proxy_password_file");
+    let file_set = top.get("proxy_address_password_file");
     let file = file_set.as_ref().and_then(|v| r.path(v).map(|path| (v.place.clone(), path)));
     named.passwords.extend(file.clone());
     let Some(url) = top.get("proxy_address") else {
@@ -126,7 +126,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -
             file.map(|(_, path)| ProxyLogin { user, password: PasswordSource::File(path) })
         }
         (Some((_, None)), None) => {
-            let remedy = "write \"http://USER:PASSWORD@...\", or set `proxy_password_file`";
+            let remedy = "write \"http://USER:PASSWORD@...\", or set `proxy_address_password_file`";
             r.fault(&url.place, wrong("it has a user, and no password", remedy));
             None
         }
@@ -167,7 +167,7 @@ fn parse(text: &str) -> Result<Parts, Wrong> {
     };
     let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
     if rest[end..].contains('@') {
-        let remedy = "write `/` as %2F, `?` as %3F, `#` as %23, or set `proxy_password_file`";
+        let remedy = "write `/` as %2F, `?` as %3F, `#` as %23, or set `proxy_address_password_file`";
         return Err(wrong("the user or the password has a character that ends a URL's host", remedy));
     }
     if !matches!(&rest[end..], "" | "/") {

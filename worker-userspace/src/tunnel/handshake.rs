@@ -119,9 +119,7 @@ impl Dial {
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
         let way = match self.through() {
-            None => {
-                Transport::Plain(within("connecting to the appliance", self.appliance.connect()).await??)
-            }
+            None => Transport::Plain(within("connecting to the appliance", self.appliance.connect()).await??),
             Some(proxy) => proxy.connect(&self.appliance.at, PROXY_DEADLINE).await?.0,
         };
         tune(way.tcp())?;

@@ -214,7 +214,7 @@ impl Said {
                 ),
                 (true, true) => format!(
                     "the proxy {proxy} does not take this user and password ({said}): correct them in `proxy_address`, or in \
-                     `proxy_password_file`"
+                     `proxy_address_password_file`"
                 ),
                 (true, false) => format!(
                     "the proxy {proxy} wants a user and a password ({said}): write them into `proxy_address`, as in \

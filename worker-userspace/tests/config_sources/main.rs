@@ -55,7 +55,7 @@ fn as_variables(text: &str) -> (Vec<(String, String)>, String) {
         let Value::Table(section) = value else {
             let variable = match key.as_str() {
                 // That of its path is another key's.
-                "proxy_password_file" => "DWORKER_PROXY_ADDRESS_PASSWORD_FILE".to_owned(),
+                "proxy_address_password_file" => "DWORKER_PROXY_ADDRESS_PASSWORD_FILE".to_owned(),
                 _ => format!("DWORKER_{}", key.to_uppercase()),
             };
             variables.push((variable, word(&value)));

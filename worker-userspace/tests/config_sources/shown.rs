@@ -86,7 +86,8 @@ fn the_commented_file_is_the_schemas_and_loads() {
     assert!(packaged.lines().all(|line| line.is_empty() || line.starts_with('#')), "something is set");
     // What says the same as another key, or has no sense beside it.
     const FIRST: [&str; 3] = ["apikey", "worker_key", "steer.proxy_hosts"];
-    const SECOND: [&str; 4] = ["apikey_file", "worker_key_file", "proxy_password_file", "steer.proxy_hosts"];
+    const SECOND: [&str; 4] =
+        ["apikey_file", "worker_key_file", "proxy_address_password_file", "steer.proxy_hosts"];
     for without in [&FIRST[..], &SECOND[..]] {
         let mut section = String::new();
         let uncommented = packaged.lines().filter_map(|line| {
@@ -99,7 +100,7 @@ fn the_commented_file_is_the_schemas_and_loads() {
         });
         let text = uncommented.collect::<Vec<_>>().join("\n");
         // A password needs a user.
-        let text = match without.contains(&"proxy_password_file") {
+        let text = match without.contains(&"proxy_address_password_file") {
             false => text.replace("http://proxy.example", "http://worker@proxy.example"),
             true => text,
         };
