@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use crate::drain::Drain;
+use crate::drain::{Drain, Gate};
 
 /// Wait after `accept()` failed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -24,10 +24,11 @@ pub async fn each(
     what: &str,
     mut take: impl FnMut(TcpStream, SocketAddr),
 ) {
+    let mut gate = drain.gate();
     loop {
         tokio::select! {
             () = drain.stopping() => return,
-            (socket, peer) = next(listener, what) => take(socket, peer),
+            (socket, peer) = next(listener, &mut gate, what) => take(socket, peer),
         }
     }
 }
@@ -41,8 +42,9 @@ pub async fn each_in_place(
     places: &Places,
     mut take: impl FnMut(TcpStream, SocketAddr, Place),
 ) {
-    let next = async || {
-        let (socket, peer) = next(listener, what).await;
+    let mut gate = drain.gate();
+    let mut next = async || {
+        let (socket, peer) = next(listener, &mut gate, what).await;
         (socket, peer, places.take(peer.ip()).await)
     };
     loop {
@@ -56,10 +58,11 @@ pub async fn each_in_place(
     }
 }
 
-async fn next(listener: &TcpListener, what: &str) -> (TcpStream, SocketAddr) {
+/// The next connection that comes through the gate.
+pub async fn next(listener: &TcpListener, gate: &mut Gate, what: &str) -> (TcpStream, SocketAddr) {
     let mut told = false;
     loop {
-        match listener.accept().await {
+        match gate.through(|| listener.accept()).await {
             Ok(accepted) => return accepted,
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {

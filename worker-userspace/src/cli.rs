@@ -5,12 +5,13 @@
 //! | `cli.rs` | what all commands share: whom they ask, how they print, what they exit with |
 //! | `cli/client.rs` | one request over HTTP |
 //! | `cli/table.rs` | tables and details for people |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs` | the commands |
 
 mod client;
 pub(crate) mod cloud;
 pub(crate) mod connections;
 pub(crate) mod events;
+pub(crate) mod lifetime;
 pub(crate) mod node;
 pub(crate) mod status;
 mod table;

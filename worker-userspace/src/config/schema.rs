@@ -26,6 +26,7 @@ pub(super) const TOP: Section = Section {
         "state_dir",
         "control_socket",
         "drain",
+        "reload_drain",
         "log",
         "appliance_url",
         "worker_key",
@@ -71,7 +72,18 @@ pub(super) const GROUP: Section = Section {
 pub(super) const STEER: Section = Section {
     header: "[steer]",
     path: "steer",
-    keys: &["cgroups", "proxy_hosts", "synthetic4", "synthetic6", "families", "down_for"],
+    keys: &[
+        "cgroups",
+        "exclude_cgroups",
+        "exclude_users",
+        "proxy_hosts",
+        "synthetic4",
+        "synthetic6",
+        "families",
+        "down_for",
+        "addresses_without_daemon",
+        "pins",
+    ],
 };
 
 /// The entries for clients that know proxies.

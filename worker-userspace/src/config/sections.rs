@@ -14,7 +14,7 @@ use super::files::Named;
 use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER};
 use super::values::{self, LIST_HOSTS, SYNTHETIC4, SYNTHETIC6};
-use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, url};
+use super::{Config, Egress, Families, Key, KeySource, Steer, User, Worker, appliance, proxy, url};
 use crate::target::{HostPattern, Pattern};
 
 /// The keys that make a worker.
@@ -24,7 +24,11 @@ const CARRIERS: [&str; 4] = ["appliance_url", "worker_key", "worker_key_file", "
 /// The kernel's `sun_path` without its closing NUL.
 const LONGEST_SOCKET: usize = 107;
 const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const RELOAD_DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(7 * 24 * 3600);
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(120);
+const LIST_USERS: &str = "list users by name or number, as in [\"backup\", 1000]";
+/// Where the kernel keeps what outlives the daemon, where the configuration does not say it.
+pub const PINS: &str = "/sys/fs/bpf/dworker";
 const CONNECT: Duration = Duration::from_secs(10);
 const DOWN_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 const LIST_ALLOWED: &str =
@@ -44,6 +48,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         Some(path)
     });
     let drain = top.get("drain").and_then(|v| r.duration(&v, DRAIN));
+    let reload_drain = top.get("reload_drain").and_then(|v| r.duration(&v, RELOAD_DRAIN));
     let log = top.get("log").and_then(|v| r.parsed(&v, values::log_filter));
 
     let worker_set = WORKER.iter().any(|key| top.get(key).is_some());
@@ -78,6 +83,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         state_dir: state_dir.unwrap_or_else(|| "/var/lib/dworker".into()),
         control_socket: control_socket.unwrap_or_else(|| "/run/dworker/control.sock".into()),
         drain: drain.unwrap_or(Duration::from_secs(10)),
+        reload_drain: reload_drain.unwrap_or(Duration::from_secs(3600)),
         log: log.unwrap_or_else(|| "info".to_owned()),
         worker,
         appliance,
@@ -178,6 +184,20 @@ fn steer<'d>(
     const CGROUPS: &str = "list the cgroups to capture, as in [\"system.slice/app.service\"]";
     let cgroups = r.required(&table, "cgroups", "missing", CGROUPS);
     let cgroups = cgroups.map(|v| r.filled(&v, values::cgroup, CGROUPS));
+    const EXCLUDED: &str = "list cgroups that are not captured, as in [\"system.slice/backup.service\"]";
+    let exclude_cgroups = table.get("exclude_cgroups").map(|v| r.list(&v, values::cgroup, EXCLUDED));
+    let exclude_users = table.get("exclude_users").map(|v| r.list_of(&v, user, LIST_USERS));
+    let closed = table.get("addresses_without_daemon").and_then(|v| {
+        r.parsed(&v, |text| match text {
+            "open" => Ok(false),
+            "closed" => Ok(true),
+            _ => Err(wrong(
+                "neither of the two",
+                "write \"open\" to let them go direct, or \"closed\" to refuse them",
+            )),
+        })
+    });
+    let pins = table.get("pins").and_then(|v| r.path(&v));
     let hosts = table.get("proxy_hosts");
     match &hosts {
         Some(hosts) if appliance => {
@@ -211,11 +231,27 @@ fn steer<'d>(
     let down_for = table.get("down_for").and_then(|v| r.duration(&v, DOWN_FOR));
     Some(Steer {
         cgroups: bare(cgroups?),
+        exclude_cgroups: bare(exclude_cgroups.unwrap_or_default()),
+        exclude_users: bare(exclude_users.unwrap_or_default()),
         proxy_hosts: bare(hosts),
         synthetic4,
         synthetic6,
         families: families?,
         down_for: down_for.unwrap_or(Duration::from_secs(2)),
+        addresses_closed: closed.unwrap_or(false),
+        pins: pins.unwrap_or_else(|| PINS.into()),
+    })
+}
+
+/// A user by name, or by number without quotes.
+fn user<'d>(r: &mut Reader<'d>, value: &Value<'d>) -> Option<User> {
+    if value.value.is_integer() {
+        return r.number(value, 0..=u32::MAX - 1).map(User::Id);
+    }
+    let plain = |c: char| c.is_ascii_graphic() && !":/,".contains(c);
+    r.parsed(value, |text| match !text.is_empty() && text.len() <= 255 && text.chars().all(plain) {
+        true => Ok(User::Name(text.to_owned())),
+        false => Err(wrong("not a user's name", LIST_USERS)),
     })
 }
 

@@ -120,7 +120,9 @@ impl Admin {
             return;
         }
         let taken = seen.clone();
-        if let Err(error) = self.commit(move |state| Ok(plan(state, taken))).await {
+        if let Err(error) = self.commit(move |state| Ok(plan(state, taken))).await
+            && !matches!(error, AdminError::Stopping)
+        {
             tracing::error!("which nodes were seen could not be kept: {error}");
             let mut queue = self.inner.seen.seen.lock().unwrap_or_else(PoisonError::into_inner);
             for (node, old) in seen {

@@ -42,12 +42,13 @@ pub(super) async fn serve(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut tasks = JoinSet::new();
+    let mut gate = shared.gate.clone();
     let mut pause = PAUSE;
     loop {
         tokio::select! {
             () = until(&mut stopped) => break,
             Some(done) = tasks.join_next() => done.unwrap_or_else(log_panic),
-            accepted = listener.accept() => match accepted {
+            accepted = gate.through(|| listener.accept()) => match accepted {
                 Ok((stream, source)) => {
                     pause = PAUSE;
                     admit(stream, source, port, &shared, &mut tasks);
