@@ -239,7 +239,7 @@ fn a_reload_that_does_not_work_out_changes_nothing() -> Result<()> {
         let taken = format!("{}:7777", net::APPLIANCE.v4);
         let _squatter = host.within(|| std::net::TcpListener::bind(&taken))??;
         let broken = [
-            (house.config.clone().set("drane", "1s"), "unknown key: did you mean `drain`?"),
+            (house.config.clone().set("drane", "1s"), "drane = \"1s\": unknown key"),
             (house.config.clone().set("appliance.certificate", "/none.pem"), "/none.pem"),
             // Found out only when all else has been taken over.
             (

@@ -161,7 +161,7 @@ impl Daemon {
         invocation: Invocation,
     ) -> Result<Daemon, StartError> {
         let predecessor = inheritance.predecessor.take();
-        match Daemon::assemble(config, &inheritance, invocation, predecessor.is_some()).await {
+        match Daemon::assemble(config, &mut inheritance, invocation, predecessor.is_some()).await {
             Ok(daemon) => Ok(Daemon { predecessor, ..daemon }),
             Err(error) => {
                 if let Some(predecessor) = predecessor {
@@ -174,7 +174,7 @@ impl Daemon {
 
     async fn assemble(
         config: Config,
-        inheritance: &Inheritance,
+        inheritance: &mut Inheritance,
         invocation: Invocation,
         follows: bool,
     ) -> Result<Daemon, StartError> {

@@ -1,12 +1,10 @@
 //! `dworker reload`, `dworker steer`.
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use dworker::inspect::api::{RELOAD, STEER_OFF, STEER_ON};
-use dworker::steer::pins::Pins;
+use dworker::steer::pins::{Pins, PinsError};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -67,18 +65,11 @@ impl SteerCommand {
 impl Off {
     async fn run(self) -> Done {
         let Off { pins, common } = self;
-        let answer: Value = match UnixStream::connect(&common.whom.socket) {
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-            {
-                let removed = Pins::remove_left(&pins).map_err(|error| {
-                    Failure::Failed(format!(
-                        "{error}; or say with `--socket` where that one's `control_socket` is"
-                    ))
-                })?;
-                json!({ "changed": removed, "removed": removed.then_some(pins) })
-            }
-            _ => common.client().await?.ask(Method::POST, STEER_OFF, None).await?,
+        // Whether a daemon has them is what their lock says; its socket may outlive it, in the service manager's store.
+        let answer: Value = match Pins::remove_left(&pins) {
+            Err(PinsError::Taken(_)) => common.client().await?.ask(Method::POST, STEER_OFF, None).await?,
+            Ok(removed) => json!({ "changed": removed, "removed": removed.then_some(pins) }),
+            Err(error) => return Err(Failure::Failed(error.to_string())),
         };
         common.format.print(&answer, || match answer["removed"].as_str() {
             Some(pins) => format!("no daemon is there; removed {pins}\n"),

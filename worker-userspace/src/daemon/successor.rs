@@ -4,13 +4,16 @@
 //! serving it tells the old one, which goes on as if nothing had been.
 
 use std::io;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::StartError;
 use super::channel::{Channel, Message};
 use crate::config::Config;
+use crate::drain::Gate;
 use crate::sockets::Sockets;
-use crate::steer::steering::Inherited;
+use crate::steer::programs::Programs;
+use crate::steer::steering::{Inherited, Steering};
 use crate::tunnel::tls;
 
 /// How long the old process may take to stand still.
@@ -31,6 +34,8 @@ pub struct Inheritance {
     pub sockets: Sockets,
     /// Steering is switched off by hand.
     pub off: bool,
+    /// The programs, loaded while the old process served.
+    programs: Option<Programs>,
     /// It waits for this process to be ready.
     pub(super) predecessor: Option<Predecessor>,
 }
@@ -42,8 +47,9 @@ impl Inheritance {
     }
 
     /// What steering takes of it.
-    pub(super) fn steering(&self, gate: crate::drain::Gate) -> Inherited {
-        Inherited { sockets: self.sockets.clone(), gate, off: self.off }
+    pub(super) fn steering(&mut self, gate: Gate) -> Inherited {
+        let programs = Mutex::new(self.programs.take());
+        Inherited { sockets: self.sockets.clone(), gate, off: self.off, programs }
     }
 }
 
@@ -69,6 +75,8 @@ impl Predecessor {
             let (chain, key) = files.read().inspect_err(|error| self.failed(&error.to_string()))?;
             tls::server(chain, key).inspect_err(|error| self.failed(&error.to_string()))?;
         }
+        let ahead = config.steer.as_ref().map(Steering::load_ahead).transpose();
+        let programs = ahead.inspect_err(|error| self.failed(&format!("steer: {error}")))?;
         let gone =
             |source| StartError::System { doing: "taking over from the process before this one", source };
         self.channel.send(&Message::Prepared { pid: std::process::id() }, &[]).map_err(gone)?;
@@ -77,7 +85,8 @@ impl Predecessor {
             match self.channel.receive(STANDSTILL).map_err(gone)? {
                 (Message::Descriptors(_), some) => all.extend(some),
                 (Message::TakeOver { off }, _) => {
-                    return Ok(Inheritance { sockets: Sockets::new(all), off, predecessor: Some(self) });
+                    let sockets = Sockets::new(all);
+                    return Ok(Inheritance { sockets, off, programs, predecessor: Some(self) });
                 }
                 (other, _) => {
                     return Err(gone(io::Error::other(format!("it said {other:?}"))));

@@ -3,6 +3,7 @@
 //! ```text
 //! <steer.pins>/maps-<layout>/RULES4 ...     adopted by the next daemon, where it reads the same layout
 //! <steer.pins>/links/<daemon>-<cgroup>-dw_connect4 ...
+//! <steer.pins>/owner-<daemon>         an empty directory: the daemon that captures here, or would
 //! ```
 //!
 //! A daemon always loads its own programs, with the maps that it finds, and attaches them before it removes the links of
@@ -18,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -25,6 +27,9 @@ use worker_common::LAYOUT;
 
 /// Where systems mount the bpf file system, and where it is mounted for the default of `steer.pins` if they do not.
 const SYSTEMS: &str = "/sys/fs/bpf";
+
+/// What the name of an owner's directory begins with.
+const OWNER: &str = "owner-";
 
 /// Why nothing can be kept in the kernel. Each names the directory and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +74,8 @@ pub struct Pins {
     directory: PathBuf,
     /// Tells this daemon's links from those of the one before it.
     daemon: String,
-    lock: File,
+    /// Set once it is taken.
+    lock: OnceLock<File>,
 }
 
 impl Pins {
@@ -79,7 +85,31 @@ impl Pins {
     /// # Errors
     /// Another daemon has it, or it can't be made.
     pub fn take(directory: &Path, lock: Option<OwnedFd>) -> Result<Pins, PinsError> {
+        let pins = Pins::beside(directory)?;
+        pins.lock_by(lock)?;
+        Ok(pins)
+    }
+
+    /// As [`Pins::take`], while another daemon may have it: [`lock_by`](Self::lock_by) follows.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn beside(directory: &Path) -> Result<Pins, PinsError> {
         make(directory)?;
+        let daemon = format!("{:016x}", rand::random::<u64>());
+        let pins = Pins { directory: directory.to_owned(), daemon, lock: OnceLock::new() };
+        for part in [pins.maps(), pins.links()] {
+            make_private(&part).map_err(failed("making", &part))?;
+        }
+        Ok(pins)
+    }
+
+    /// Takes the directory, where it is not taken yet.
+    ///
+    /// # Errors
+    /// Another daemon has it.
+    pub fn lock_by(&self, lock: Option<OwnedFd>) -> Result<(), PinsError> {
+        let directory = &self.directory;
         // The daemon before this one may have had another.
         let is_of = |lock: &File| {
             let (a, b) = (lock.metadata().ok()?, fs::metadata(directory).ok()?);
@@ -89,12 +119,13 @@ impl Pins {
             Some(lock) => lock,
             None => take(directory)?,
         };
-        let daemon = format!("{:016x}", rand::random::<u64>());
-        let pins = Pins { directory: directory.to_owned(), daemon, lock };
-        for part in [pins.maps(), pins.links()] {
-            make_private(&part).map_err(failed("making", &part))?;
-        }
-        Ok(pins)
+        let _ = self.lock.set(lock);
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Removes all that daemons left in the kernel. False: there was nothing.
@@ -109,7 +140,11 @@ impl Pins {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(failed("looking at", directory)(error)),
         }
-        let pins = Pins { directory: directory.to_owned(), daemon: String::new(), lock: take(directory)? };
+        let pins = Pins {
+            directory: directory.to_owned(),
+            daemon: String::new(),
+            lock: OnceLock::from(take(directory)?),
+        };
         pins.remove_all()?;
         Ok(true)
     }
@@ -119,7 +154,8 @@ impl Pins {
     /// # Errors
     /// No descriptor is left.
     pub fn lock(&self) -> io::Result<OwnedFd> {
-        Ok(self.lock.try_clone()?.into())
+        let lock = self.lock.get().ok_or(io::ErrorKind::NotFound)?;
+        Ok(lock.try_clone()?.into())
     }
 
     /// Where a map is.
@@ -132,20 +168,27 @@ impl Pins {
         self.links().join(format!("{}-{cgroup}-{program}", self.daemon))
     }
 
-    /// Removes the links of other daemons, and maps that this one does not read. Its own must be attached.
-    pub(super) fn remove_others(&self) -> Result<(), PinsError> {
+    /// Makes this daemon the owner: removes the links of others, and maps that this one does not read. Its own must be
+    /// attached.
+    pub(super) fn own(&self) -> Result<(), PinsError> {
+        let owner = self.owner();
+        make_private(&owner).map_err(failed("making", &owner))?;
         self.remove_links(|owner| owner != self.daemon)?;
         for part in read(&self.directory)? {
-            if part != self.maps() && part != self.links() {
+            if part != self.maps() && part != self.links() && part != owner {
                 remove_all(&part).map_err(failed("removing", &part))?;
             }
         }
         Ok(())
     }
 
-    /// True where other daemons' links are there.
-    pub(super) fn has_others(&self) -> bool {
-        read(&self.links()).is_ok_and(|links| !links.is_empty())
+    /// True where another daemon is the owner.
+    pub(super) fn has_other_owner(&self) -> bool {
+        let other = |part: &PathBuf| {
+            let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.starts_with(OWNER) && *part != self.owner()
+        };
+        read(&self.directory).is_ok_and(|parts| parts.iter().any(other))
     }
 
     /// Removes this daemon's links.
@@ -153,13 +196,10 @@ impl Pins {
         self.remove_links(|owner| owner == self.daemon)
     }
 
-    /// Removes this daemon's links; and all the rest, where no other daemon's are there.
+    /// Removes this daemon's links; and all the rest, where no other daemon is the owner.
     pub(super) fn remove_own(&self) -> Result<(), PinsError> {
         self.remove_own_links()?;
-        match read(&self.links()) {
-            Ok(others) if !others.is_empty() => Ok(()),
-            _ => self.remove_all(),
-        }
+        if self.has_other_owner() { Ok(()) } else { self.remove_all() }
     }
 
     /// Removes the links of all daemons first: from then on nothing is captured.
@@ -172,6 +212,7 @@ impl Pins {
                     .map_err(|errno| failed("unmounting", &self.directory)(errno.into()))?;
                 fs::remove_dir(&self.directory).map_err(failed("removing", &self.directory))
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(failed("removing", &self.directory)),
         }
     }
@@ -197,6 +238,10 @@ impl Pins {
 
     fn maps(&self) -> PathBuf {
         self.directory.join(format!("maps-{LAYOUT:016x}"))
+    }
+
+    fn owner(&self) -> PathBuf {
+        self.directory.join(format!("{OWNER}{}", self.daemon))
     }
 
     fn links(&self) -> PathBuf {

@@ -246,7 +246,7 @@ impl Programs {
             };
             attached.links.push(Attachment { program, cgroup, link });
         }
-        Ok(pins.remove_others()?)
+        Ok(pins.own()?)
     }
 
     /// Lets go of the cgroups that were removed since: nobody is captured there any more.
@@ -258,14 +258,9 @@ impl Programs {
         self.unpin(dead.iter().map(|link| &link.cgroup));
     }
 
-    /// True where another daemon has settled with the same names: what this one attached has none any more.
+    /// True where another daemon has settled with the same pins.
     pub fn is_followed(&self) -> bool {
-        let Some(pins) = &self.pins else { return false };
-        let attached = self.lock();
-        match attached.links.first() {
-            Some(link) => !pins.link(link.cgroup.id, link.program).exists(),
-            None => pins.has_others(),
-        }
+        self.pins.as_ref().is_some_and(Pins::has_other_owner)
     }
 
     /// Detaches all that this process attached. Maps stay, for the next [`attach`](Self::attach).

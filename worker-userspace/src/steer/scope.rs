@@ -44,37 +44,37 @@ impl Scope {
         Ok(Scope { mount, captured: captured.into(), excluded: excluded.into() })
     }
 
-    /// Looks for them. What is not there, and could never be, is an error.
-    pub(super) fn find(&self) -> Result<Found, ProbeError> {
+    /// Looks for them. At `first` one that is not there, and hardly ever will be, is an error.
+    pub(super) fn find(&self, first: bool) -> Result<Found, ProbeError> {
+        let may_come = |path: &Path| !first || self.may_come(path);
         let mut found = Found::default();
         for written in &self.captured {
             match probe::cgroup(&self.mount, written) {
                 Ok(cgroup) if found.captured.contains(&cgroup) => {}
                 Ok(cgroup) => found.captured.push(cgroup),
-                Err(ProbeError::NoSuchCgroup { path, .. }) if self.may_come(&path) => {
-                    found.missing.push(path)
-                }
+                Err(ProbeError::NoSuchCgroup { path, .. }) if may_come(&path) => found.missing.push(path),
                 Err(error) => return Err(error),
             }
         }
         for written in &self.excluded {
             match probe::cgroup(&self.mount, written) {
                 Ok(cgroup) => found.excluded.push((cgroup.id, self.level(&cgroup.path))),
-                Err(ProbeError::NoSuchCgroup { path, .. }) if self.may_come(&path) => {}
+                Err(ProbeError::NoSuchCgroup { path, .. }) if may_come(&path) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(found)
     }
 
-    /// A unit of the service manager's, or something in a cgroup that is there: all else is a slip of the pen.
+    /// A unit of the service manager's or something in one, or in a cgroup that is there: all else is a slip of the pen.
     fn may_come(&self, path: &Path) -> bool {
         let unit = |part: &Path| {
             let unit = part.extension().and_then(|unit| unit.to_str());
             matches!(unit, Some("slice" | "service" | "scope"))
         };
-        let below = path.strip_prefix(&self.mount).is_ok_and(|below| !below.as_os_str().is_empty());
-        below && (unit(path) || path.parent().is_some_and(|parent| parent != self.mount && parent.is_dir()))
+        let Ok(below) = path.strip_prefix(&self.mount) else { return false };
+        let in_one = path.parent().is_some_and(|parent| parent != self.mount && parent.is_dir());
+        below.ancestors().any(unit) || in_one
     }
 
     fn level(&self, path: &Path) -> u32 {

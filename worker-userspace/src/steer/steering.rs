@@ -177,11 +177,18 @@ pub struct Inherited {
     pub gate: Gate,
     /// Steering was switched off by hand.
     pub off: bool,
+    /// The programs, where they were loaded ahead.
+    pub programs: Mutex<Option<Programs>>,
 }
 
 impl Default for Inherited {
     fn default() -> Inherited {
-        Inherited { sockets: Sockets::default(), gate: Gate::always_open(), off: false }
+        Inherited {
+            sockets: Sockets::default(),
+            gate: Gate::always_open(),
+            off: false,
+            programs: Mutex::default(),
+        }
     }
 }
 
@@ -208,13 +215,20 @@ impl Steering {
         inherited: &Inherited,
     ) -> Result<Started, SteerError> {
         let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
-        let found = scope.find()?;
+        let found = scope.find(true)?;
         let users = config.exclude_users.iter().map(user).collect::<Result<Vec<u32>, _>>()?;
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
         check_overlap(&prefixes)?;
-        let lock = inherited.sockets.one(PINS_LOCK);
-        let follows = lock.is_some();
-        let programs = Arc::new(Programs::load(Some(Pins::take(&config.pins, lock)?))?);
+        let pins_lock = inherited.sockets.one(PINS_LOCK);
+        let follows = pins_lock.is_some();
+        let programs = match lock(&inherited.programs).take() {
+            Some(programs) => programs,
+            None => Steering::load_ahead(config)?,
+        };
+        if let Some(pins) = programs.pins() {
+            pins.lock_by(pins_lock)?;
+        }
+        let programs = Arc::new(programs);
         if !follows {
             programs.forget_predecessors()?;
         }
@@ -235,10 +249,18 @@ impl Steering {
         Ok(started)
     }
 
+    /// Loads the programs, which takes the kernel a moment, while another daemon may still have the pins.
+    ///
+    /// # Errors
+    /// What keeps them from being loaded.
+    pub fn load_ahead(config: &Steer) -> Result<Programs, SteerError> {
+        Ok(Programs::load(Some(Pins::beside(&config.pins)?))?)
+    }
+
     /// Attaches to what is there of the captured cgroups now, and lets go of what is not. Blocks for a moment.
     fn follow_scope(&self, Attaching { programs, scope, users, now }: &Attaching) -> Result<(), SteerError> {
         let mut now = lock(now);
-        let found = scope.find()?;
+        let found = scope.find(false)?;
         let new: Vec<Cgroup> =
             found.captured.iter().filter(|cgroup| !now.found.captured.contains(cgroup)).cloned().collect();
         if found.excluded != now.found.excluded {

@@ -75,7 +75,8 @@ pub(crate) fn what_a_killed_daemon_captured_is_adopted_by_the_next() {
     let nets: Vec<_> = second.rules().unwrap().into_iter().map(|(net, _)| net.to_string()).collect();
     assert!(nets.contains(&format!("{NAMED}/32")) && nets.contains(&format!("{REMOTE4}/32")), "{nets:?}");
     let second = Daemon::with(second, &patterns);
-    second.attach(&[&cgroup]);
+    second.kernel.attach(&[cgroup.found()]).unwrap();
+    assert_eq!(second.accept4().1, None);
     assert!(!before.is_disjoint(&ids(&cgroup)), "both are attached");
     second.kernel.settle().unwrap();
     wait_for(&cgroup, PROGRAMS);
@@ -194,7 +195,6 @@ pub(crate) fn ports_for_resolvers_live_on_with_their_sockets() {
     let adopted = second.kernel.adopt_dns_ports(&HashSet::from([kept.port, spare.port, 9])).unwrap();
     assert_eq!(adopted, HashSet::from([kept.port, spare.port]), "9 was never offered");
     second.attach(&[&cgroup]);
-    second.kernel.settle().unwrap();
     wait_for(&cgroup, PROGRAMS);
     assert_eq!(of(&second, kept.port).as_deref(), Some("192.0.2.1"));
     assert_eq!((of(&second, numbers.0), of(&second, numbers.1)), (None, None));

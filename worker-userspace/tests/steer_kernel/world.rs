@@ -160,6 +160,7 @@ impl Daemon {
         self.kernel.attach(&cgroups).unwrap_or_else(|e| panic!("{e}"));
         let (_, record) = self.accept4();
         assert_eq!(record, None, "our own connection has no record");
+        self.kernel.settle().unwrap_or_else(|e| panic!("{e}"));
     }
 
     pub(crate) fn port4(&self) -> u16 {

@@ -285,6 +285,7 @@ impl Kernel for Programs {
     }
 
     fn detach(&self) {
+        self.left.store(true, std::sync::atomic::Ordering::Relaxed);
         self.let_go();
     }
 
