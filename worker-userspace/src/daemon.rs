@@ -383,6 +383,8 @@ impl Daemon {
             let ready = tokio::task::spawn_blocking(move || predecessor.ready()).await;
             ready.map_err(io::Error::other).flatten().map_err(replacing)?;
         }
+        // What has a name is ours to remove from now on.
+        self.control_left.store(false, Ordering::Relaxed);
         self.sockets.close_rest();
         if notify::is_on() {
             self.sockets.observe(notify::store);

@@ -41,6 +41,7 @@ pub(super) struct Client {
     name: String,
     host: HeaderValue,
     token: Option<HeaderValue>,
+    patience: Duration,
 }
 
 impl fmt::Debug for Client {
@@ -61,6 +62,11 @@ impl Client {
                 remote(url, whom.ca_file.as_deref(), token).await
             }
         }
+    }
+
+    /// Waits for answers as long as this.
+    pub(super) fn patient(self, patience: Duration) -> Client {
+        Client { patience, ..self }
     }
 
     /// Asks, and reads the answer.
@@ -132,10 +138,10 @@ impl Client {
             let body = Limited::new(response.into_body(), LARGEST).collect().await;
             Ok::<_, String>((status, body.map_err(|error| error.to_string())?.to_bytes()))
         };
-        match timeout(DEADLINE, exchange).await {
+        match timeout(self.patience, exchange).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.failed(error)),
-            Err(_) => Err(self.failed(format!("no answer within {DEADLINE:?}"))),
+            Err(_) => Err(self.failed(format!("no answer within {:?}", self.patience))),
         }
     }
 
@@ -168,7 +174,13 @@ async fn local(path: &Path) -> Result<Client, Failure> {
         Failure::Failed(format!("{name}: {error}: is dworker running, and is this its `control_socket`?"))
     })?;
     let host = HeaderValue::from_static("localhost");
-    Ok(Client { sender: shake(TokioIo::new(socket), &name).await?, name, host, token: None })
+    Ok(Client {
+        sender: shake(TokioIo::new(socket), &name).await?,
+        name,
+        host,
+        token: None,
+        patience: DEADLINE,
+    })
 }
 
 async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -> Result<Client, Failure> {
@@ -195,6 +207,7 @@ async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -
         name: authority,
         host,
         token: Some(token),
+        patience: DEADLINE,
     })
 }
 

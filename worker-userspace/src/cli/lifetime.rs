@@ -1,6 +1,7 @@
 //! `dworker reload`, `dworker steer`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use dworker::inspect::api::{RELOAD, STEER_OFF, STEER_ON};
@@ -9,6 +10,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::{Common, Done, Failure};
+
+/// How long a reload may take: longer than all its deadlines together.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Have a new process take over.
 #[derive(Debug, Args)]
@@ -19,7 +23,8 @@ pub(crate) struct Reload {
 
 impl Reload {
     pub(crate) async fn run(self) -> Done {
-        let answer: Value = self.common.client().await?.ask(Method::POST, RELOAD, None).await?;
+        let mut client = self.common.client().await?.patient(PATIENCE);
+        let answer: Value = client.ask(Method::POST, RELOAD, None).await?;
         self.common.format.print(&answer, || format!("process {} serves now\n", answer["pid"]))
     }
 }

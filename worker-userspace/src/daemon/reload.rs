@@ -32,8 +32,8 @@ use super::channel::{Channel, Message, VARIABLE};
 use crate::notify;
 use crate::sockets::Named;
 
-/// How long the new process may take to read its configuration.
-const PREPARE: Duration = Duration::from_secs(15);
+/// How long the new process may take to read its configuration and to load its programs.
+const PREPARE: Duration = Duration::from_secs(30);
 /// How long it may take to start its roles, while the old one stands still.
 const START: Duration = Duration::from_secs(10);
 /// How long it may take from there until it serves.

@@ -92,14 +92,15 @@ impl Control {
         Ok(Control { listener, path: path.into(), left: Arc::default() })
     }
 
-    /// Goes on with the socket of the daemon before this one.
+    /// Goes on with the socket of the daemon before this one. Its name stays that one's, until [`left`](Self::left) says
+    /// otherwise.
     ///
     /// # Errors
     /// It can't be used.
     pub fn adopt(listener: Blocking, path: &Path) -> Result<Control, ControlError> {
         let listener = UnixListener::from_std(listener)
             .map_err(|source| ControlError::Make { path: path.into(), source })?;
-        Ok(Control { listener, path: path.into(), left: Arc::default() })
+        Ok(Control { listener, path: path.into(), left: Arc::new(AtomicBool::new(true)) })
     }
 
     /// The socket, for the daemon that follows.
