@@ -6,6 +6,7 @@
 
 mod appliance;
 mod channel;
+mod listening;
 mod node;
 mod orders;
 mod proxy;
@@ -17,7 +18,6 @@ mod successor;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +25,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -58,6 +56,7 @@ use crate::tunnel::tls::{self, TlsError};
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 use appliance::Appliance;
+use listening::Listening;
 use orders::Order;
 use readiness::Believed;
 use reload::Standing;
@@ -65,8 +64,6 @@ use reload::Standing;
 pub use reload::Invocation;
 pub use successor::{Inheritance, Predecessor};
 
-/// Connections that the kernel keeps until they are accepted.
-const BACKLOG: i32 = 4096;
 /// Orders that wait.
 const ORDERS: usize = 8;
 /// The lock of the state directory, where it is handed on.
@@ -467,28 +464,6 @@ async fn keep_alive(every: Duration, roles: &Roles) {
     }
 }
 
-/// Where listeners come from: from whoever had them before, or they are made; and they are kept for who comes next.
-#[derive(Clone, Copy)]
-struct Listening<'s>(&'s Sockets);
-
-impl Listening<'_> {
-    /// The listener that `key` of the configuration asks for.
-    fn on(self, key: &'static str, name: &str, address: SocketAddr) -> Result<TcpListener, StartError> {
-        let failed = |source| StartError::Listen { key, address, source };
-        let listener = match self.0.tcp(address) {
-            Some(listener) => TcpListener::from_std(listener).map_err(failed)?,
-            None => listen(address).map_err(failed)?,
-        };
-        self.keep(name, &listener)?;
-        Ok(listener)
-    }
-
-    fn keep(self, name: &str, socket: &impl AsFd) -> Result<(), StartError> {
-        let failed = |source| StartError::System { doing: "keeping a listener for who comes next", source };
-        self.0.keep(name, socket).map_err(failed)
-    }
-}
-
 /// What `status` is made of.
 struct Roles {
     config: Config,
@@ -579,20 +554,6 @@ fn listen_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => ": this host has no such address; `ip address` shows those it has",
         _ => "",
     }
-}
-
-/// Binds a listener. `[::]` means IPv6 only, so that `0.0.0.0` can stand beside it.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // A daemon that was restarted need not wait for its old connections to be forgotten.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// Bytes that all peers together may make this process hold.

@@ -11,7 +11,8 @@ use axum::Router;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
-use super::{Listening, StartError};
+use super::StartError;
+use super::listening::Listening;
 use crate::appliance::admin::{Admin, Publish, SystemResolver};
 use crate::appliance::api::{self, Routers};
 use crate::appliance::audit::{Actor, Audit, EventKind, Limits};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use super::{Listening, Roles, StartError};
+use super::listening::Listening;
+use super::{Roles, StartError};
 use crate::config;
 use crate::drain::Drain;
 use crate::entry::proxy::{Credentials, Proxy};
