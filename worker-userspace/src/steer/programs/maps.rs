@@ -64,7 +64,7 @@ pub(super) struct Maps {
 enum Events {
     /// Where a reader begins is what the one before it left: so it is made when the first event is asked for.
     Idle(Option<Box<Map>>),
-    Watched(AsyncFd<RingBuf<MapData>>),
+    Watched(Box<AsyncFd<RingBuf<MapData>>>),
 }
 
 impl Maps {
@@ -328,9 +328,8 @@ impl Events {
                     let ring = ring.take().ok_or(io::ErrorKind::BrokenPipe)?;
                     let ring = RingBuf::try_from(*ring).map_err(io::Error::other)?;
                     // SAFETY: the ring owns its descriptor and keeps it until it is dropped.
-                    *self = Events::Watched(unsafe {
-                        AsyncFd::register_with_interest(ring, Interest::READABLE)
-                    }?);
+                    let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+                    *self = Events::Watched(Box::new(watched));
                     continue;
                 }
             };
