@@ -1,10 +1,12 @@
 //! What eBPF programs cost, and which are attached, as the kernel and bpftool tell it.
 
+use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::Deserialize;
 
 use crate::require::tool;
@@ -19,6 +21,37 @@ const RUN_TIME: u32 = 0;
 #[derive(Debug)]
 pub struct BpfStats {
     _descriptor: OwnedFd,
+}
+
+/// A bpf file system of a lab's own: what is pinned in it ends with it, whoever pinned it. Mounted before its hosts'
+/// processes start, so that all of them see the same.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    path: PathBuf,
+}
+
+impl Pinned {
+    /// Mounts one on a new directory.
+    pub(crate) fn mount(path: PathBuf) -> Result<Pinned> {
+        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+        mount(Some("bpf"), &path, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting a bpf file system on {}", path.display()))?;
+        Ok(Pinned { path })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        unmount(&self.path);
+    }
+}
+
+/// Where a lab mounts its own, below its directory.
+pub(crate) const PINNED: &str = "bpf";
+
+/// Unmounts one of a lab. What is gone already is fine.
+pub(crate) fn unmount(path: &Path) {
+    let _ = umount2(path, MntFlags::MNT_DETACH);
 }
 
 /// A program attached to a cgroup.

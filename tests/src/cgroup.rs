@@ -35,6 +35,16 @@ impl Cgroup {
         Cgroup::make(self.path.join(name))
     }
 
+    /// Makes a cgroup beside this one.
+    pub(crate) fn sibling(&self, name: &str) -> Result<Cgroup> {
+        Cgroup::make(self.path.with_file_name(name))
+    }
+
+    /// Kills what is in it.
+    pub(crate) fn empty(&self) -> Result<()> {
+        empty(&self.path)
+    }
+
     fn make(path: PathBuf) -> Result<Cgroup> {
         fs::create_dir(&path).with_context(|| format!("making the cgroup {}", path.display()))?;
         Ok(Cgroup { path })

@@ -174,7 +174,7 @@ impl Command {
     }
 
     /// The command as the standard library runs it, with all that the child does before exec.
-    fn prepare(&self) -> Result<std::process::Command> {
+    pub(crate) fn prepare(&self) -> Result<std::process::Command> {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args).env_clear();
         command

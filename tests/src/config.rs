@@ -132,6 +132,11 @@ impl Config {
         self
     }
 
+    /// Whether it has the steering role.
+    pub(crate) fn steers(&self) -> bool {
+        self.tables.contains_key("steer")
+    }
+
     /// Takes a key out.
     pub fn unset(mut self, key: &str) -> Config {
         match key.rsplit_once('.') {

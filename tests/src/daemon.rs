@@ -67,6 +67,10 @@ impl Host {
         let path = |suffix: &str| self.directory().join(format!("{name}{suffix}"));
         let state = path("-state");
         fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
+        let config = match config.steers() {
+            true => config.set("steer.pins", self.pins(name).display().to_string()),
+            false => config,
+        };
         let config = config
             .set("state_dir", state.display().to_string())
             .set("control_socket", self.socket(name).display().to_string());

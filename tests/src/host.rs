@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::bpf;
 use crate::cgroup::Cgroup;
 use crate::command::{Command, Place};
 use crate::netns::Namespace;
@@ -77,6 +78,12 @@ impl Host {
     /// A directory of its own, gone with the lab. Also the home of its processes.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where a daemon of this host keeps what outlives it in the kernel.
+    pub fn pins(&self, daemon: &str) -> PathBuf {
+        let lab = self.directory.parent().unwrap_or(&self.directory);
+        lab.join(bpf::PINNED).join(format!("{}-{daemon}", self.name))
     }
 
     /// A command on this host, outside the captured cgroup.

@@ -23,7 +23,7 @@ pub enum Kind {
     Hello,
     /// The server speaks first.
     Quiet,
-    /// As `Plain`; then it is kept, and asks again ten times a second until the load ends.
+    /// As `Plain`; then it is kept, and asks again and again until the load ends.
     Held,
 }
 
@@ -38,6 +38,8 @@ pub struct Load {
     pub rate: u32,
     /// `Held` connections, made at the beginning.
     pub held: u32,
+    /// Between two questions of each of them, in milliseconds.
+    pub pause: u64,
 }
 
 /// How one connection went.

@@ -7,7 +7,7 @@ use std::sync::Once;
 use anyhow::Result;
 
 use crate::label::{Label, is_alive};
-use crate::{cgroup, netns};
+use crate::{bpf, cgroup, netns};
 
 /// The paths of what a sweep removed.
 #[derive(Debug, Default)]
@@ -50,6 +50,7 @@ fn sweep_where(dead: impl Fn(u32) -> bool) -> Result<Swept> {
         swept.0.push(path);
     }
     for path in leftovers(&std::env::temp_dir()) {
+        bpf::unmount(&path.join(bpf::PINNED));
         // Ignored: another sweep may have been faster.
         let _ = fs::remove_dir_all(&path);
         swept.0.push(path);

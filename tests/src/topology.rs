@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use crate::bpf::{self, Pinned};
 use crate::cgroup::Cgroup;
 use crate::dnsmasq::Resolver;
 use crate::host::Host;
@@ -83,6 +84,7 @@ pub struct Lab {
     vcenter: Host,
     pki: Pki,
     _cgroup: Cgroup,
+    _pinned: Pinned,
     directory: TempDir,
 }
 
@@ -112,6 +114,7 @@ impl Lab {
         sweep::sweep_once().context("sweeping what an earlier run left")?;
         let label = Label::next().to_string();
         let directory = tempfile::Builder::new().prefix(&format!("{label}-")).tempdir()?;
+        let pinned = Pinned::mount(directory.path().join(bpf::PINNED))?;
         let cgroup = Cgroup::create(&label)?;
         let host = |name| {
             Host::create(name, &label, &cgroup, directory.path())
@@ -174,6 +177,7 @@ impl Lab {
             vcenter,
             pki: Pki::create(&directory.path().join("pki"))?,
             _cgroup: cgroup,
+            _pinned: pinned,
             directory,
         })
     }

@@ -73,7 +73,7 @@ impl Pair {
 
     fn load(&self, lab: &Lab, rate: u32, held: u32) -> Result<tests::load::Running> {
         let [echo, source] = [ECHO, SOURCE].map(|(host, port)| (host.to_owned(), port));
-        Load { echo, source, rate, held }.captured(lab.appliance())
+        Load { echo, source, rate, held, pause: 100 }.captured(lab.appliance())
     }
 
     /// How many connections the target has had from each worker.

@@ -5,7 +5,7 @@
 //! the dear ones only of connections that a rule names.
 //!
 //! What must hold, whatever the rules say: nothing on this host's loopback is steered, the daemon's own
-//! connections are left alone, a name's address never goes direct, and nothing is steered without a live listener.
+//! connections and those of who is excluded are left alone, of all others a name's address never goes direct, and nothing is steered without a live listener.
 
 use crate::addr::{Addr, Dest};
 use crate::records::{Entry, PortRule, Reason, Synthetic};
@@ -71,6 +71,8 @@ pub trait World {
     fn entry(&self, addr: &Addr) -> Option<&Entry>;
     /// True where the daemon itself connects.
     fn own(&self) -> bool;
+    /// True where the caller's user or cgroup is excluded from steering.
+    fn excluded(&self) -> bool;
     /// True where the socket lives in another network namespace than the listeners.
     fn foreign_netns(&self) -> bool;
     /// True where the socket is bound to a network interface, so that it does not reach loopback.
@@ -90,6 +92,8 @@ pub enum Verdict {
     Direct,
     /// It is the daemon's own: it goes where it wants.
     Own,
+    /// Its user or cgroup is excluded: it goes where it wants.
+    Excluded,
     /// It lives where our loopback is not: it goes where it wants.
     ForeignNetns,
     /// It goes to the forwarder.
@@ -141,6 +145,9 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
     }
     if world.own() {
         return Verdict::Own;
+    }
+    if world.excluded() {
+        return Verdict::Excluded;
     }
     if world.foreign_netns() {
         return Verdict::ForeignNetns;

@@ -25,6 +25,10 @@ pub mod limits {
     pub const RESOLVERS: usize = 256;
     /// Bytes of the ring buffer of events; a power of two and a multiple of the page size.
     pub const EVENT_BYTES: usize = 1 << 20;
+    /// Daemons at once: one, and those before it that still let their connections end.
+    pub const DAEMONS: usize = 64;
+    /// Users, and cgroups, that are excluded.
+    pub const EXCLUDED: usize = 256;
 }
 
 /// Values of the daemon's mark on its own sockets (socket storage `MARK`).
@@ -48,11 +52,19 @@ pub struct Config {
     pub listener4: u16,
     /// Port of the listener on `::1`, host byte order; 0 while there is none.
     pub listener6: u16,
-    /// Zero.
-    pub zero: u32,
+    /// What is excluded: [`Config::EXCLUDE_USERS`], and bit `n` where a cgroup at level `n` below the root is.
+    pub exclude: u32,
 }
 
 impl Config {
+    /// Some users are excluded.
+    pub const EXCLUDE_USERS: u32 = 1 << 31;
+    /// The deepest level of a cgroup that can be excluded.
+    pub const DEEPEST: u32 = 30;
+    /// What a new CONFIG holds.
+    pub const NEW: Config =
+        Config { netns_cookie: 0, synthetic: Synthetic::NONE, listener4: 0, listener6: 0, exclude: 0 };
+
     /// The port of the listener for connections to `addr`.
     #[inline(always)]
     pub const fn listener(&self, addr: &Addr) -> u16 {
@@ -338,6 +350,8 @@ counters! {
     FailOpen = "fail-open",
     /// Matched a rule, but is the daemon's own.
     Own = "own",
+    /// Matched a rule or asked a resolver, but its user or cgroup is excluded: left alone.
+    Excluded = "excluded",
     /// Matched a rule or asked a resolver in another network namespace: left alone.
     ForeignNetns = "foreign-netns",
     /// DNS over UDP: connects and datagrams to a resolver that were sent to the daemon.
@@ -377,6 +391,38 @@ layout! {
     DownUntil: 8 + 4 + 4;
     Event: 8 + 16 + 4 + 4 + 20 + 4 + 4 + 4;
 }
+
+/// Names what lies in the maps, so that a daemon adopts only maps that it can read: a number that is another one where
+/// a size, a limit or the number of counters is. Where the same bytes come to mean something else, raise the first.
+pub const LAYOUT: u64 = {
+    let parts = [
+        1,
+        size_of::<Config>(),
+        size_of::<Entry>(),
+        size_of::<Flow>(),
+        size_of::<FlowKey>(),
+        size_of::<Dest>(),
+        size_of::<DownUntil>(),
+        size_of::<Event>(),
+        limits::RULES,
+        limits::GROUPS,
+        limits::FLOWS,
+        limits::DOWN,
+        limits::RESOLVERS,
+        limits::EVENT_BYTES,
+        limits::DAEMONS,
+        limits::EXCLUDED,
+        Counter::ALL.len(),
+    ];
+    // FNV-1a, word by word.
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut i = 0;
+    while i < parts.len() {
+        hash = (hash ^ parts[i] as u64).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    hash
+};
 
 #[cfg(feature = "userspace")]
 mod pod {

@@ -1,6 +1,6 @@
 //! connect4 and connect6.
 
-use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_get_current_uid_gid;
 use aya_ebpf::helpers::generated as helper;
@@ -12,7 +12,7 @@ use worker_common::{
     Addr, Config, Counter, Dest, Entry, Flow, PortRule, Reason, Verdict, World, decide, mark,
 };
 
-use crate::maps::{DAEMON, DOWN, GROUP_STATE, HAVE_MPTCP, MARK, ORIG, RULES4, RULES6};
+use crate::maps::{DAEMONS, DOWN, GROUP_STATE, HAVE_MPTCP, MARK, ORIG, RULES4, RULES6};
 use crate::report::{ALLOW, count, refuse, tell};
 use crate::resolver;
 use crate::socket::{
@@ -84,6 +84,7 @@ fn judge(call: &Call, config: &Config, dest: &Dest, family: u32) -> Outcome {
     let (rule, reason, errno) = match decide(&Kernel { call, config }, dest) {
         Verdict::Direct => return pass(Counter::Direct),
         Verdict::Own => return pass(Counter::Own),
+        Verdict::Excluded => return pass(Counter::Excluded),
         Verdict::ForeignNetns => return pass(Counter::ForeignNetns),
         Verdict::Refuse { reason, errno, rule } => return Outcome::Answer(refuse(dest, reason, errno, rule)),
         Verdict::FailOpen(rule) => return fail_open(dest, &rule),
@@ -146,7 +147,7 @@ fn local(call: &Call, config: &Config, dest: &Dest) {
         if dest.port == config.listener(&dest.addr) {
             let value = stored(&MARK, sock.cast());
             if !value.is_null() && *value == mark::REGISTER {
-                let _ = DAEMON.set(0, tgid(), 0);
+                let _ = DAEMONS.insert(tgid(), helper::bpf_ktime_get_ns(), BPF_ANY.into());
             }
         }
     }
@@ -222,6 +223,11 @@ impl World for Kernel<'_> {
     #[inline(always)]
     fn own(&self) -> bool {
         socket::own()
+    }
+
+    #[inline(always)]
+    fn excluded(&self) -> bool {
+        socket::excluded(self.config)
     }
 
     #[inline(always)]

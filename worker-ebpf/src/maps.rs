@@ -18,9 +18,17 @@ pub static HAVE_MPTCP: Global<u8> = Global::new(0);
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
 
-/// The daemon's process id, where it is itself inside a captured cgroup; 0 otherwise.
+/// The process ids of the daemons that are themselves inside a captured cgroup: one, and those before it that end.
 #[btf_map]
-pub static DAEMON: Array<u32, 1> = Array::new();
+pub static DAEMONS: HashMap<u32, u64, { limits::DAEMONS }> = HashMap::new();
+
+/// Users that are excluded.
+#[btf_map]
+pub static EXCLUDED_USERS: HashMap<u32, u32, { limits::EXCLUDED }> = HashMap::new();
+
+/// Cgroups that are excluded with all below them, by their ids.
+#[btf_map]
+pub static EXCLUDED_CGROUPS: HashMap<u64, u32, { limits::EXCLUDED }> = HashMap::new();
 
 /// IPv4 prefix → rules.
 #[btf_map]

@@ -18,6 +18,10 @@ pub fn capture(call: &Call, config: &Config, transport: Transport, dest: &Dest) 
         count(Counter::Own);
         return None;
     }
+    if socket::excluded(config) {
+        count(Counter::Excluded);
+        return None;
+    }
     if call.foreign(config) {
         count(Counter::ForeignNetns);
         return None;
@@ -26,7 +30,7 @@ pub fn capture(call: &Call, config: &Config, transport: Transport, dest: &Dest) 
         count(Counter::DnsBound);
         return None;
     }
-    // SAFETY: entries are never removed from RESOLVERS.
+    // SAFETY: an entry is removed only when no daemon is behind its port any more.
     let port = match unsafe { RESOLVERS.get(dest.addr) } {
         Some(port) => *port,
         None => stand_in(&dest.addr)?,
@@ -65,7 +69,7 @@ fn stand_in(addr: &Addr) -> Option<u16> {
 /// The port that another CPU's question has taken for the resolver in the meantime.
 #[inline(always)]
 fn known(addr: &Addr) -> Option<u16> {
-    // SAFETY: entries are never removed from RESOLVERS.
+    // SAFETY: as in `capture`.
     let winner = unsafe { RESOLVERS.get(addr) }.copied();
     if winner.is_none() {
         count(Counter::DnsNoPort);
@@ -79,7 +83,7 @@ pub fn behind(call: &Call, seen: &Dest) -> Option<Dest> {
     if seen.addr != seen.addr.loopback() {
         return None;
     }
-    // SAFETY: an entry is removed only before anybody could have been sent to its port.
+    // SAFETY: an entry is removed only before anybody could have been sent to its port, or when no daemon is behind it.
     let resolver = *unsafe { STANDS.get(seen.port) }?;
     if resolver.loopback() != seen.addr || call.foreign(socket::config()?) {
         return None;

@@ -5,14 +5,14 @@ use aya_ebpf::bindings::{
     BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
 };
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::programs::SockAddrContext;
 use core::ffi::c_void;
 use core::ptr::null_mut;
 use worker_common::{Addr, Config, Dest, mark};
 
-use crate::maps::{CONFIG, DAEMON, MARK};
+use crate::maps::{CONFIG, DAEMONS, EXCLUDED_CGROUPS, EXCLUDED_USERS, MARK};
 
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
@@ -240,8 +240,36 @@ pub fn tgid() -> u32 {
 
 /// True where the daemon itself is calling.
 ///
-/// Its process id is known only where it is inside a captured cgroup: elsewhere it never gets here.
+/// Its process id is known only where it is inside a captured cgroup: elsewhere it never gets here. So are those of
+/// daemons before it that let their connections end.
 #[inline(always)]
 pub fn own() -> bool {
-    DAEMON.get(0).is_some_and(|daemon| *daemon != 0 && *daemon == tgid())
+    DAEMONS.get_ptr(tgid()).is_some()
+}
+
+/// True where the caller's user, or a cgroup around it, is excluded. Costs nothing while nothing is.
+#[inline(always)]
+pub fn excluded(config: &Config) -> bool {
+    config.exclude != 0 && is_excluded(config.exclude)
+}
+
+/// Not inlined: most hosts exclude nobody, and the programs stay small.
+#[inline(never)]
+fn is_excluded(exclude: u32) -> bool {
+    if exclude & Config::EXCLUDE_USERS != 0
+        && EXCLUDED_USERS.get_ptr(bpf_get_current_uid_gid() as u32).is_some()
+    {
+        return true;
+    }
+    for level in 0..=Config::DEEPEST {
+        if exclude & (1 << level) == 0 {
+            continue;
+        }
+        // SAFETY: a call by number into the kernel; 0 where the caller's cgroup is not so deep.
+        let cgroup = unsafe { helper::bpf_get_current_ancestor_cgroup_id(level as i32) };
+        if EXCLUDED_CGROUPS.get_ptr(cgroup).is_some() {
+            return true;
+        }
+    }
+    false
 }

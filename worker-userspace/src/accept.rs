@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
-use crate::drain::Drain;
+use crate::drain::{Drain, Gate};
 
 /// Wait after `accept()` failed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -25,10 +25,11 @@ pub async fn each(
     what: &str,
     mut take: impl FnMut(TcpStream, SocketAddr),
 ) {
+    let mut gate = drain.gate();
     loop {
         tokio::select! {
             () = drain.stopping() => return,
-            (socket, peer) = next(what, || listener.accept()) => take(socket, peer),
+            (socket, peer) = next(&mut gate, what, || listener.accept()) => take(socket, peer),
         }
     }
 }
@@ -42,8 +43,9 @@ pub async fn each_in_place(
     places: &Places,
     mut take: impl FnMut(TcpStream, SocketAddr, Place),
 ) {
-    let next = async || {
-        let (socket, peer) = next(what, || listener.accept()).await;
+    let mut gate = drain.gate();
+    let mut next = async || {
+        let (socket, peer) = next(&mut gate, what, || listener.accept()).await;
         (socket, peer, places.take(peer.ip()).await)
     };
     loop {
@@ -57,14 +59,15 @@ pub async fn each_in_place(
     }
 }
 
-/// The next connection of any kind of listener, whatever fails before; what that is, the log says once.
-pub async fn next<T, F>(what: &str, accept: impl Fn() -> F) -> T
+/// The next connection of any kind of listener that comes through the gate, whatever fails before; what that is, the log
+/// says once.
+pub async fn next<T, F>(gate: &mut Gate, what: &str, accept: impl Fn() -> F) -> T
 where
     F: Future<Output = io::Result<T>>,
 {
     let mut told = false;
     loop {
-        match accept().await {
+        match gate.through(&accept).await {
             Ok(accepted) => return accepted,
             Err(error) => {
                 if !std::mem::replace(&mut told, true) {

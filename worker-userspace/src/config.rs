@@ -65,6 +65,8 @@ pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
 pub use url::ApiUrl;
 pub(crate) use values::{group_name, is_number, pattern};
 
+pub use schema::PINS;
+
 use document::Origins;
 use reader::{Place, Reader};
 
@@ -92,6 +94,9 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// How long a stop waits for open streams (`drain`). Default 10 s, at most one hour; 0 cuts at once.
     pub drain: Duration,
+    /// How long a process that was replaced by a reload lives on for its open streams (`reload_drain`). Default 1 h, at
+    /// most 7 days.
+    pub reload_drain: Duration,
     /// The log filter in `tracing`'s syntax (`log`), known to parse. Default `info`.
     pub log: String,
     /// The worker role: `appliance_url` with a key.
@@ -368,9 +373,13 @@ pub struct Group {
 /// The steering role (`[steer]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Steer {
-    /// The captured cgroups, absolute or relative to the cgroup v2 root (`cgroups`); never empty. Whether they
-    /// exist is found out at start.
+    /// The captured cgroups, absolute or relative to the cgroup v2 root (`cgroups`), which is `/`; never empty. One that
+    /// does not exist is waited for.
     pub cgroups: Vec<PathBuf>,
+    /// Cgroups below them that are not captured, with all below those (`exclude_cgroups`). Default none.
+    pub exclude_cgroups: Vec<PathBuf>,
+    /// Users whose processes are not captured (`exclude_users`). Default none.
+    pub exclude_users: Vec<User>,
     /// What is captured on a host without `[appliance]` (`proxy_hosts`); empty on an appliance, where the
     /// groups say it: ask [`Config::steered`].
     pub proxy_hosts: Vec<Pattern>,
@@ -382,6 +391,20 @@ pub struct Steer {
     pub families: Families,
     /// How long a failed dial is answered in `connect()` at once (`down_for`), 0 to 60 s. Default 2 s.
     pub down_for: Duration,
+    /// Whether connections to addresses are refused while no daemon is there (`addresses_without_daemon = "closed"`), as
+    /// those to names always are. Default no: they go direct.
+    pub addresses_closed: bool,
+    /// Where the kernel keeps what outlives the daemon (`pins`). Default `/sys/fs/bpf/dworker`.
+    pub pins: PathBuf,
+}
+
+/// A user of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum User {
+    /// By name; whether there is one is found out at start.
+    Name(String),
+    /// By number.
+    Id(u32),
 }
 
 /// The entries for clients that know proxies (`[proxy]`). Whoever has no login is let in only on loopback, or where

@@ -5,29 +5,34 @@
 //! more, then what runs may end, then the rest is cut.
 
 mod appliance;
+mod channel;
+mod listening;
 mod node;
+mod orders;
 mod proxy;
 mod readiness;
+mod reload;
 mod steering;
+mod successor;
 
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::appliance::admin::AdminError;
 use crate::appliance::registry::Registry;
 use crate::appliance::store::StoreError;
-use crate::config::{Config, FileError, read_roots};
+use crate::config::{self, Config, FileError, read_roots};
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
@@ -38,6 +43,9 @@ use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{
     ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, UpstreamStatus, WorkerStatus,
 };
+use crate::notify;
+use crate::sockets::{Named, Sockets, name};
+use crate::steer::pins::{Pins, PinsError};
 use crate::steer::steering::{SteerError, Steering};
 use crate::target::Target;
 use crate::tunnel::credit::{self, Budget};
@@ -50,10 +58,18 @@ use crate::upstream::Upstream;
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 use appliance::Appliance;
+use listening::Listening;
+use orders::Order;
 use readiness::Believed;
+use reload::Standing;
 
-/// Connections that the kernel keeps until they are accepted.
-const BACKLOG: i32 = 4096;
+pub use reload::Invocation;
+pub use successor::{Inheritance, Predecessor};
+
+/// Orders that wait.
+const ORDERS: usize = 8;
+/// The lock of the state directory, where it is handed on.
+const STATE_LOCK: &str = "lock of state_dir";
 
 /// Why the daemon did not start. Each names what is wrong and where.
 #[derive(Debug, thiserror::Error)]
@@ -115,23 +131,68 @@ pub struct Daemon {
     drain: Drain,
     roles: Arc<Roles>,
     control: JoinHandle<()>,
+    /// Keeps the control socket's name for the process that follows.
+    control_left: Arc<AtomicBool>,
+    sockets: Sockets,
+    invocation: Invocation,
+    orders: mpsc::Receiver<Order>,
+    predecessor: Option<Predecessor>,
     /// Keeps other daemons off the state directory.
-    _own_state: File,
+    own_state: File,
+}
+
+/// How a process stops to be the daemon.
+enum End {
+    Stopped,
+    /// Another process is the daemon now.
+    Replaced,
 }
 
 impl Daemon {
-    /// Starts all roles of `config`.
+    /// Starts all roles of `config`, with what the process before this one has handed on. Where that waits for this
+    /// one, nothing is accepted before [`run`](Self::run).
     ///
     /// # Errors
-    /// The first thing that does not work; what was started before it is undone.
-    pub async fn start(config: Config) -> Result<Daemon, StartError> {
+    /// The first thing that does not work; what was started before it is undone, and a process before this one told.
+    pub async fn start(
+        config: Config,
+        mut inheritance: Inheritance,
+        invocation: Invocation,
+    ) -> Result<Daemon, StartError> {
+        let predecessor = inheritance.predecessor.take();
+        match Daemon::assemble(config, &mut inheritance, invocation, predecessor.is_some()).await {
+            Ok(daemon) => Ok(Daemon { predecessor, ..daemon }),
+            Err(error) => {
+                if let Some(predecessor) = predecessor {
+                    predecessor.failed(&error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn assemble(
+        config: Config,
+        inheritance: &mut Inheritance,
+        invocation: Invocation,
+        follows: bool,
+    ) -> Result<Daemon, StartError> {
         raise_descriptor_limit();
         let state = |source| StartError::State { path: config.state_dir.clone(), source };
-        let control = Control::bind(&config.control_socket)?;
-        let Some(own_state) = node::take(&config.state_dir).map_err(state)? else {
+        let sockets = inheritance.sockets.clone();
+        let listening = Listening(&sockets);
+        let drain = Drain::new(config.drain);
+        drain.set_open(!follows);
+        let control = match sockets.unix(&config.control_socket) {
+            Some(listener) => Control::adopt(listener, &config.control_socket)?,
+            None => Control::bind(&config.control_socket)?,
+        };
+        listening.keep(name::CONTROL, control.listener())?;
+        let control_left = control.left();
+        let own_state = node::take(&config.state_dir, sockets.one(STATE_LOCK)).map_err(state)?;
+        let Some(own_state) = own_state else {
             return Err(StartError::StateTaken(config.state_dir.clone()));
         };
-        let drain = Drain::new(config.drain);
         let ledger = Ledger::default();
         drain.spawn("rates", ledger.clone().keep_rates(drain.clone()));
         let settings = Settings { budget: Arc::new(Budget::new(budget())), ..Settings::default() };
@@ -160,7 +221,7 @@ impl Daemon {
 
         let mut port = None;
         if let Some(section) = &config.appliance {
-            let (appliance, bound) = Appliance::start(&config, section, &ledger, &drain).await?;
+            let (appliance, bound) = Appliance::start(&config, section, listening, &ledger, &drain).await?;
             roles.registry = Some(appliance.registry.clone());
             roles.appliance = Some(appliance);
             port = Some(bound);
@@ -213,11 +274,19 @@ impl Daemon {
             roles.uplink = Some(uplink);
         }
 
+        if config.steer.is_none() {
+            // What a daemon that did steer has left; where one has it, that is none of ours.
+            match Pins::remove_left(Path::new(config::PINS)) {
+                Ok(false) | Err(PinsError::Taken(_)) => {}
+                Ok(true) => tracing::info!("removed what a daemon that steered has left in the kernel"),
+                Err(error) => tracing::warn!("what a daemon that steered has left: {error}"),
+            }
+        }
         if let Some(steer) = &config.steer {
-            roles.steering = steering::start(&roles, steer, &drain)?;
+            roles.steering = steering::start(&roles, steer, &inheritance.steering(drain.gate()), &drain)?;
         }
         if let Some(config) = &config.proxy {
-            roles.proxy = proxy::start(&roles, config, &drain)?;
+            roles.proxy = proxy::start(&roles, config, listening, &drain)?;
         }
         let roles = Arc::new(roles);
         let reports = reports(&roles, &drain);
@@ -225,28 +294,75 @@ impl Daemon {
             Some((appliance, port)) => appliance.serve(port, reports, &ledger, settings, hello, &drain),
             None => inspect::api::alone(reports),
         };
+        let (sender, orders) = mpsc::channel(ORDERS);
+        // An order takes longer than what is asked in passing.
+        let orders_of = orders::routes(roles.steering.clone(), sender);
+        let socket = layers::around(socket).merge(orders_of);
         // Not one of the drain's tasks: it answers until the end.
-        let control = tokio::spawn(control.serve(drain.clone(), layers::around(socket)));
-        Ok(Daemon { drain, roles, control, _own_state: own_state })
+        let control = tokio::spawn(control.serve(drain.clone(), socket));
+        Ok(Daemon {
+            drain,
+            roles,
+            control,
+            control_left,
+            sockets,
+            invocation,
+            orders,
+            predecessor: None,
+            own_state,
+        })
     }
 
-    /// Runs until SIGTERM or SIGINT, then stops.
+    /// Runs until SIGTERM or SIGINT, or until another process has taken over; then stops.
     ///
     /// # Errors
-    /// The signals can't be waited for.
-    pub async fn run(self) -> Result<(), StartError> {
+    /// The signals can't be waited for; or the process before this one serves on.
+    pub async fn run(mut self) -> Result<(), StartError> {
         let signals = |source| StartError::System { doing: "waiting for signals", source };
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
+        self.take_over().await?;
         tracing::info!("ready");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping; a second signal cuts what is open");
-        // First of all nothing is captured any more.
-        if let Some(steering) = &self.roles.steering {
-            steering.detach();
+        let end = loop {
+            let asked = tokio::select! {
+                _ = terminate.recv() => break End::Stopped,
+                _ = interrupt.recv() => break End::Stopped,
+                _ = hangup.recv() => None,
+                Some(order) = self.orders.recv() => Some(order),
+            };
+            notify::status("a new process takes over");
+            let outcome = reload::replace(&self.invocation, &self).await;
+            match &outcome {
+                Ok(pid) => tracing::info!(pid, "another process has taken over"),
+                Err(why) => {
+                    tracing::error!("not reloaded, all is as before: {why}");
+                    notify::ready();
+                }
+            }
+            let replaced = outcome.is_ok();
+            if let Some(order) = asked {
+                // Who asked may be gone.
+                let _ = order.send(outcome);
+            }
+            if replaced {
+                break End::Replaced;
+            }
+        };
+        match end {
+            End::Replaced => self.leave(),
+            End::Stopped => {
+                tracing::info!("stopping; a second signal cuts what is open");
+                notify::stopping();
+                for name in [name::CONTROL, name::APPLIANCE, name::ENTRY, name::FORWARDER, name::DNS] {
+                    notify::forget(name);
+                }
+                self.sockets.let_go();
+                // First of all nothing is captured any more.
+                if let Some(steering) = &self.roles.steering {
+                    steering.detach();
+                }
+            }
         }
         let cut = tokio::select! {
             cut = self.drain.finish() => cut,
@@ -259,11 +375,103 @@ impl Daemon {
         }
         self.control.abort();
         // Its end removes the socket.
-        let _ = self.control.await;
+        let _ = (&mut self.control).await;
         if let Some(appliance) = &self.roles.appliance {
-            appliance.close().await;
+            appliance.close(matches!(end, End::Replaced)).await;
         }
         Ok(())
+    }
+
+    /// Becomes the daemon, where another process was it until now.
+    async fn take_over(&mut self) -> Result<(), StartError> {
+        let replacing =
+            |source| StartError::System { doing: "taking over from the process before this one", source };
+        let predecessor = self.predecessor.take().map(Arc::new);
+        if let Some(predecessor) = predecessor.clone() {
+            let ready = tokio::task::spawn_blocking(move || predecessor.ready()).await;
+            ready.map_err(io::Error::other).flatten().map_err(replacing)?;
+        }
+        // What has a name is ours to remove from now on.
+        self.control_left.store(false, Ordering::Relaxed);
+        self.sockets.close_rest();
+        if notify::is_on() {
+            self.sockets.observe(notify::store);
+        }
+        if let Some(predecessor) = predecessor {
+            if let Some(steering) = &self.roles.steering {
+                steering.take_over()?;
+            }
+            self.drain.set_open(true);
+            predecessor.serving();
+        }
+        notify::ready();
+        if let Some(every) = notify::watchdog() {
+            let roles = self.roles.clone();
+            self.drain.spawn("watchdog", async move { keep_alive(every, &roles).await });
+        }
+        Ok(())
+    }
+
+    /// Leaves everything to the process that is the daemon now, and ends what is open here.
+    fn leave(&self) {
+        self.control_left.store(true, Ordering::Relaxed);
+        self.control.abort();
+        self.sockets.let_go();
+        if let Some(steering) = &self.roles.steering {
+            steering.leave();
+        }
+        if let Some(appliance) = &self.roles.appliance {
+            appliance.leave();
+        }
+        let patience = self.roles.config.reload_drain;
+        self.drain.set_deadline(patience);
+        let open = self.roles.ledger.open_count();
+        tracing::info!(open, "what is open may end, for {patience:?}; SIGTERM cuts it");
+    }
+}
+
+impl Standing for Daemon {
+    async fn pause(&self) -> Result<(Vec<Named>, bool), String> {
+        self.drain.set_open(false);
+        if let Some(appliance) = &self.roles.appliance {
+            appliance.pause().await;
+        }
+        let no_descriptor = |error: io::Error| format!("what is to be handed on: {error}");
+        let mut all = self.sockets.all().map_err(no_descriptor)?;
+        let lock = self.own_state.try_clone().map_err(no_descriptor)?;
+        all.push((STATE_LOCK.to_owned(), lock.into()));
+        let Some(steering) = self.roles.steering.clone() else { return Ok((all, false)) };
+        let off = steering.is_off();
+        let paused = tokio::task::spawn_blocking(move || steering.pause()).await;
+        all.extend(paused.map_err(io::Error::other).flatten().map_err(no_descriptor)?);
+        Ok((all, off))
+    }
+
+    async fn resume(&self) {
+        if let Some(steering) = self.roles.steering.clone() {
+            let resumed = tokio::task::spawn_blocking(move || steering.resume().map_err(|e| e.to_string()));
+            if let Err(why) = resumed.await.map_err(|panicked| panicked.to_string()).flatten() {
+                tracing::error!("steering is not all as it was: {why}");
+            }
+        }
+        if let (Some(appliance), Some(config)) = (&self.roles.appliance, &self.roles.config.appliance) {
+            appliance.resume(&config.groups).await;
+        }
+        self.drain.set_open(true);
+    }
+}
+
+/// Tells the manager that this process is alive, for as long as its parts answer.
+async fn keep_alive(every: Duration, roles: &Roles) {
+    let mut ticks = tokio::time::interval(every);
+    loop {
+        ticks.tick().await;
+        // Whoever holds one of these for ever keeps it from being told.
+        let _open = roles.ledger.open_count();
+        if let Some(registry) = &roles.registry {
+            drop(registry.groups());
+        }
+        notify::alive();
     }
 }
 
@@ -362,20 +570,6 @@ fn listen_remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => ": this host has no such address; `ip address` shows those it has",
         _ => "",
     }
-}
-
-/// Binds a listener. `[::]` means IPv6 only, so that `0.0.0.0` can stand beside it.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // A daemon that was restarted need not wait for its old connections to be forgotten.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// Bytes that all peers together may make this process hold.

@@ -3,15 +3,18 @@
 //! Every long-lived task is spawned through a [`Drain`], so a stop knows what it waits for and a panic is
 //! logged instead of lost.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Tells tasks to stop and waits for them. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Drain {
-    deadline: Duration,
+    deadline: Arc<Mutex<Duration>>,
+    open: watch::Sender<bool>,
     stop: CancellationToken,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -21,7 +24,8 @@ impl Drain {
     /// A drain whose second stage lasts at most `deadline`.
     pub fn new(deadline: Duration) -> Drain {
         Drain {
-            deadline,
+            deadline: Arc::new(Mutex::new(deadline)),
+            open: watch::Sender::new(true),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -30,7 +34,26 @@ impl Drain {
 
     /// How long what runs is waited for.
     pub fn deadline(&self) -> Duration {
-        self.deadline
+        *self.time()
+    }
+
+    /// From now on what runs is waited for as long as this.
+    pub fn set_deadline(&self, deadline: Duration) {
+        *self.time() = deadline;
+    }
+
+    fn time(&self) -> MutexGuard<'_, Duration> {
+        self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes or opens the [gate](Gate) through which all that is new comes in. It is open at first.
+    pub fn set_open(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+
+    /// The gate through which all that is new comes in.
+    pub fn gate(&self) -> Gate {
+        Gate(self.open.subscribe())
     }
 
     /// Runs `task` until it ends or is cut. A panic is logged under `what`.
@@ -66,7 +89,7 @@ impl Drain {
     pub async fn finish(&self) -> usize {
         self.stop();
         self.tasks.close();
-        if tokio::time::timeout(self.deadline, self.tasks.wait()).await.is_ok() {
+        if tokio::time::timeout(self.deadline(), self.tasks.wait()).await.is_ok() {
             return 0;
         }
         self.cut().await
@@ -81,6 +104,43 @@ impl Drain {
         self.cut.cancel();
         self.tasks.wait().await;
         left
+    }
+}
+
+/// Where a process stands still before another one takes over, and whoever comes waits in the kernel's queues: unlike a
+/// stop it can be taken back.
+#[derive(Debug, Clone)]
+pub struct Gate(watch::Receiver<bool>);
+
+impl Gate {
+    /// A gate that is always open.
+    pub fn always_open() -> Gate {
+        Gate(watch::Sender::new(true).subscribe())
+    }
+
+    /// Waits until it is open.
+    pub async fn opened(&mut self) {
+        self.until(true).await;
+    }
+
+    /// The next that `next` brings, which is asked only while the gate is open, and again when it has been closed
+    /// meanwhile: what it waits for must not be lost where it is dropped.
+    pub async fn through<F: Future>(&mut self, mut next: impl FnMut() -> F) -> F::Output {
+        loop {
+            self.until(true).await;
+            tokio::select! {
+                biased;
+                () = self.until(false) => {}
+                got = next() => return got,
+            }
+        }
+    }
+
+    async fn until(&mut self, open: bool) {
+        // Where nobody can move it any more it stays as it is.
+        if self.0.wait_for(|is| *is == open).await.is_err() && *self.0.borrow() != open {
+            std::future::pending().await
+        }
     }
 }
 
@@ -108,6 +168,29 @@ mod tests {
         drain.spawn("endless", std::future::pending());
         assert_eq!(drain.finish().await, 1);
         assert!(drain.is_stopping());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_comes_through_a_closed_gate_and_nothing_is_lost() {
+        let drain = Drain::new(Duration::from_secs(10));
+        let (sender, receiver) = tokio::sync::mpsc::channel(8);
+        let receiver = tokio::sync::Mutex::new(receiver);
+        let next = async || receiver.lock().await.recv().await;
+        let mut gate = drain.gate();
+        assert_eq!(gate.through(|| std::future::ready(1)).await, 1);
+        let waiting = gate.through(next);
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        drain.set_open(false);
+        // It waits already, and must let go of what it waits for.
+        assert!(tokio::time::timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        sender.send(2).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(60), &mut waiting).await.is_err());
+        drain.set_open(true);
+        assert_eq!(waiting.await, Some(2));
+        let mut always = Gate::always_open();
+        always.opened().await;
+        assert_eq!(always.through(|| std::future::ready(3)).await, 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`] |
-//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`connect`], [`upstream`], [`web`], [`target`], [`refusal`] |
+//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`sockets`], [`notify`], [`connect`], [`upstream`], [`web`], [`target`], [`refusal`] |
 
 pub mod accept;
 pub mod appliance;
@@ -21,8 +21,10 @@ pub mod drain;
 pub mod egress;
 pub mod entry;
 pub mod inspect;
+pub mod notify;
 pub mod refusal;
 pub mod route;
+pub mod sockets;
 pub mod splice;
 pub mod steer;
 pub mod target;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dworker::config::Key;
-use dworker::daemon::Daemon;
+use dworker::daemon::{Daemon, Inheritance, Invocation, Predecessor};
 use dworker::telemetry;
 
 /// An eBPF-accelerated transparent proxy: SDKs that know no proxy reach what only a remote site can reach.
@@ -29,6 +29,12 @@ enum Command {
     /// The configuration: checked, shown, or made of the older product's
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Config(cli::config::ConfigCommand),
+    /// Have a new process take over, with the configuration and the program that are there now; nothing is cut
+    #[command(after_help = cli::EXIT_CODES)]
+    Reload(cli::lifetime::Reload),
+    /// Whether connections are captured
+    #[command(subcommand, after_help = cli::EXIT_CODES)]
+    Steer(cli::lifetime::SteerCommand),
     /// Show what a running daemon does: tunnels, lanes, steering, connections
     Status(cli::status::StatusCommand),
     /// Distributed workers: the processes at one site that share a key
@@ -89,10 +95,13 @@ fn in_full(error: &anyhow::Error) -> String {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config } => {
+            // Before anything is opened, and before an upgrade can move the program away.
+            let (invocation, predecessor) = (Invocation::of_this_process()?, Predecessor::find());
             let (file, loaded) = match config.load() {
                 Ok(read) => read,
                 Err(faults) => {
                     eprintln!("{faults}");
+                    predecessor.inspect(|predecessor| predecessor.failed(&faults.to_string()));
                     return Ok(ExitCode::from(USAGE));
                 }
             };
@@ -101,14 +110,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
+            let inheritance = match predecessor {
+                Some(predecessor) => predecessor.inherit(&loaded.config)?,
+                None => Inheritance::of_manager(),
+            };
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            let outcome = runtime.block_on(async { Daemon::start(loaded.config).await?.run().await });
+            let outcome = runtime
+                .block_on(async { Daemon::start(loaded.config, inheritance, invocation).await?.run().await });
             // A look-up that hangs in the system's resolver holds a thread; neither a stop nor the reason why a
             // start failed waits for it.
             runtime.shutdown_background();
             outcome?;
         }
         Command::Config(command) => return Ok(cli::run(async { command.run() })),
+        Command::Reload(command) => return Ok(cli::run(command.run())),
+        Command::Steer(command) => return Ok(cli::run(command.run())),
         Command::Status(command) => return Ok(cli::run(command.run())),
         Command::Worker(command) => return Ok(cli::run(command.run())),
         Command::Cloud(command) => return Ok(cli::run(command.run())),

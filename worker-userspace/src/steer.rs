@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`kernel`] | what steering asks of the kernel: the trait behind which everything that needs root is hidden |
 //! | [`probe`] | what this machine has: cgroup v2, capabilities, helpers |
+//! | [`pins`] | what of steering outlives the daemon, and is adopted by the next one |
 //! | [`programs`] | the real kernel: loads and attaches `worker-ebpf`, reads and writes its maps |
 //! | [`rules`] | from the administrator's patterns to the tables that the programs read |
 //! | [`names`] | which synthetic address stands for which name, for ever |
 //! | [`dns`] | answers for the resolvers that applications ask |
+//! | `scope` | which cgroups are captured, now |
 //! | [`steering`] | all of this together, in the order of a start |
 
 pub mod dns;
@@ -15,7 +17,9 @@ pub mod dns;
 pub(crate) mod fake;
 pub mod kernel;
 pub mod names;
+pub mod pins;
 pub mod probe;
 pub mod programs;
 pub mod rules;
+mod scope;
 pub mod steering;

@@ -120,6 +120,12 @@ impl Uplink {
 
     async fn hold(self: Arc<Self>, number: u8) {
         let mut failures = 0;
+        let mut gate = self.drain.gate();
+        // Two processes of one node would push each other aside.
+        tokio::select! {
+            () = gate.opened() => {}
+            () = self.drain.stopping() => return,
+        }
         while !self.drain.is_stopping() {
             let started = Instant::now();
             let lasted = tokio::select! {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dworker::config::{
     ApiKeySource, Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource,
-    Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, Worker, WorkerUrl,
+    Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User, Worker, WorkerUrl,
     read_roots,
 };
 use dworker::target::{Exempt, NoProxy, Pattern};
@@ -282,6 +282,7 @@ fn an_appliance_means_what_it_says() {
         state_dir: "/srv/dworker/state".into(),
         control_socket: "/srv/dworker/control.sock".into(),
         drain: Duration::from_secs(30),
+        reload_drain: Duration::from_secs(8 * 3600),
         log: "warn,dworker=debug".into(),
         worker: None,
         appliance: Some(Appliance {
@@ -315,6 +316,10 @@ fn an_appliance_means_what_it_says() {
             synthetic6: "fd00:1::/64".parse().unwrap(),
             families: Families { ipv4: true, ipv6: true },
             down_for: Duration::from_millis(500),
+            exclude_cgroups: vec!["user.slice/user-0.slice".into()],
+            exclude_users: vec![User::Name("backup".into()), User::Id(1000)],
+            addresses_closed: true,
+            pins: "/sys/fs/bpf/other".into(),
         }),
         proxy: None,
     };
@@ -328,6 +333,7 @@ fn a_worker_means_what_it_says() {
         state_dir: "/var/lib/dworker".into(),
         control_socket: "/run/dworker/control.sock".into(),
         drain: Duration::from_secs(10),
+        reload_drain: Duration::from_secs(3600),
         log: "info".into(),
         worker: Some(Worker {
             url: Some(WorkerUrl { host: "worker.example".parse().unwrap(), port: 8443 }),
@@ -364,6 +370,10 @@ fn a_worker_means_what_it_says() {
             synthetic6: "2001:2::/48".parse().unwrap(),
             families: Families { ipv4: false, ipv6: true },
             down_for: Duration::from_secs(2),
+            exclude_cgroups: vec![],
+            exclude_users: vec![],
+            addresses_closed: false,
+            pins: "/sys/fs/bpf/dworker".into(),
         }),
         proxy: Some(Proxy {
             http: vec!["127.0.0.1:3128".parse().unwrap(), "[::1]:3128".parse().unwrap()],
@@ -410,6 +420,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
         state_dir: "/var/lib/dworker".into(),
         control_socket: "/run/dworker/control.sock".into(),
         drain: Duration::from_secs(10),
+        reload_drain: Duration::from_secs(3600),
         log: "info".into(),
         worker: Some(Worker {
             url: None,
@@ -445,6 +456,10 @@ fn a_lab_means_what_it_says_and_is_warned() {
             synthetic6: "2001:2::/48".parse().unwrap(),
             families: Families { ipv4: true, ipv6: false },
             down_for: Duration::from_secs(2),
+            exclude_cgroups: vec![],
+            exclude_users: vec![],
+            addresses_closed: false,
+            pins: "/sys/fs/bpf/dworker".into(),
         }),
         proxy: Some(Proxy { http: vec!["10.0.0.1:3128".parse().unwrap()], socks: vec![], login: None }),
     };

@@ -37,7 +37,7 @@ fn who_is_not_ready_tells_strangers_which_part_and_administrators_why() -> Resul
         assert_eq!(told, json!({ "ready": false, "reasons": ["steering"] }));
         let whole = json!({
             "ready": false,
-            "reasons": [format!("nothing is captured in {path}: the cgroup was removed")],
+            "reasons": [format!("nothing is captured in {path}: there is no such cgroup")],
         });
         assert_eq!(ask(&[&format!("Authorization: Bearer {}", house.admin.token)])?, (503, whole.clone()));
         // Who comes with a credential that does not work is answered as a stranger, and told as elsewhere.

@@ -14,6 +14,7 @@ const ETIMEDOUT: u32 = 110;
 struct Tables {
     entries: HashMap<IpAddr, Entry>,
     own: bool,
+    excluded: bool,
     foreign: bool,
     bound: bool,
     groups: HashMap<u16, u32>,
@@ -30,6 +31,9 @@ impl World for Tables {
     fn own(&self) -> bool {
         self.asked_owner.set(true);
         self.own
+    }
+    fn excluded(&self) -> bool {
+        self.excluded
     }
     fn foreign_netns(&self) -> bool {
         self.foreign
@@ -207,6 +211,7 @@ proptest! {
         ranges in prop::collection::vec(any_range(), 0..=limits::RANGES),
         refuses in any::<bool>(),
         own in any::<bool>(),
+        excluded in any::<bool>(),
         foreign in any::<bool>(),
         bound in any::<bool>(),
         deaf in any::<bool>(),
@@ -219,6 +224,7 @@ proptest! {
         let world = Tables {
             entries: HashMap::from([("198.51.100.9".parse().unwrap(), entry(default, &ranges))]),
             own,
+            excluded,
             foreign,
             bound,
             deaf,
@@ -230,17 +236,18 @@ proptest! {
         match decide(&world, &to) {
             Verdict::Direct => prop_assert!(rule.is_none() && !refuses),
             Verdict::Own => prop_assert!(own && (rule.is_some() || refuses)),
-            Verdict::ForeignNetns => prop_assert!(!own && foreign),
+            Verdict::Excluded => prop_assert!(!own && excluded && (rule.is_some() || refuses)),
+            Verdict::ForeignNetns => prop_assert!(!own && !excluded && foreign),
             Verdict::Steer(found) => {
                 prop_assert_eq!(Some(&found), rule);
-                prop_assert!(!own && !foreign && !bound && !deaf && group_errno.is_none() && down_errno.is_none());
+                prop_assert!(!own && !excluded && !foreign && !bound && !deaf && group_errno.is_none() && down_errno.is_none());
             }
             Verdict::FailOpen(found) => {
                 prop_assert_eq!(Some(&found), rule);
                 prop_assert!((deaf || bound) && found.flags & PortRule::FAIL_CLOSED == 0);
             }
             Verdict::Refuse { reason, errno, rule: number } => {
-                prop_assert!(!own && !foreign && errno != 0);
+                prop_assert!(!own && !excluded && !foreign && errno != 0);
                 prop_assert_eq!(number, rule.map_or(0, |r| r.rule));
                 match reason {
                     Reason::StaleSynthetic => prop_assert!(refuses && ranges.is_empty()),

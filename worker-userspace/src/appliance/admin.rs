@@ -34,11 +34,11 @@ pub use workers::{EditWorker, NewWorker, WorkerFilter};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedMutexGuard, broadcast};
 use utoipa::ToSchema;
 
 use super::audit::{Actor, Audit, Event, EventKind, EventQuery, NewEvent, clean, stamp};
@@ -177,7 +177,11 @@ struct Inner {
     checks: Mutex<Vec<Box<dyn Check>>>,
     state: RwLock<Arc<State>>,
     /// One change at a time.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
+    /// Held while nothing may be saved, because another process may take over.
+    standing: Mutex<Option<OwnedMutexGuard<()>>>,
+    /// Another process saves now.
+    handed_over: AtomicBool,
     /// A save failed, so nobody knows whether it happened.
     doubtful: AtomicBool,
     seen: nodes::SeenQueue,
@@ -218,7 +222,9 @@ impl Admin {
             resolve: Box::new(resolve),
             checks: Mutex::default(),
             state: RwLock::new(Arc::new(state)),
-            writing: tokio::sync::Mutex::new(()),
+            writing: Arc::default(),
+            standing: Mutex::default(),
+            handed_over: AtomicBool::new(false),
             doubtful: AtomicBool::new(false),
             seen: nodes::SeenQueue::default(),
         });
@@ -230,6 +236,29 @@ impl Admin {
     /// From now on `check` judges each roster before it is saved.
     pub fn add_check(&self, check: impl Check) {
         self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(check));
+    }
+
+    /// Saves nothing from when this returns: who wants to change something waits, until [`resume`](Self::resume) or
+    /// [`hand_over`](Self::hand_over).
+    pub async fn pause(&self) {
+        let held = self.inner.writing.clone().lock_owned().await;
+        *self.standing() = Some(held);
+    }
+
+    /// Goes on after [`pause`](Self::pause). The store is read again first: another process may have written to it.
+    pub fn resume(&self) {
+        self.inner.doubtful.store(true, Ordering::Relaxed);
+        drop(self.standing().take());
+    }
+
+    /// Saves nothing any more: another process does. Who waits is told so.
+    pub fn hand_over(&self) {
+        self.inner.handed_over.store(true, Ordering::Relaxed);
+        drop(self.standing().take());
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Option<OwnedMutexGuard<()>>> {
+        self.inner.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The roster of this moment.
@@ -290,6 +319,9 @@ impl Admin {
     ) -> Result<Done, AdminError> {
         let inner = &self.inner;
         let _one = inner.writing.lock().await;
+        if inner.handed_over.load(Ordering::Relaxed) {
+            return Err(AdminError::Stopping);
+        }
         if inner.doubtful.load(Ordering::Relaxed) {
             self.reload().await?;
         }

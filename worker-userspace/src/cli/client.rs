@@ -35,6 +35,7 @@ pub(super) struct Client {
     name: String,
     host: HeaderValue,
     token: Option<HeaderValue>,
+    patience: Duration,
 }
 
 impl fmt::Debug for Client {
@@ -55,6 +56,11 @@ impl Client {
                 remote(url, whom.ca_file.as_deref(), token).await
             }
         }
+    }
+
+    /// Waits for answers as long as this.
+    pub(super) fn patient(self, patience: Duration) -> Client {
+        Client { patience, ..self }
     }
 
     /// Asks, and reads the answer.
@@ -126,10 +132,10 @@ impl Client {
             let body = Limited::new(response.into_body(), LARGEST).collect().await;
             Ok::<_, String>((status, body.map_err(|error| error.to_string())?.to_bytes()))
         };
-        match timeout(DEADLINE, exchange).await {
+        match timeout(self.patience, exchange).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.failed(error)),
-            Err(_) => Err(self.failed(format!("no answer within {DEADLINE:?}"))),
+            Err(_) => Err(self.failed(format!("no answer within {:?}", self.patience))),
         }
     }
 
@@ -162,7 +168,13 @@ async fn local(path: &Path) -> Result<Client, Failure> {
         Failure::Failed(format!("{name}: {error}: is dworker running, and is this its `control_socket`?"))
     })?;
     let host = HeaderValue::from_static("localhost");
-    Ok(Client { sender: shake(TokioIo::new(socket), &name).await?, name, host, token: None })
+    Ok(Client {
+        sender: shake(TokioIo::new(socket), &name).await?,
+        name,
+        host,
+        token: None,
+        patience: DEADLINE,
+    })
 }
 
 async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -> Result<Client, Failure> {
@@ -184,7 +196,13 @@ async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -
         Err(_) => return Err(failed(format!("not connected within {DEADLINE:?}"))),
     };
     let host = HeaderValue::try_from(&name).map_err(|error| failed(error.to_string()))?;
-    Ok(Client { sender: shake(TokioIo::new(transport), &name).await?, name, host, token: Some(token) })
+    Ok(Client {
+        sender: shake(TokioIo::new(transport), &name).await?,
+        name,
+        host,
+        token: Some(token),
+        patience: DEADLINE,
+    })
 }
 
 async fn shake<S>(io: TokioIo<S>, name: &str) -> Result<SendRequest<Full<Bytes>>, Failure>

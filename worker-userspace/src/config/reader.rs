@@ -58,7 +58,7 @@ impl Place {
 #[derive(Debug, Clone)]
 pub(super) struct Value<'d> {
     pub(super) place: Place,
-    value: &'d DeValue<'d>,
+    pub(super) value: &'d DeValue<'d>,
 }
 
 /// A section and its place. Its unknown keys are reported already.
@@ -446,6 +446,16 @@ impl<'d> Reader<'d> {
         parse: impl Fn(&'d str) -> Result<T, Wrong>,
         remedy: &str,
     ) -> Vec<(Place, T)> {
+        self.list_of(value, |reader, item| reader.parsed(item, &parse), remedy)
+    }
+
+    /// A list of what `read` reads, none of it twice.
+    pub(super) fn list_of<T: Clone + Eq + Hash>(
+        &mut self,
+        value: &Value<'d>,
+        read_one: impl Fn(&mut Self, &Value<'d>) -> Option<T>,
+        remedy: &str,
+    ) -> Vec<(Place, T)> {
         let remedy = match value.value.as_str() {
             Some(text) => format!("write [{}]", quote(text)),
             None => remedy.to_owned(),
@@ -462,7 +472,7 @@ impl<'d> Reader<'d> {
                 value: Some(show(item.get_ref())),
             };
             let item = Value { place, value: item.get_ref() };
-            let Some(parsed) = self.parsed(&item, &parse) else { continue };
+            let Some(parsed) = read_one(self, &item) else { continue };
             match seen.get(&parsed) {
                 Some(first) => {
                     let problem = format!("the same as {}[{first}]", value.place.key);

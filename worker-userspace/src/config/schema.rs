@@ -11,6 +11,9 @@ use toml::de::DeValue;
 
 use super::fault::{quote, shorten};
 
+/// Where the kernel keeps what outlives the daemon, where the configuration does not say it.
+pub const PINS: &str = "/sys/fs/bpf/dworker";
+
 /// One section of the file and its keys.
 #[derive(Debug)]
 pub(super) struct Section {
@@ -134,6 +137,8 @@ pub(super) static TOP: Section = Section {
             .or("\"/run/dworker/control.sock\""),
         text("drain", "How long a stop waits for open connections, at most 1h; 0s cuts at once")
             .or("\"10s\""),
+        text("reload_drain", "How long connections may go on in the process before a reload, at most 7d")
+            .or("\"1h\""),
         text("log", "error, warn, info, debug, trace, or a filter such as dworker::tunnel=debug,info")
             .or("\"info\""),
         text(
@@ -246,6 +251,11 @@ pub(super) static STEER: Section = Section {
     about: "Capturing connections on this host, with eBPF",
     keys: &[
         list("cgroups", "What is captured: cgroup v2 directories").such_as("[\"appliance.slice\"]"),
+        list("exclude_cgroups", "Cgroups below those that are not captured, with all that is below them")
+            .or("[]"),
+        list("exclude_users", "Users that are not captured, by name or number")
+            .or("[]")
+            .such_as("[\"backup\", 1000]"),
         list("proxy_hosts", "On a worker's host: what is captured. On an appliance the groups say it")
             .such_as("[\"vcenter.corp.example\"]"),
         text("synthetic4", "IPv4 addresses that stand for names; the prefix has a length of 8 to 28")
@@ -255,6 +265,13 @@ pub(super) static STEER: Section = Section {
         list("families", "Address families that names are answered with: ipv4, ipv6 or both")
             .or("[\"ipv4\"]"),
         text("down_for", "How long a failed dial is answered in connect() at once, at most 60s").or("\"2s\""),
+        text("addresses_without_daemon", "Whether addresses go direct while no daemon runs: open or closed")
+            .or("\"open\""),
+        text(
+            "pins",
+            "Where the kernel keeps what outlives the daemon: a bpf file system, or where one is mounted",
+        )
+        .or("\"/sys/fs/bpf/dworker\""),
     ],
 };
 

@@ -15,7 +15,7 @@ use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER, TOP, WORKER};
 use super::values::{self, LIST_HOSTS};
 use super::{
-    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy,
+    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, User, Worker, appliance, proxy,
     upstream, url,
 };
 use crate::target::{HostPattern, Pattern};
@@ -25,7 +25,9 @@ const CARRIERS: [&str; 4] = ["appliance_url", "worker_key", "worker_key_file", "
 /// The kernel's `sun_path` without its closing NUL.
 const LONGEST_SOCKET: usize = 107;
 const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const RELOAD_DRAIN: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(7 * 24 * 3600);
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(120);
+const LIST_USERS: &str = "list users by name or number, as in [\"backup\", 1000]";
 const DOWN_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 const LIST_ALLOWED: &str =
     "list what this worker may dial, as in [\"10.20.0.0/16\"], or remove it to leave that to the appliance";
@@ -44,6 +46,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         Some(path)
     });
     let drain = top.get_or_default("drain").and_then(|v| r.duration(&v, DRAIN));
+    let reload_drain = top.get_or_default("reload_drain").and_then(|v| r.duration(&v, RELOAD_DRAIN));
     let log = top.get_or_default("log").and_then(|v| r.parsed(&v, values::log_filter));
 
     let worker_set = WORKER.iter().any(|key| top.get(key).is_some());
@@ -79,6 +82,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         state_dir: state_dir.unwrap_or_default(),
         control_socket: control_socket.unwrap_or_default(),
         drain: drain.unwrap_or_default(),
+        reload_drain: reload_drain.unwrap_or_default(),
         log: log.unwrap_or_default(),
         worker,
         appliance,
@@ -208,6 +212,21 @@ fn steer<'d>(
     const CGROUPS: &str = "list the cgroups to capture, as in [\"system.slice/app.service\"]";
     let cgroups = r.required(&table, "cgroups", "missing", CGROUPS);
     let cgroups = cgroups.map(|v| r.filled(&v, values::cgroup, CGROUPS));
+    const EXCLUDED: &str = "list cgroups that are not captured, as in [\"system.slice/backup.service\"]";
+    let exclude_cgroups =
+        table.get_or_default("exclude_cgroups").map(|v| r.list(&v, values::cgroup, EXCLUDED));
+    let exclude_users = table.get_or_default("exclude_users").map(|v| r.list_of(&v, user, LIST_USERS));
+    let closed = table.get_or_default("addresses_without_daemon").and_then(|v| {
+        r.parsed(&v, |text| match text {
+            "open" => Ok(false),
+            "closed" => Ok(true),
+            _ => Err(wrong(
+                "neither of the two",
+                "write \"open\" to let them go direct, or \"closed\" to refuse them",
+            )),
+        })
+    });
+    let pins = table.get_or_default("pins").and_then(|v| r.path(&v));
     let hosts = table.get("proxy_hosts");
     match &hosts {
         Some(hosts) if appliance => {
@@ -240,11 +259,31 @@ fn steer<'d>(
     let down_for = table.get_or_default("down_for").and_then(|v| r.duration(&v, DOWN_FOR));
     Some(Steer {
         cgroups: bare(cgroups?),
+        exclude_cgroups: bare(exclude_cgroups.unwrap_or_default()),
+        exclude_users: bare(exclude_users.unwrap_or_default()),
         proxy_hosts: bare(hosts),
         synthetic4: synthetic4?,
         synthetic6: synthetic6?,
         families: families?,
         down_for: down_for?,
+        addresses_closed: closed?,
+        pins: pins?,
+    })
+}
+
+/// A user by name, or by number without quotes.
+fn user<'d>(r: &mut Reader<'d>, value: &Value<'d>) -> Option<User> {
+    if value.value.is_integer() {
+        return r.number(value, 0..=u32::MAX - 1).map(User::Id);
+    }
+    let plain = |c: char| c.is_ascii_graphic() && !":/,".contains(c);
+    r.parsed(value, |text| match text.parse() {
+        // A variable's list has texts only.
+        Ok(id) => Ok(User::Id(id)),
+        Err(_) if !text.is_empty() && text.len() <= 255 && text.chars().all(plain) => {
+            Ok(User::Name(text.to_owned()))
+        }
+        Err(_) => Err(wrong("not a user's name", LIST_USERS)),
     })
 }
 

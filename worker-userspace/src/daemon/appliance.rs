@@ -11,7 +11,8 @@ use axum::Router;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
-use super::{StartError, listen};
+use super::StartError;
+use super::listening::Listening;
 use crate::appliance::admin::{Admin, Publish, SystemResolver};
 use crate::appliance::api::{self, Routers};
 use crate::appliance::audit::{Actor, Audit, EventKind, Limits};
@@ -28,6 +29,7 @@ use crate::config::{self, Config, KeyHash};
 use crate::drain::Drain;
 use crate::inspect::api::Reports;
 use crate::inspect::ledger::Ledger;
+use crate::sockets::name;
 use crate::telemetry;
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Hello, Id};
@@ -85,6 +87,7 @@ impl Appliance {
     pub(super) async fn start(
         config: &Config,
         appliance: &config::Appliance,
+        listening: Listening<'_>,
         ledger: &Ledger,
         drain: &Drain,
     ) -> Result<(Appliance, Port), StartError> {
@@ -103,11 +106,7 @@ impl Appliance {
         let mut listeners = Vec::new();
         let mut bound = Vec::new();
         for address in &appliance.listen {
-            let listener = listen(*address).map_err(|source| StartError::Listen {
-                key: "appliance.listen",
-                address: *address,
-                source,
-            })?;
+            let listener = listening.on("appliance.listen", name::APPLIANCE, *address)?;
             bound.push(listener.local_addr().unwrap_or(*address));
             listeners.push(listener);
         }
@@ -183,14 +182,40 @@ impl Appliance {
         socket
     }
 
+    /// Saves nothing, until one of the next two.
+    pub(super) async fn pause(&self) {
+        self.admin.pause().await;
+    }
+
+    /// Goes on after [`pause`](Self::pause). What the file says of workers is said again: the process that was to take
+    /// over may have had another file.
+    pub(super) async fn resume(&self, groups: &[config::Group]) {
+        self.admin.resume();
+        if let Err(error) = self.admin.sync_file_groups(groups).await {
+            tracing::error!("the workers of the configuration may not be as it says: {error}");
+        }
+    }
+
+    /// Leaves the registry to the process that follows.
+    pub(super) fn leave(&self) {
+        self.admin.hand_over();
+        self.audit.record(Actor::local("dworker").did(
+            EventKind::Stopped,
+            "dworker",
+            "another process took over",
+        ));
+    }
+
     /// Why no save could be made now; `None`: it could. Writes to find out.
     pub(super) async fn unwritable(&self) -> Option<String> {
         self.store.probe().await.err().map(|error| format!("the registry: {error}"))
     }
 
     /// Keeps the last events, and lets go of the files. All other tasks have ended.
-    pub(super) async fn close(&self) {
-        self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
+    pub(super) async fn close(&self, replaced: bool) {
+        if !replaced {
+            self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
+        }
         if self.keeping.finish().await > 0 {
             tracing::error!("the last events were not kept: the registry's disk is too slow");
         }

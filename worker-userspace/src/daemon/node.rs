@@ -2,18 +2,28 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::tunnel::message::{Id, id_text, parse_id};
 
 /// Makes the state directory where it is missing, and takes it for this process until the result is dropped:
-/// two daemons with one id would be one node to their appliance. `None`: another process has it.
+/// two daemons with one id would be one node to their appliance. `inherited` is the lock of the process before this
+/// one. `None`: another process has it.
 ///
 /// # Errors
 /// The directory can't be made, opened or locked.
-pub(super) fn take(state_dir: &Path) -> io::Result<Option<File>> {
+pub(super) fn take(state_dir: &Path, inherited: Option<OwnedFd>) -> io::Result<Option<File>> {
     fs::create_dir_all(state_dir)?;
     let directory = File::open(state_dir)?;
+    if let Some(lock) = inherited.map(File::from) {
+        let (a, b) = (lock.metadata()?, directory.metadata()?);
+        // The process before this one may have had another directory.
+        if a.dev() == b.dev() && a.ino() == b.ino() {
+            return Ok(Some(lock));
+        }
+    }
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -64,11 +74,11 @@ mod tests {
     fn a_directory_is_taken_by_one_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         let state_dir = directory.path().join("state");
-        let taken = take(&state_dir).unwrap();
+        let taken = take(&state_dir, None).unwrap();
         assert!(taken.is_some());
-        assert!(take(&state_dir).unwrap().is_none());
+        assert!(take(&state_dir, None).unwrap().is_none());
         drop(taken);
-        assert!(take(&state_dir).unwrap().is_some());
+        assert!(take(&state_dir, None).unwrap().is_some());
     }
 
     #[test]

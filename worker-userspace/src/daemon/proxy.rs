@@ -5,17 +5,20 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use super::{Roles, StartError, listen};
+use super::listening::Listening;
+use super::{Roles, StartError};
 use crate::config;
 use crate::drain::Drain;
 use crate::entry::proxy::{Credentials, Proxy};
 use crate::inspect::status::ProxyStatus;
 use crate::route::Router;
+use crate::sockets::name;
 
 /// Opens the entries, and says what `status` shows of them.
 pub(super) fn start(
     roles: &Roles,
     config: &config::Proxy,
+    listening: Listening<'_>,
     drain: &Drain,
 ) -> Result<Option<ProxyStatus>, StartError> {
     let router: Arc<dyn Router> = match (&roles.registry, &roles.uplink) {
@@ -30,7 +33,7 @@ pub(super) fn start(
     let proxy = Proxy::new(router, roles.ledger.clone(), credentials, drain.clone());
     // All are bound before one is served: a start that fails has accepted nobody.
     let bind = |key, addresses: &[SocketAddr]| {
-        let bind = |&address| listen(address).map_err(|source| StartError::Listen { key, address, source });
+        let bind = |&address| listening.on(key, name::ENTRY, address);
         addresses.iter().map(bind).collect::<Result<Vec<TcpListener>, _>>()
     };
     let (http, socks) = (bind("proxy.http", &config.http)?, bind("proxy.socks", &config.socks)?);

@@ -3,7 +3,7 @@
 //! What must hold: anybody may ask, so what costs something to find out is found out at most every [`BELIEVED`],
 //! however many ask.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -60,12 +60,13 @@ impl Roles {
             lacks.extend(problem.map(|detail| Lack { part: "registry", detail }));
         }
         if let Some(steering) = &self.steering {
-            let dead = |cgroup: &Path| {
-                format!("nothing is captured in {}: the cgroup was removed", cgroup.display())
+            let missing = |cgroup: PathBuf| {
+                format!("nothing is captured in {}: there is no such cgroup", cgroup.display())
             };
-            lacks.extend(
-                steering.dead_cgroups().map(|cgroup| Lack { part: "steering", detail: dead(cgroup) }),
-            );
+            let missing = steering.missing_cgroups().into_iter().map(missing);
+            let off =
+                steering.is_off().then(|| "nothing is captured: `dworker steer on` ends that".to_owned());
+            lacks.extend(missing.chain(off).map(|detail| Lack { part: "steering", detail }));
         }
         lacks
     }

@@ -10,19 +10,20 @@ use super::{Roles, StartError};
 use crate::config::Steer;
 use crate::drain::Drain;
 use crate::entry::captured::Forwarder;
-use crate::steer::steering::{Started, Steering};
+use crate::steer::steering::{Inherited, Started, Steering};
 use carriers::{Carriers, follow};
 
 /// Starts steering with the tasks that belong to it.
 pub(super) fn start(
     roles: &Roles,
     steer: &Steer,
+    inherited: &Inherited,
     drain: &Drain,
 ) -> Result<Option<Arc<Steering>>, StartError> {
     let Some(carriers) = Carriers::of(roles, steer) else { return Ok(None) };
     let now = carriers.now();
     let Started { steering, forwarder, dns } =
-        Steering::start(steer, &roles.config.state_dir, now.steered())?;
+        Steering::start(steer, &roles.config.state_dir, now.steered(), inherited)?;
     let service = Forwarder {
         steering: steering.clone(),
         router: carriers.router(),
@@ -40,10 +41,17 @@ pub(super) fn start(
             tracing::error!("DNS ended: {error}");
         }
     });
-    let (watched, stopping) = (steering.clone(), drain.clone());
+    let (watched, gate, stopping) = (steering.clone(), drain.gate(), drain.clone());
     drain.spawn("kernel events", async move {
         tokio::select! {
-            () = watched.watch() => {}
+            () = watched.watch(gate) => {}
+            () = stopping.stopping() => {}
+        }
+    });
+    let (scope, gate, stopping) = (steering.clone(), drain.gate(), drain.clone());
+    drain.spawn("captured cgroups", async move {
+        tokio::select! {
+            () = scope.keep_scope(gate) => {}
             () = stopping.stopping() => {}
         }
     });

@@ -19,6 +19,13 @@ use crate::web::extract::Json;
 /// Where the path of the status is.
 pub const STATUS: &str = "/api/v1/status";
 
+/// Where a daemon is asked to reload: on the control socket only, as the next two.
+pub const RELOAD: &str = "/api/v1/reload";
+/// Where it is asked to capture again.
+pub const STEER_ON: &str = "/api/v1/steering/on";
+/// Where it is asked to capture nothing.
+pub const STEER_OFF: &str = "/api/v1/steering/off";
+
 /// An answer that takes a moment.
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 

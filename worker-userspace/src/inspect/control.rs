@@ -3,11 +3,14 @@
 //! The socket is a file with mode 0600: who may ask is who may read the daemon's memory anyway. The kernel says
 //! which user that is.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream as Blocking;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener as Blocking, UnixStream as Caller};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,6 +20,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 use tower::ServiceExt;
 
@@ -26,6 +31,8 @@ use crate::web::Peer;
 
 /// Time for a request's head, and between two requests.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 128;
 
 /// Why the control socket can't be used. Each names the socket and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +65,7 @@ pub enum ControlError {
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
+    left: Arc<AtomicBool>,
 }
 
 impl Control {
@@ -76,25 +84,42 @@ impl Control {
             Ok(file) if !file.file_type().is_socket() => {
                 return Err(ControlError::InTheWay { path: path.into() });
             }
-            Ok(_) if Blocking::connect(path).is_ok() => {
+            Ok(_) if Caller::connect(path).is_ok() => {
                 return Err(ControlError::Taken { path: path.into() });
             }
             Ok(_) => fs::remove_file(path).map_err(make)?,
         }
-        // Bound under another name and renamed, so that nobody connects before the mode is right.
-        let fresh = path.with_extension(format!("{}.new", std::process::id()));
-        let _ = fs::remove_file(&fresh);
-        let listener = UnixListener::bind(&fresh).map_err(make)?;
-        fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(make)?;
-        fs::rename(&fresh, path).map_err(make)?;
-        Ok(Control { listener, path: path.into() })
+        let listener = listen(path).map_err(make)?;
+        Ok(Control { listener, path: path.into(), left: Arc::default() })
+    }
+
+    /// Goes on with the socket of the daemon before this one. Its name stays that one's, until [`left`](Self::left) says
+    /// otherwise.
+    ///
+    /// # Errors
+    /// It can't be used.
+    pub fn adopt(listener: Blocking, path: &Path) -> Result<Control, ControlError> {
+        let listener = UnixListener::from_std(listener)
+            .map_err(|source| ControlError::Make { path: path.into(), source })?;
+        Ok(Control { listener, path: path.into(), left: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// The socket, for the daemon that follows.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Set it, and the socket is not removed: it is the following daemon's.
+    pub fn left(&self) -> Arc<AtomicBool> {
+        self.left.clone()
     }
 
     /// Answers requests with `router`, until the task is aborted: a daemon that stops says so to its end. Requests
     /// have a [`Peer`] among their extensions.
     pub async fn serve(self, drain: Drain, router: Router) {
+        let mut gate = drain.gate();
         loop {
-            let (socket, _) = accept::next("a command", || self.listener.accept()).await;
+            let (socket, _) = accept::next(&mut gate, "a command", || self.listener.accept()).await;
             let (router, stopping) = (router.clone(), drain.clone());
             drain.spawn("control connection", async move {
                 if let Err(error) = connection(socket, router, stopping).await {
@@ -105,9 +130,21 @@ impl Control {
     }
 }
 
+/// Binds a socket that nobody else may connect to from its first moment on: it takes its mode from the descriptor.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(Blocking::from(OwnedFd::from(socket)))
+}
+
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.left.load(Ordering::Relaxed) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -144,7 +181,7 @@ mod tests {
     use http_body_util::{BodyExt, Empty};
     use hyper::body::Bytes;
     use hyper::client::conn::http1 as client;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[tokio::test]
     async fn a_request_is_answered_and_the_kernel_says_who_asks() {

@@ -17,6 +17,7 @@ mod tcp;
 mod udp;
 mod wire;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -36,6 +37,16 @@ pub trait Resolvers: Send + Sync + 'static {
     /// # Errors
     /// When the kernel does not take it.
     fn offer_port(&self, port: u16) -> io::Result<()>;
+
+    /// Forgets the ports of a server before this one, but for those of `ports`, whose sockets live on; the answer are
+    /// those of them that need not be offered again.
+    ///
+    /// # Errors
+    /// When the kernel does not forget them.
+    fn adopt_ports(&self, ports: &HashSet<u16>) -> io::Result<HashSet<u16>> {
+        let _ = ports;
+        Ok(HashSet::new())
+    }
 
     /// Takes the record that the kernel wrote for a captured TCP connection, and with it the right to talk:
     /// false for connections that it did not capture, and the second time.

@@ -67,7 +67,7 @@ impl Default for State {
                 synthetic: Synthetic::NONE,
                 listener4: 0,
                 listener6: 0,
-                zero: 0,
+                exclude: 0,
             },
             rules: HashMap::new(),
             groups: HashMap::new(),
@@ -106,6 +106,7 @@ impl FakeKernel {
             Path::Rules => match decide(&*state, &dest) {
                 Verdict::Direct => state.pass(Counter::Direct),
                 Verdict::Own => state.pass(Counter::Own),
+                Verdict::Excluded => state.pass(Counter::Excluded),
                 Verdict::ForeignNetns => state.pass(Counter::ForeignNetns),
                 Verdict::Refuse { reason, errno, rule } => state.refuse(&dest, reason, errno, rule),
                 Verdict::FailOpen(rule) => {
@@ -276,6 +277,10 @@ impl World for State {
         self.own
     }
 
+    fn excluded(&self) -> bool {
+        false
+    }
+
     fn foreign_netns(&self) -> bool {
         false
     }
@@ -341,6 +346,10 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn rules(&self) -> Result<Vec<(IpNet, Entry)>, KernelError> {
+        Ok(self.state().rules.iter().map(|(net, entry)| (*net, *entry)).collect())
+    }
+
     fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
         let key = FlowKey { source: source.ip().into(), port: source.port(), listener };
         Ok(self.state().flows.remove(&key).as_ref().map(FlowRecord::from))
@@ -368,6 +377,17 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn adopt_dns_ports(&self, ports: &HashSet<u16>) -> Result<HashSet<u16>, KernelError> {
+        let mut state = self.state();
+        state.resolvers.retain(|_, port| ports.contains(port));
+        state.spares.retain(|port| ports.contains(port));
+        Ok(state.resolvers.values().chain(&state.spares).copied().collect())
+    }
+
+    fn set_excluded(&self, _: &[u32], _: &[(u64, u32)]) -> Result<(), KernelError> {
+        Ok(())
+    }
+
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError> {
         let state = self.state();
         Ok(state.resolvers.iter().find(|(_, stands)| **stands == port).map(|(resolver, _)| *resolver))
@@ -378,6 +398,12 @@ impl Kernel for FakeKernel {
     }
 
     fn detach(&self) {}
+
+    fn leave(&self) {}
+
+    fn take_back(&self) -> Result<(), KernelError> {
+        Ok(())
+    }
 
     fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError> {
         let state = self.state();

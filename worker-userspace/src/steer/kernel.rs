@@ -4,6 +4,7 @@
 //! and a cgroup, its users' tests have a fake one that judges connections by the very same code.
 //! All calls are short system calls on maps: they may be made from async code.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +43,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Forgets the rules for a prefix. It is no error when there are none.
     fn remove_rules(&self, net: IpNet) -> Result<(), KernelError>;
 
+    /// All rules that are there: those that a daemon before this one left, too.
+    fn rules(&self) -> Result<Vec<(IpNet, Entry)>, KernelError>;
+
     /// Takes the record of a connection that was accepted on `listener` from `source`; a second call finds nothing.
     ///
     /// `None`: the kernel did not send this connection here. Somebody connected by himself: reset it.
@@ -63,10 +67,21 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Full`] when as many are offered as there can be resolvers.
     fn offer_dns_port(&self, port: u16) -> Result<(), KernelError>;
 
+    /// Forgets the ports that a daemon before this one offered, but for those of `ports`, whose sockets live on. The
+    /// answer are those of them that need not be offered again.
+    fn adopt_dns_ports(&self, ports: &HashSet<u16>) -> Result<HashSet<u16>, KernelError>;
+
+    /// Says which users, and which cgroups by their ids and their levels below the root, are excluded: what is theirs
+    /// is left alone.
+    ///
+    /// # Errors
+    /// [`KernelError::Full`] when there are too many, and when a cgroup is too deep.
+    fn set_excluded(&self, users: &[u32], cgroups: &[(u64, u32)]) -> Result<(), KernelError>;
+
     /// For which resolver a port that was offered stands by now.
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError>;
 
-    /// All counters since the programs were loaded.
+    /// All counters since the maps were made.
     fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError>;
 
     /// Waits for the next connection that was refused, or let go although a rule named it. For one task at a time,
@@ -76,8 +91,20 @@ pub trait Kernel: Send + Sync + 'static {
     /// The resolvers that were asked so far, with the port that stands for each.
     fn resolvers(&self) -> Result<Vec<(IpAddr, u16)>, KernelError>;
 
-    /// Detaches all programs: nothing is captured any more, what was captured goes on.
+    /// Detaches all programs, and leaves nothing of them in the kernel that outlives this process: nothing is captured
+    /// any more, what was captured goes on.
     fn detach(&self);
+
+    /// Leaves the programs attached, and their maps, to the daemon that follows. Nothing that this process does
+    /// afterwards changes what is captured.
+    fn leave(&self);
+
+    /// Takes back what a daemon that was to follow has changed: what was told by [`set_synthetic`](Self::set_synthetic),
+    /// [`set_listeners`](Self::set_listeners) and [`set_excluded`](Self::set_excluded), and what is attached.
+    ///
+    /// # Errors
+    /// When a map can't be written, or something can't be attached.
+    fn take_back(&self) -> Result<(), KernelError>;
 
     /// The programs and where they are attached.
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError>;

@@ -16,8 +16,10 @@ mod patterns;
 mod prefixes;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -71,6 +73,12 @@ pub enum NamesError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another process takes over.
+    #[error("{name} gets no synthetic address from this process: another one takes over")]
+    Frozen {
+        /// The name.
+        name: Name,
+    },
     /// The kernel did not take the rule.
     #[error("the rule of {name} can't be installed: {source}")]
     Rule {
@@ -100,6 +108,8 @@ pub struct Names {
     /// Also the lock that orders all changes: whoever changes the table or the kernel's rules holds it.
     file: Mutex<NameFile>,
     full: AtomicBool,
+    /// The file is another process's.
+    frozen: AtomicBool,
 }
 
 #[derive(Default)]
@@ -126,16 +136,45 @@ impl Names {
         prefixes: Prefixes,
         rules: Arc<dyn NameRules>,
     ) -> Result<Names, NamesError> {
-        let (file, names) = NameFile::open(&state_dir.join("names"), prefixes)?;
+        Names::adopt(state_dir, prefixes, rules, None)
+    }
+
+    /// As [`Names::open`], with the file that the process before this one [hands on](Names::freeze).
+    ///
+    /// # Errors
+    /// As [`Names::open`].
+    pub fn adopt(
+        state_dir: &Path,
+        prefixes: Prefixes,
+        rules: Arc<dyn NameRules>,
+        inherited: Option<OwnedFd>,
+    ) -> Result<Names, NamesError> {
+        let (file, names) = NameFile::open(&state_dir.join("names"), prefixes, inherited.map(File::from))?;
         let by_name = (1..).zip(&names).map(|(index, name)| (name.clone(), index)).collect();
         let entries = names.into_iter().map(|name| Entry { name, steered: false }).collect();
         let table = Table { entries, by_name, ..Table::default() };
-        Ok(Names { prefixes, rules, table: table.into(), file: file.into(), full: AtomicBool::new(false) })
+        let (full, frozen) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Names { prefixes, rules, table: table.into(), file: file.into(), full, frozen })
     }
 
     /// Begins to change which names are proxy hosts. Until the result is dropped, no name gets its first address.
     pub fn change(&self) -> Change<'_> {
         Change { names: self, _file: self.changes() }
+    }
+
+    /// Hands the file on: from when this returns no name gets its first address here, until [`thaw`](Self::thaw).
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn freeze(&self) -> io::Result<OwnedFd> {
+        let file = self.changes();
+        self.frozen.store(true, Ordering::Relaxed);
+        file.hand_on()
+    }
+
+    /// The file is ours again: nobody has written to it.
+    pub fn thaw(&self) {
+        self.frozen.store(false, Ordering::Relaxed);
     }
 
     /// The addresses of `name`, where a pattern covers it; a name's first look-up assigns them, for ever.
@@ -148,6 +187,9 @@ impl Names {
             return Ok(Some(addresses));
         }
         let mut file = self.changes();
+        if self.frozen.load(Ordering::Relaxed) {
+            return Err(NamesError::Frozen { name: name.clone() });
+        }
         let (known, covered) = {
             let table = self.read();
             (table.by_name.get(name).copied(), table.patterns.covers(name.as_str()))

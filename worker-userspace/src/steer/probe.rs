@@ -100,15 +100,24 @@ pub enum ProbeError {
 /// # Errors
 /// The first that cannot be attached to.
 pub fn cgroups(written: &[PathBuf]) -> Result<Vec<Cgroup>, ProbeError> {
-    let mountinfo =
-        fs::read_to_string("/proc/self/mountinfo").map_err(io_error("reading /proc/self/mountinfo"))?;
-    let mount = cgroup2_mount(&mountinfo).ok_or(ProbeError::NoCgroup2)?;
+    let mount = mount()?;
     written.iter().map(|written| cgroup(&mount, written)).collect()
 }
 
-fn cgroup(mount: &Path, written: &Path) -> Result<Cgroup, ProbeError> {
+/// Where cgroup v2 is mounted.
+///
+/// # Errors
+/// It is not.
+pub(super) fn mount() -> Result<PathBuf, ProbeError> {
+    let mountinfo =
+        fs::read_to_string("/proc/self/mountinfo").map_err(io_error("reading /proc/self/mountinfo"))?;
+    cgroup2_mount(&mountinfo).ok_or(ProbeError::NoCgroup2)
+}
+
+/// The cgroup that is written so; `/` is the root of cgroup v2, wherever that is mounted.
+pub(super) fn cgroup(mount: &Path, written: &Path) -> Result<Cgroup, ProbeError> {
     // `join` keeps an absolute path as it is.
-    let path = mount.join(written);
+    let path = if written == Path::new("/") { mount.to_owned() } else { mount.join(written) };
     let directory = match File::open(&path) {
         Ok(directory) => directory,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -1,9 +1,9 @@
 //! The real kernel: the programs of `worker-ebpf`, loaded and attached.
 //!
-//! Programs are attached through links that this process holds and nobody else: however it ends, the kernel
-//! detaches them, and no application is left with a rewritten address and nobody behind it.
+//! Programs are attached through links. With [`Pins`] these outlive a process that is killed, and so do the maps: what
+//! it captured stays captured, and the next daemon adopts it. Without, as in tests, they end with the process.
 //! What must hold: nothing is captured before there is a way back, so the hooks that undo a rewrite are attached
-//! before those that make one.
+//! before those that make one; nobody is unsteered while one daemon follows another.
 
 mod maps;
 
@@ -11,6 +11,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::programs::links::{FdLink, LinkError};
@@ -20,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use worker_common::mark;
 
 use super::kernel::{LinkStatus, ProgramStatus};
+use super::pins::{Pins, PinsError};
 use super::probe::{self, Cgroup, Features, ProbeError};
 use maps::Maps;
 
@@ -52,10 +54,14 @@ const HOOKS: [Hook; 9] = [
     hook("dw_connect6", "cgroup_inet6_connect"),
 ];
 
-/// The programs in the kernel. Dropping it detaches and unloads them.
+/// The programs in the kernel. Dropping it detaches and unloads them, unless it was [left](super::kernel::Kernel::leave).
 pub struct Programs {
     attached: Mutex<Attached>,
     maps: Maps,
+    pins: Option<Pins>,
+    left: AtomicBool,
+    /// Our process id in the initial pid namespace, where we are captured.
+    own: Mutex<Option<u32>>,
 }
 
 struct Attached {
@@ -143,20 +149,28 @@ pub enum ProgramsError {
         /// How it failed.
         source: io::Error,
     },
+    /// They can't outlive this process.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// A map could not be written.
     #[error(transparent)]
     Kernel(#[from] super::kernel::KernelError),
 }
 
 impl Programs {
-    /// Loads the programs, attached to nothing yet.
+    /// Loads the programs, attached to nothing yet, with the maps that are pinned, and pins those that are not. Without
+    /// pins all ends with this process.
     ///
     /// # Errors
     /// One cause, with its remedy.
-    pub fn load() -> Result<Programs, ProgramsError> {
+    pub fn load(pins: Option<Pins>) -> Result<Programs, ProgramsError> {
         let Features { set_retval, mptcp } = probe::features()?;
         let (set_retval, mptcp) = (u8::from(set_retval), u8::from(mptcp));
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (name, pins) in maps::NAMES.iter().zip(pins.iter().cycle()) {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader
             // No program looks into the kernel's own types, so its BTF need not be read, nor be there.
             .btf(None)
             .override_global("HAVE_SET_RETVAL", &set_retval, true)
@@ -175,10 +189,17 @@ impl Programs {
                 loaded => loaded?,
             }
         }
-        Ok(Programs { attached: Mutex::new(Attached { links: Vec::new(), ebpf }), maps })
+        let attached = Mutex::new(Attached { links: Vec::new(), ebpf });
+        Ok(Programs { attached, maps, pins, left: AtomicBool::new(false), own: Mutex::default() })
     }
 
-    /// Attaches the programs to these cgroups; from now on connections are captured there.
+    /// What outlives this process.
+    pub fn pins(&self) -> Option<&Pins> {
+        self.pins.as_ref()
+    }
+
+    /// Attaches the programs to these cgroups, where they are not attached to them already; from now on connections
+    /// are captured there. What a daemon before this one attached stays so, until [`settle`](Self::settle).
     ///
     /// Call it when [`Kernel::set_listeners`](super::kernel::Kernel::set_listeners) was told the listeners and all of
     /// them are marked and listening: the daemon connects to its own listener once, so that the programs know it
@@ -187,23 +208,113 @@ impl Programs {
     /// # Errors
     /// Nothing stays attached then.
     pub fn attach(&self, cgroups: &[Cgroup]) -> Result<Option<SocketAddr>, ProgramsError> {
-        let links = self.lock().attach(cgroups)?;
-        let source = self.register()?;
-        self.lock().links.extend(links);
-        Ok(source)
+        let mut attached = self.lock();
+        let links = attached.attach(cgroups, self.pins.as_ref());
+        let outcome = links.and_then(|links| Ok((links, self.register()?)));
+        match outcome {
+            Ok((links, source)) => {
+                attached.links.extend(links);
+                Ok(source)
+            }
+            Err(error) => {
+                self.unpin(cgroups.iter().filter(|cgroup| !attached.has(cgroup)));
+                Err(error)
+            }
+        }
+    }
+
+    /// Detaches what other daemons attached, and removes what else they left: from now on these programs are the only
+    /// ones. What is attached has its names then, though another daemon may have removed them.
+    ///
+    /// # Errors
+    /// A name can't be made or removed.
+    pub fn settle(&self) -> Result<(), ProgramsError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let mut attached = self.lock();
+        for Attachment { program, cgroup, link } in std::mem::take(&mut attached.links) {
+            let path = pins.link(cgroup.id, program);
+            let link = match path.exists() {
+                true => link,
+                false => match link.pin(&path) {
+                    Ok(pinned) => pinned.into(),
+                    Err(error) => {
+                        let (cgroup, source) =
+                            (cgroup.path.display().to_string(), ProgramError::from_link(error));
+                        return Err(ProgramsError::Attach { program, cgroup, source: Box::new(source) });
+                    }
+                },
+            };
+            attached.links.push(Attachment { program, cgroup, link });
+        }
+        Ok(pins.own()?)
+    }
+
+    /// Lets go of the cgroups that were removed since: nobody is captured there any more.
+    pub fn detach_dead(&self) {
+        let mut attached = self.lock();
+        let (alive, dead): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut attached.links).into_iter().partition(|link| link.cgroup.is_alive());
+        attached.links = alive;
+        self.unpin(dead.iter().map(|link| &link.cgroup));
+    }
+
+    /// True where another daemon has settled with the same pins.
+    pub fn is_followed(&self) -> bool {
+        self.pins.as_ref().is_some_and(Pins::has_other_owner)
+    }
+
+    /// Detaches all that this process attached. Maps stay, for the next [`attach`](Self::attach).
+    ///
+    /// # Errors
+    /// A link's name can't be removed.
+    pub fn detach_all(&self) -> Result<(), ProgramsError> {
+        self.lock().links.clear();
+        Ok(self.pins.as_ref().map_or(Ok(()), Pins::remove_own_links)?)
+    }
+
+    fn unpin<'c>(&self, cgroups: impl Iterator<Item = &'c Cgroup>) {
+        let Some(pins) = &self.pins else { return };
+        for cgroup in cgroups {
+            for hook in &HOOKS {
+                // It may never have been there.
+                let _ = std::fs::remove_file(pins.link(cgroup.id, hook.name));
+            }
+        }
+    }
+
+    /// Detaches all that this process attached; and leaves nothing, where no other daemon's programs are attached.
+    fn let_go(&self) {
+        self.lock().links.clear();
+        if let Some(pins) = &self.pins
+            && let Err(error) = pins.remove_own()
+        {
+            tracing::error!("not all is detached: {error}; `dworker steer off` tries again");
+        }
     }
 
     /// Tells the programs our process id, in case we are inside a captured cgroup. They see it themselves in this
     /// connect(), whatever pid namespace we are in; if they do not see it, we are not captured.
     fn register(&self) -> Result<Option<SocketAddr>, ProgramsError> {
         let port = self.maps.listener4();
+        let before = self.maps.daemons()?;
         let register = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             self.maps.mark(&socket, mark::REGISTER)?;
             socket.connect(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())?;
             Ok(socket.local_addr()?.as_socket())
         };
-        register().map_err(|source| ProgramsError::Register { port, source })
+        let source = register().map_err(|source| ProgramsError::Register { port, source })?;
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        *own = own.or(self.maps.daemons()?.difference(&before).next().copied());
+        Ok(source)
+    }
+
+    /// Forgets the daemons before this one: none of them runs any more.
+    ///
+    /// # Errors
+    /// When the map can't be written.
+    pub fn forget_predecessors(&self) -> Result<(), ProgramsError> {
+        Ok(self.maps.forget_daemons(self.maps.daemons()?)?)
     }
 
     fn lock(&self) -> MutexGuard<'_, Attached> {
@@ -241,10 +352,29 @@ impl fmt::Debug for Programs {
     }
 }
 
+impl Drop for Programs {
+    fn drop(&mut self) {
+        let own = *self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = self.maps.forget_daemons(own) {
+            tracing::warn!("{error}");
+        }
+        if !self.left.load(Ordering::Relaxed) {
+            self.let_go();
+        }
+    }
+}
+
 impl Attached {
-    fn attach(&mut self, cgroups: &[Cgroup]) -> Result<Vec<Attachment>, ProgramsError> {
-        let mut links = Vec::with_capacity(cgroups.len() * HOOKS.len());
+    fn has(&self, cgroup: &Cgroup) -> bool {
+        self.links.iter().any(|link| link.cgroup.id == cgroup.id)
+    }
+
+    fn attach(&mut self, cgroups: &[Cgroup], pins: Option<&Pins>) -> Result<Vec<Attachment>, ProgramsError> {
+        let mut links: Vec<Attachment> = Vec::with_capacity(cgroups.len() * HOOKS.len());
         for cgroup in cgroups {
+            if self.has(cgroup) || links.iter().any(|link| link.cgroup.id == cgroup.id) {
+                continue;
+            }
             let failed = |program, source| ProgramsError::Attach {
                 program,
                 cgroup: cgroup.path.display().to_string(),
@@ -258,7 +388,11 @@ impl Attached {
                     // A hook that this kernel lacks.
                     continue;
                 }
-                let link = attach(program, &directory).map_err(|error| failed(hook.name, error))?;
+                let mut link = attach(program, &directory).map_err(|error| failed(hook.name, error))?;
+                if let Some(pins) = pins {
+                    let pinned = link.pin(pins.link(cgroup.id, hook.name));
+                    link = pinned.map_err(|error| failed(hook.name, ProgramError::from_link(error)))?.into();
+                }
                 links.push(Attachment { program: hook.name, cgroup: cgroup.clone(), link });
             }
         }
@@ -313,11 +447,11 @@ fn attach(program: &mut Program, directory: &File) -> Result<FdLink, ProgramErro
     match program {
         Program::CgroupSockAddr(program) => {
             let id = program.attach(directory, MODE)?;
-            program.take_link(id)?.try_into().map_err(ProgramError::from_link)
+            program.take_link(id)?.try_into().map_err(|error: LinkError| ProgramError::from_link(error))
         }
         Program::SockOps(program) => {
             let id = program.attach(directory, MODE)?;
-            program.take_link(id)?.try_into().map_err(ProgramError::from_link)
+            program.take_link(id)?.try_into().map_err(|error: LinkError| ProgramError::from_link(error))
         }
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -325,11 +459,11 @@ fn attach(program: &mut Program, directory: &File) -> Result<FdLink, ProgramErro
 
 /// A link that is none, as an error of the program that it belongs to.
 trait FromLink {
-    fn from_link(error: LinkError) -> Self;
+    fn from_link(error: impl std::error::Error + Send + Sync + 'static) -> Self;
 }
 
 impl FromLink for ProgramError {
-    fn from_link(error: LinkError) -> Self {
+    fn from_link(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         ProgramError::IOError(io::Error::other(error))
     }
 }

@@ -144,6 +144,19 @@ impl Rules {
     /// # Errors
     /// All there are, in the order of the rules.
     pub fn new(rules: &[Rule], synthetic: (Ipv4Net, Ipv6Net)) -> Result<Rules, Vec<RulesError>> {
+        Rules::with(rules, synthetic, false)
+    }
+
+    /// As [`Rules::new`]; `closed`: connections to addresses are refused, too, while no daemon is there.
+    ///
+    /// # Errors
+    /// As [`Rules::new`].
+    pub fn with(
+        rules: &[Rule],
+        synthetic: (Ipv4Net, Ipv6Net),
+        closed: bool,
+    ) -> Result<Rules, Vec<RulesError>> {
+        let flags = if closed { PortRule::FAIL_CLOSED } else { 0 };
         let mut errors = Vec::new();
         let (mut nets, mut names) = (Nets::default(), Names::default());
         for rule in rules {
@@ -161,7 +174,7 @@ impl Rules {
             }
             let entry = match &pattern.host {
                 HostPattern::Net(net) => may_be_steered(pattern, canonical(*net), synthetic)
-                    .and_then(|()| entry(Entry::DIRECT, 0, nets.around(canonical(*net))))
+                    .and_then(|()| entry(Entry::DIRECT, flags, nets.around(canonical(*net))))
                     .map(|entry| {
                         prefixes.insert(canonical(*net), entry);
                     }),

@@ -9,6 +9,7 @@
 //!
 //! Dropping a [`Steering`]'s last handle detaches the programs.
 
+mod lifetime;
 mod plan;
 mod slots;
 mod table;
@@ -30,12 +31,17 @@ use super::kernel::{FlowRecord, Kernel, KernelError, Refused, next_event};
 use super::names::{
     Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
 };
-use super::probe::{self, Cgroup, ProbeError};
+use super::pins::{Pins, PinsError};
+use super::probe::ProbeError;
 use super::programs::{Programs, ProgramsError};
 use super::rules::{Rule, RulesError};
-use crate::config::Steer;
+use super::scope::Scope;
+use crate::config::{Steer, User};
+use crate::drain::Gate;
 use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
+use crate::sockets::{Sockets, name};
 use crate::target::{Host, Name, Pattern};
+use lifetime::{Attached, Attaching};
 use plan::{Plan, Planner};
 use slots::Slots;
 use table::Table;
@@ -44,6 +50,9 @@ use table::Table;
 const REMEMBERED: usize = 64;
 /// Names that `status` lists.
 const LISTED: usize = 1024;
+/// The locks that are handed on with what they guard.
+const PINS_LOCK: &str = "lock of steer.pins";
+const NAMES_LOCK: &str = "lock of the names";
 /// Where names are found before DNS is asked.
 const HOSTS: &str = "/etc/hosts";
 
@@ -56,6 +65,9 @@ pub enum SteerError {
     /// The programs.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
+    /// What outlives this process.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// A map.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -74,6 +86,21 @@ pub enum SteerError {
     /// DNS.
     #[error(transparent)]
     Dns(#[from] ServerError),
+    /// A user that is not there.
+    #[error("steer.exclude_users: this host has no user {name}; `getent passwd` shows those that it has")]
+    NoSuchUser {
+        /// The name.
+        name: String,
+    },
+    /// The users can't be looked up.
+    #[error("steer.exclude_users: looking up {name}: {source}")]
+    Users {
+        /// The name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// `/etc/hosts`.
     #[error("{}: {source}; proxy hosts that stand there are never asked of DNS, so it must be readable", path.display())]
     Hosts {
@@ -117,11 +144,38 @@ pub struct Steering {
     listeners: Vec<SocketAddr>,
     dns: Arc<dns::Counters>,
     down_for: Duration,
+    /// The carriers that are not there.
+    down: Mutex<HashSet<i64>>,
+    sockets: Sockets,
     refused: Mutex<VecDeque<RefusedStatus>>,
-    /// Where the one connection came from by which the daemon made itself known to the programs.
-    registered: OnceLock<SocketAddr>,
-    /// What is captured.
-    cgroups: OnceLock<Vec<Cgroup>>,
+    /// Where the connections came from by which the daemon made itself known to the programs.
+    registered: Mutex<HashSet<SocketAddr>>,
+    /// What attaches; set once, by a start on the real kernel.
+    attaching: OnceLock<Attaching>,
+}
+
+/// What a start takes over from the process before it, and how it waits for its turn.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Sockets, and the locks that came from [`Steering::pause`].
+    pub sockets: Sockets,
+    /// Through it comes all that is new.
+    pub gate: Gate,
+    /// Steering was switched off by hand.
+    pub off: bool,
+    /// The programs, where they were loaded ahead.
+    pub programs: Mutex<Option<Programs>>,
+}
+
+impl Default for Inherited {
+    fn default() -> Inherited {
+        Inherited {
+            sockets: Sockets::default(),
+            gate: Gate::always_open(),
+            off: false,
+            programs: Mutex::default(),
+        }
+    }
 }
 
 /// What [`Steering::start`] leaves to be run.
@@ -135,23 +189,58 @@ pub struct Started {
 }
 
 impl Steering {
-    /// Loads and attaches the programs; needs root and a tokio runtime. `carriers` may be none yet.
+    /// Loads and attaches the programs; needs root and a tokio runtime. `carriers` may be none yet. What the process
+    /// before this one left is taken out of `inherited`; questions come through its gate.
     ///
     /// # Errors
-    /// The first thing that does not work; nothing stays attached then.
-    pub fn start(config: &Steer, state_dir: &Path, carriers: Vec<Carrier>) -> Result<Started, SteerError> {
-        let cgroups = probe::cgroups(&config.cgroups)?;
+    /// The first thing that does not work; what was attached before stays so, and nothing else.
+    pub fn start(
+        config: &Steer,
+        state_dir: &Path,
+        carriers: Vec<Carrier>,
+        inherited: &Inherited,
+    ) -> Result<Started, SteerError> {
+        let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
+        let found = scope.find(true)?;
+        let users = config.exclude_users.iter().map(user).collect::<Result<Vec<u32>, _>>()?;
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
         check_overlap(&prefixes)?;
-        let programs = Arc::new(Programs::load()?);
-        let started =
-            Steering::prepare(programs.clone(), config, prefixes, state_dir, Path::new(HOSTS), carriers)?;
-        // Last of all: now everything is there that a captured connection leads to.
-        if let Some(source) = programs.attach(&cgroups)? {
-            let _ = started.steering.registered.set(source);
+        let pins_lock = inherited.sockets.one(PINS_LOCK);
+        let follows = pins_lock.is_some();
+        let programs = match lock(&inherited.programs).take() {
+            Some(programs) => programs,
+            None => Steering::load_ahead(config)?,
+        };
+        if let Some(pins) = programs.pins() {
+            pins.lock_by(pins_lock)?;
         }
-        let _ = started.steering.cgroups.set(cgroups);
+        let programs = Arc::new(programs);
+        if !follows {
+            programs.forget_predecessors()?;
+        }
+        programs.set_excluded(&users, &found.excluded)?;
+        let (hosts, kernel) = (Path::new(HOSTS), programs.clone());
+        let started = Steering::prepare(kernel, config, prefixes, state_dir, hosts, carriers, inherited)?;
+        for path in &found.missing {
+            tracing::warn!("nothing is captured in {} yet: there is no such cgroup", path.display());
+        }
+        // Last of all: now everything is there that a captured connection leads to.
+        let cgroups = if inherited.off { &[][..] } else { &found.captured };
+        started.steering.registered().extend(programs.attach(cgroups)?);
+        if !follows {
+            programs.settle()?;
+        }
+        let now = Mutex::new(Attached { off: inherited.off, found });
+        let _ = started.steering.attaching.set(Attaching { programs, scope, users, now });
         Ok(started)
+    }
+
+    /// Loads the programs, which takes the kernel a moment, while another daemon may still have the pins.
+    ///
+    /// # Errors
+    /// What keeps them from being loaded.
+    pub fn load_ahead(config: &Steer) -> Result<Programs, SteerError> {
+        Ok(Programs::load(Some(Pins::beside(&config.pins)?))?)
     }
 
     /// Everything but attaching, with any kernel.
@@ -162,29 +251,49 @@ impl Steering {
         state_dir: &Path,
         hosts: &Path,
         carriers: Vec<Carrier>,
+        inherited: &Inherited,
     ) -> Result<Started, SteerError> {
+        let Inherited { sockets, gate, .. } = inherited;
         kernel.set_synthetic(prefixes.v4(), prefixes.v6())?;
-        let rules = Arc::new(Installed { plan: RwLock::default(), table: Table::new(kernel.clone()) });
-        let names = Arc::new(Names::open(state_dir, prefixes, rules.clone())?);
+        let apart = [prefixes.v4().into(), prefixes.v6().into()];
+        let table = Table::new(kernel.clone(), &apart)?;
+        let next = NonZeroU32::MIN.saturating_add(table.highest());
+        let rules = Arc::new(Installed { plan: RwLock::default(), table });
+        let names = Arc::new(Names::adopt(state_dir, prefixes, rules.clone(), sockets.one(NAMES_LOCK))?);
 
-        let (v4, v6) = (listener(Ipv4Addr::LOCALHOST.into())?, listener(Ipv6Addr::LOCALHOST.into()).ok());
-        let forwarder: Vec<TcpListener> = [Some(v4), v6].into_iter().flatten().collect();
+        let mut forwarder = Vec::new();
+        for socket in sockets.named(name::FORWARDER) {
+            let listener = TcpListener::from(socket);
+            let address = Ipv4Addr::LOCALHOST.into();
+            listener.set_nonblocking(true).map_err(|source| SteerError::Listen { address, source })?;
+            forwarder.push(listener);
+        }
+        let is_v4 = |listener: &TcpListener| listener.local_addr().is_ok_and(|address| address.is_ipv4());
+        if !forwarder.iter().any(is_v4) {
+            forwarder.push(listener(Ipv4Addr::LOCALHOST.into())?);
+        }
+        if forwarder.iter().all(is_v4) {
+            forwarder.extend(listener(Ipv6Addr::LOCALHOST.into()).ok());
+        }
         let mut listeners = Vec::new();
         for listener in &forwarder {
             kernel.mark_listener(listener.as_fd())?;
-            let address = Ipv4Addr::LOCALHOST.into();
-            listeners.push(listener.local_addr().map_err(|source| SteerError::Listen { address, source })?);
+            let failed = |source| SteerError::Listen { address: Ipv4Addr::LOCALHOST.into(), source };
+            sockets.keep(name::FORWARDER, listener).map_err(failed)?;
+            listeners.push(listener.local_addr().map_err(failed)?);
         }
         let port = |v6| listeners.iter().find(|l| l.is_ipv6() == v6).map_or(0, SocketAddr::port);
         kernel.set_listeners(port(false), port(true))?;
 
         let settings = dns::Settings { families: config.families, upstream_port: 53 };
-        let server = Server::new(names.clone(), Arc::new(KernelResolvers(kernel.clone())), settings)?;
+        let resolvers = Arc::new(KernelResolvers(kernel.clone()));
+        let server = Server::adopt(names.clone(), resolvers, settings, sockets, gate.clone())?;
         let planner = Planner {
             synthetic: (prefixes.v4(), prefixes.v6()),
+            closed: config.addresses_closed,
             hosts: hosts.into(),
             slots: Slots::default(),
-            next: NonZeroU32::MIN,
+            next,
         };
         let steering = Arc::new(Steering {
             kernel,
@@ -195,9 +304,11 @@ impl Steering {
             listeners,
             dns: server.counters(),
             down_for: config.down_for,
+            down: Mutex::default(),
+            sockets: sockets.clone(),
             refused: Mutex::default(),
-            registered: OnceLock::new(),
-            cgroups: OnceLock::new(),
+            registered: Mutex::default(),
+            attaching: OnceLock::new(),
         });
         steering.update(carriers)?;
         Ok(Started { steering, forwarder, dns: server })
@@ -231,14 +342,14 @@ impl Steering {
             self.kernel.set_group_state(*slot, None)?;
         }
         let change = self.names.change();
-        match self.switch(&change, &plan) {
+        match self.bring(&change, &plan) {
             Ok((written, removed)) => {
                 let rules = plan.rules.len();
                 tracing::info!(rules, written, removed, took = ?start.elapsed(), "what is steered has changed");
                 Ok(())
             }
             Err(error) => {
-                if let Err(again) = self.switch(&change, &before) {
+                if let Err(again) = self.bring(&change, &before) {
                     tracing::error!("the rules from before a change that failed are not all back: {again}");
                     change.distrust();
                 }
@@ -249,7 +360,7 @@ impl Steering {
 
     /// Brings the kernel and the names from whatever they have to a plan; returns how many entries were written and
     /// removed.
-    fn switch(&self, change: &Change<'_>, plan: &Arc<Plan>) -> Result<(usize, usize), KernelError> {
+    fn bring(&self, change: &Change<'_>, plan: &Arc<Plan>) -> Result<(usize, usize), KernelError> {
         // From the first new entry on, captured connections come that only the new plan knows.
         self.rules.set(plan.clone());
         let table = &self.rules.table;
@@ -282,9 +393,9 @@ impl Steering {
         })
     }
 
-    /// True for the one connection by which the daemon made itself known to the programs.
+    /// True for a connection by which the daemon made itself known to the programs; once.
     pub fn is_own(&self, source: SocketAddr) -> bool {
-        self.registered.get() == Some(&source)
+        self.registered().remove(&source)
     }
 
     /// The host that a captured connection is for; `None`: a synthetic address without a name.
@@ -313,22 +424,15 @@ impl Steering {
     /// for it need not be said.
     pub fn set_carrier(&self, carrier: i64, up: bool) {
         let planner = lock(&self.planner);
+        match up {
+            true => drop(lock(&self.down).remove(&carrier)),
+            false => drop(lock(&self.down).insert(carrier)),
+        }
         let Some(slot) = planner.slots.of(carrier) else { return };
         let errno = (!up).then_some(libc::EHOSTUNREACH);
         if let Err(error) = self.kernel.set_group_state(slot, errno) {
             tracing::error!(carrier, "the kernel can't be told who carries: {error}");
         }
-    }
-
-    /// The cgroups that were removed since they were captured: nobody is captured there any more. Costs a system call
-    /// for each cgroup.
-    pub fn dead_cgroups(&self) -> impl Iterator<Item = &Path> {
-        self.cgroups
-            .get()
-            .into_iter()
-            .flatten()
-            .filter(|cgroup| !cgroup.is_alive())
-            .map(|cgroup| &*cgroup.path)
     }
 
     /// Captures nothing any more. What was captured goes on.
@@ -337,9 +441,9 @@ impl Steering {
     }
 
     /// Logs what the kernel refuses, for as long as it is polled.
-    pub async fn watch(self: Arc<Self>) {
+    pub async fn watch(self: Arc<Self>, mut gate: Gate) {
         loop {
-            match next_event(&*self.kernel).await {
+            match gate.through(|| next_event(&*self.kernel)).await {
                 Ok(event) => self.note(&event),
                 Err(error) => {
                     tracing::error!("the kernel's events can't be read any more: {error}");
@@ -392,7 +496,7 @@ impl Steering {
             pattern: rule.pattern.to_string(),
             carrier: carriers.get(&rule.group).copied().unwrap_or_default().to_owned(),
         };
-        let name = |(name, addresses): (Name, Synthetic)| NameStatus {
+        let named = |(name, addresses): (Name, Synthetic)| NameStatus {
             name: name.to_string(),
             addresses: [addresses.v4.into(), addresses.v6.into()],
         };
@@ -401,7 +505,7 @@ impl Steering {
             programs: programs.into_iter().map(program).collect(),
             problem: lock(&self.problem).clone(),
             rules: plan.rules.iter().map(rule).collect(),
-            names: self.names.all().into_iter().take(LISTED).map(name).collect(),
+            names: self.names.all().into_iter().take(LISTED).map(named).collect(),
             resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
             counters: counters.into_iter().map(|(counter, n)| (counter.word().to_owned(), n)).collect(),
             dns: dns.into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
@@ -476,6 +580,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The number of a user that the configuration names.
+fn user(user: &User) -> Result<u32, SteerError> {
+    let name = match user {
+        User::Id(id) => return Ok(*id),
+        User::Name(name) => name,
+    };
+    match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        Ok(None) => Err(SteerError::NoSuchUser { name: name.clone() }),
+        Err(errno) => Err(SteerError::Users { name: name.clone(), source: errno.into() }),
+    }
+}
+
 struct KernelResolvers(Arc<dyn Kernel>);
 
 impl Resolvers for KernelResolvers {
@@ -488,6 +605,10 @@ impl Resolvers for KernelResolvers {
 
     fn offer_port(&self, port: u16) -> io::Result<()> {
         self.0.offer_dns_port(port).map_err(io::Error::other)
+    }
+
+    fn adopt_ports(&self, ports: &HashSet<u16>) -> io::Result<HashSet<u16>> {
+        self.0.adopt_dns_ports(ports).map_err(io::Error::other)
     }
 
     fn take_flow(&self, listener: u16, source: SocketAddr) -> bool {

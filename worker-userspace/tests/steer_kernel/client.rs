@@ -361,7 +361,7 @@ impl State {
             }
             Call::Ask(all, threads) => ask(&all, threads)?,
             Call::Steer(cgroup) => {
-                let programs = Programs::load().map_err(io::Error::other)?;
+                let programs = Programs::load(None).map_err(io::Error::other)?;
                 if let Some(cgroup) = cgroup {
                     attach(&programs, &cgroup).map_err(io::Error::other)?;
                 }

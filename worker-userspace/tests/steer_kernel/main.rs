@@ -13,6 +13,7 @@ mod client;
 mod cost;
 mod dns;
 mod lifetime;
+mod pins;
 mod tcp;
 mod update;
 mod world;
@@ -67,6 +68,12 @@ const TESTS: &[(&str, fn())] = tests! {
         three_capabilities_are_enough_and_a_missing_one_is_named
         cgroups_are_found_by_absolute_and_relative_paths
         tables_that_are_full_say_so_and_rules_can_be_removed;
+    pins:
+        what_a_killed_daemon_captured_is_adopted_by_the_next
+        nobody_is_unsteered_while_one_daemon_follows_another
+        what_is_left_can_be_removed_without_a_daemon
+        ports_for_resolvers_live_on_with_their_sockets
+        excluded_users_and_cgroups_are_left_alone;
     update:
         what_is_added_is_steered_and_what_is_removed_goes_direct
         a_name_that_is_removed_is_asked_of_its_resolver_again

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dworker::config::{Families, Steer};
 use dworker::steer::kernel::{FlowRecord, Purpose};
-use dworker::steer::steering::{Carrier, Started, Steering};
+use dworker::steer::steering::{Carrier, Inherited, Started, Steering};
 use hickory_proto::op::{Message, MessageType, Query};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -43,11 +43,16 @@ impl House {
             synthetic6,
             families: Families { ipv4: true, ipv6: false },
             down_for: Duration::ZERO,
+            exclude_cgroups: vec![],
+            exclude_users: vec![],
+            addresses_closed: false,
+            pins: crate::world::pins(),
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let context = runtime.enter();
-        let started = Steering::start(&config, state.path(), carriers).unwrap_or_else(|e| panic!("{e}"));
+        let started = Steering::start(&config, state.path(), carriers, &Inherited::default())
+            .unwrap_or_else(|e| panic!("{e}"));
         drop(context);
         let Started { steering, forwarder, dns } = started;
         runtime.spawn(dns.run(std::future::pending()));

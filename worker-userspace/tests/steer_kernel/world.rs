@@ -15,6 +15,7 @@ use dworker::steer::probe;
 use dworker::steer::programs::Programs;
 use dworker::steer::rules::{Rule, Rules};
 use ipnet::{Ipv4Net, Ipv6Net};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use socket2::SockRef;
 
@@ -31,9 +32,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Moves this process into a network namespace of its own. Call it before there are threads.
 pub(crate) fn enter() {
-    unshare(CloneFlags::CLONE_NEWNET).expect(
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect(
         "these tests make network namespaces and load programs: run them as root (sudo cargo xtask test)",
     );
+    // The bpf file system that a daemon mounts stays in here, and what is pinned in it ends with this process.
+    let nothing = None::<&str>;
+    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).expect("mounts of our own");
     sweep();
     for line in [
         "link set lo up".to_owned(),
@@ -45,6 +49,12 @@ pub(crate) fn enter() {
     ] {
         run("ip", &line.split(' ').collect::<Vec<_>>());
     }
+}
+
+/// A directory for what outlives a daemon, another one with each call. No bpf file system is there at first.
+pub(crate) fn pins() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    Path::new("/sys/fs/bpf").join(format!("dworker-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Runs a tool and returns what it prints.
@@ -126,7 +136,10 @@ impl Daemon {
     }
 
     pub(crate) fn unattached(patterns: &[&str]) -> Daemon {
-        let kernel = Programs::load().unwrap_or_else(|e| panic!("{e}"));
+        Daemon::with(Programs::load(None).unwrap_or_else(|e| panic!("{e}")), patterns)
+    }
+
+    pub(crate) fn with(kernel: Programs, patterns: &[&str]) -> Daemon {
         let listener4 = listen("127.0.0.1:0");
         let listener6 = listen("[::1]:0");
         kernel.mark_listener(listener4.as_fd()).unwrap();
@@ -147,6 +160,7 @@ impl Daemon {
         self.kernel.attach(&cgroups).unwrap_or_else(|e| panic!("{e}"));
         let (_, record) = self.accept4();
         assert_eq!(record, None, "our own connection has no record");
+        self.kernel.settle().unwrap_or_else(|e| panic!("{e}"));
     }
 
     pub(crate) fn port4(&self) -> u16 {

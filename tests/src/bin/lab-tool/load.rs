@@ -15,8 +15,8 @@ use crate::transfer::errno;
 
 /// A peer that says nothing for so long never will.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two questions of a connection that is held.
-const HELD: Duration = Duration::from_millis(100);
+/// Between two looks at whether the load ends, while no connections are made.
+const LOOK: Duration = Duration::from_millis(100);
 /// Many threads are there at once while nothing answers.
 const STACK: usize = 128 * 1024;
 
@@ -31,7 +31,9 @@ pub(crate) fn run(load: &Load) -> Result<()> {
     let (there, ending) = (&there, &ending);
     thread::scope(|scope| {
         for _ in 0..load.held {
-            spawn(scope, move || report(Kind::Held, || hold(echo, there, ending)))?;
+            spawn(scope, move || {
+                report(Kind::Held, || hold(echo, Duration::from_millis(load.pause), there, ending))
+            })?;
         }
         there.wait();
         (1..=load.held).for_each(|n| println!("holds {n}"));
@@ -44,7 +46,7 @@ pub(crate) fn run(load: &Load) -> Result<()> {
         for n in 0u32.. {
             let kind = [Kind::Plain, Kind::Hello, Kind::Quiet][n as usize % 3];
             let due = match load.rate {
-                0 => HELD * n,
+                0 => LOOK * n,
                 rate => Duration::from_secs(1) * n / rate,
             };
             thread::sleep(due.saturating_sub(begun.elapsed()));
@@ -112,14 +114,18 @@ fn listen(source: SocketAddr) -> io::Result<()> {
     }
 }
 
-fn hold(echo: SocketAddr, there: &Barrier, ending: &AtomicBool) -> io::Result<()> {
+fn hold(echo: SocketAddr, pause: Duration, there: &Barrier, ending: &AtomicBool) -> io::Result<()> {
     let first = dial(echo).and_then(|mut stream| exchange(&mut stream, b"hold").map(|()| stream));
     // However it went: the others wait.
     there.wait();
     let mut stream = first?;
-    while !ending.load(Ordering::Relaxed) {
-        thread::sleep(HELD);
-        exchange(&mut stream, b"still there?")?;
+    for question in 0u64.. {
+        if ending.load(Ordering::Relaxed) {
+            break;
+        }
+        thread::sleep(pause);
+        // Each is another one: an answer that was meant for the one before would be seen.
+        exchange(&mut stream, format!("question {question}").repeat(8).as_bytes())?;
     }
     end(stream)
 }

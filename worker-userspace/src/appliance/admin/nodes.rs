@@ -180,7 +180,9 @@ impl Admin {
         let seen = self.inner.seen.take();
         let (admin, taken) = (self.clone(), seen.clone());
         let here = move |worker| admin.connected(worker);
-        if let Err(error) = self.commit(move |state| Ok(plan(state, taken, here))).await {
+        if let Err(error) = self.commit(move |state| Ok(plan(state, taken, here))).await
+            && !matches!(error, AdminError::Stopping)
+        {
             tracing::error!("which nodes were seen could not be kept: {error}");
             self.inner.seen.put_back(seen);
         }

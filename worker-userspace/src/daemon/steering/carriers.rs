@@ -124,10 +124,20 @@ struct Failed {
 /// Keeps steering at what the carriers are. `now` is what it began with.
 pub(super) async fn follow(carriers: Carriers, mut now: Now, steering: Arc<Steering>, drain: Drain) {
     let mut changes = carriers.router().changes();
+    let mut gate = drain.gate();
+    // What nobody has told of yet is down from when it may be used.
+    tokio::select! {
+        () = gate.opened() => {}
+        () = drain.stopping() => return,
+    }
     let mut wanted = now.steered();
     let mut told: HashMap<i64, Told> = wanted.iter().map(|carrier| (carrier.id, Told::new())).collect();
     let mut failed: Option<Failed> = None;
     loop {
+        tokio::select! {
+            () = gate.opened() => {}
+            () = drain.stopping() => return,
+        }
         changes.mark_unchanged();
         let before = std::mem::replace(&mut now, carriers.now());
         let due = failed.as_ref().is_some_and(|failed| failed.again <= Instant::now());

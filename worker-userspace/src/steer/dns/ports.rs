@@ -3,14 +3,17 @@
 //! The kernel knows one number for a resolver, and an application may ask it by UDP, by TCP, from an IPv4 and
 //! from an IPv6 socket. A host without IPv6 has two sockets.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use socket2::{SockRef, Type};
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::Resolvers;
 use super::server::ServerError;
+use crate::sockets::{Sockets, name};
 
 /// How often a number that is free in one family and protocol may be taken in another.
 const TRIES: usize = 64;
@@ -24,15 +27,72 @@ pub(super) struct Port {
 }
 
 /// Binds a port, marks its sockets and offers it.
-pub(super) fn open(resolvers: &dyn Resolvers) -> Result<Port, ServerError> {
+pub(super) fn open(resolvers: &dyn Resolvers, sockets: &Sockets) -> Result<Port, ServerError> {
     let port = bind()?;
-    let sockets = port.udp.iter().map(AsFd::as_fd).chain(port.tcp.iter().map(AsFd::as_fd));
-    for socket in sockets {
-        let number = port.number;
-        resolvers.mark_listener(socket).map_err(|source| ServerError::Mark { port: number, source })?;
-    }
+    port.mark(resolvers, sockets)?;
     resolvers.offer_port(port.number).map_err(|source| ServerError::Offer { port: port.number, source })?;
     Ok(port)
+}
+
+/// Goes on with the ports of a server before this one whose sockets are all there; the other sockets are closed.
+pub(super) fn adopt(
+    resolvers: &dyn Resolvers,
+    inherited: Vec<OwnedFd>,
+    sockets: &Sockets,
+) -> Result<Vec<Port>, ServerError> {
+    let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
+    for socket in inherited {
+        // A socket without an address or of another kind is none of ours.
+        let kind = || {
+            let socket = SockRef::from(&socket);
+            Some((socket.local_addr().ok()?.as_socket()?.port(), socket.r#type().ok()?))
+        };
+        let Some((number, kind)) = kind() else { continue };
+        let port = ports.entry(number).or_insert_with(|| Port { number, udp: Vec::new(), tcp: Vec::new() });
+        match kind {
+            Type::DGRAM => {
+                let socket = std::net::UdpSocket::from(socket);
+                socket.set_nonblocking(true).map_err(ServerError::Bind)?;
+                port.udp.push(UdpSocket::from_std(socket).map_err(ServerError::Bind)?);
+            }
+            _ => {
+                let socket = std::net::TcpListener::from(socket);
+                socket.set_nonblocking(true).map_err(ServerError::Bind)?;
+                port.tcp.push(TcpListener::from_std(socket).map_err(ServerError::Bind)?);
+            }
+        }
+    }
+    let mut ports: Vec<Port> = ports.into_values().filter(Port::is_whole).collect();
+    let numbers = ports.iter().map(|port| port.number).collect();
+    let known = resolvers.adopt_ports(&numbers).map_err(ServerError::Adopt)?;
+    for port in &mut ports {
+        port.mark(resolvers, sockets)?;
+        let number = port.number;
+        if !known.contains(&number) {
+            resolvers.offer_port(number).map_err(|source| ServerError::Offer { port: number, source })?;
+        }
+    }
+    Ok(ports)
+}
+
+impl Port {
+    /// Has the kernel send questions to its sockets, and keeps them for who comes next.
+    fn mark(&self, resolvers: &dyn Resolvers, sockets: &Sockets) -> Result<(), ServerError> {
+        let failed = |source| ServerError::Mark { port: self.number, source };
+        for socket in self.udp.iter().map(AsFd::as_fd).chain(self.tcp.iter().map(AsFd::as_fd)) {
+            resolvers.mark_listener(socket).map_err(failed)?;
+            sockets.keep(name::DNS, &socket).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// IPv4, and with it IPv6 where the host has it.
+    fn is_whole(&self) -> bool {
+        let v4 = |address: io::Result<SocketAddr>| address.is_ok_and(|address| address.is_ipv4());
+        self.udp.len() == self.tcp.len()
+            && self.udp.iter().any(|socket| v4(socket.local_addr()))
+            && self.tcp.iter().any(|socket| v4(socket.local_addr()))
+    }
 }
 
 fn bind() -> Result<Port, ServerError> {

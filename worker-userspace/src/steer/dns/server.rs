@@ -14,6 +14,8 @@ use super::counters::Counters;
 use super::ports::{self, Port};
 use super::{Resolvers, tcp, udp};
 use crate::config::Families;
+use crate::drain::Gate;
+use crate::sockets::{Sockets, name};
 use crate::steer::names::{Names, NamesError};
 
 /// Ports that stand ready for resolvers that were not asked yet. Hosts have one to three resolvers; containers
@@ -72,6 +74,9 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// The kernel did not forget the ports of the daemon before this one.
+    #[error("the ports for DNS of the daemon before this one can't be adopted: {0}")]
+    Adopt(#[source] io::Error),
     /// A bug; the sockets of a port are gone with it.
     #[error("a DNS listener panicked: {0}")]
     Panicked(String),
@@ -94,6 +99,9 @@ pub(super) struct Shared {
     pub(super) connections: Arc<Semaphore>,
     /// Names assign one after the other anyway: no second thread waits for the first one's disk.
     assigning: Semaphore,
+    /// Through it come all questions.
+    pub(super) gate: Gate,
+    pub(super) sockets: Sockets,
     used_ports: Mutex<HashSet<u16>>,
     used: mpsc::Sender<()>,
 }
@@ -108,8 +116,26 @@ impl Server {
         resolvers: Arc<dyn Resolvers>,
         settings: Settings,
     ) -> Result<Server, ServerError> {
-        let ports =
-            (0..SPARE_PORTS).map(|_| ports::open(&*resolvers)).collect::<Result<Vec<Port>, ServerError>>()?;
+        Server::adopt(names, resolvers, settings, &Sockets::default(), Gate::always_open())
+    }
+
+    /// As [`Server::new`], with the ports of a server before this one where their sockets live on. Questions come
+    /// through `gate`.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub fn adopt(
+        names: Arc<Names>,
+        resolvers: Arc<dyn Resolvers>,
+        settings: Settings,
+        sockets: &Sockets,
+        gate: Gate,
+    ) -> Result<Server, ServerError> {
+        let mut ports = ports::adopt(&*resolvers, sockets.named(name::DNS), sockets)?;
+        let used = ports.iter().filter(|port| resolvers.resolver_of(port.number).is_some()).count();
+        while ports.len() < MOST_PORTS.min(used + SPARE_PORTS) {
+            ports.push(ports::open(&*resolvers, sockets)?);
+        }
         // Each port sends once.
         let (sender, used) = mpsc::channel(MOST_PORTS);
         let shared = Shared {
@@ -120,6 +146,8 @@ impl Server {
             queries: Arc::new(Semaphore::new(MOST_QUERIES)),
             connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
             assigning: Semaphore::new(1),
+            gate,
+            sockets: sockets.clone(),
             used_ports: Mutex::default(),
             used: sender,
         };
@@ -149,7 +177,7 @@ impl Server {
                 Some(()) = self.used.recv() => {
                     used += 1;
                     while ready < MOST_PORTS.min(used + SPARE_PORTS) {
-                        match ports::open(&*self.shared.resolvers) {
+                        match ports::open(&*self.shared.resolvers, &self.shared.sockets) {
                             Ok(port) => self.serve(port, &mut tasks, &stopped),
                             Err(error) => {
                                 // The next port that comes into use makes up for it.

@@ -39,11 +39,12 @@ pub(super) async fn serve(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut tasks = JoinSet::new();
+    let mut gate = shared.gate.clone();
     loop {
         tokio::select! {
             () = until(&mut stopped) => break,
             Some(done) = tasks.join_next() => done.unwrap_or_else(log_panic),
-            (stream, source) = accept::next("a DNS connection", || listener.accept()) => {
+            (stream, source) = accept::next(&mut gate, "a DNS connection", || listener.accept()) => {
                 admit(stream, source, port, &shared, &mut tasks);
             }
         }

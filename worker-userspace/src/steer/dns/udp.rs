@@ -41,6 +41,7 @@ pub(super) async fn serve(
 ) {
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; LARGEST];
+    let mut gate = shared.gate.clone();
     loop {
         let (length, source) = tokio::select! {
             () = until(&mut stopped) => break,
@@ -48,8 +49,9 @@ pub(super) async fn serve(
                 done.unwrap_or_else(log_panic);
                 continue;
             }
-            received = socket.recv_from(&mut buffer) => match received {
+            ready = gate.through(|| socket.readable()) => match ready.and_then(|()| socket.try_recv_from(&mut buffer)) {
                 Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => {
                     tracing::warn!(port, "receiving DNS queries: {error}");
                     sleep(PAUSE).await;

@@ -15,8 +15,9 @@
 //! pieces was never answered and may go; anything else that doesn't read is an error, never discarded.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::prefixes::Prefixes;
@@ -103,18 +104,29 @@ pub(super) struct NameFile {
 
 impl NameFile {
     /// Opens or creates the file, locks it against other processes and reads the names, the first with index 1.
-    pub(super) fn open(path: &Path, prefixes: Prefixes) -> Result<(NameFile, Vec<Name>), FileError> {
+    /// `inherited` is the file of the process before this one, whose lock it is.
+    pub(super) fn open(
+        path: &Path,
+        prefixes: Prefixes,
+        inherited: Option<File>,
+    ) -> Result<(NameFile, Vec<Name>), FileError> {
         let io = |action| move |source| FileError::Io { path: path.to_owned(), action, source };
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io("open or create it"))?;
-        file.try_lock().map_err(|error| match error {
+        let same = |file: &File| {
+            let (a, b) = (file.metadata().ok()?, std::fs::metadata(path).ok()?);
+            (a.dev() == b.dev() && a.ino() == b.ino()).then_some(())
+        };
+        let inherited = inherited.filter(|file| same(file).is_some());
+        let locked = inherited.is_some();
+        let opened =
+            || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let mut file = match inherited {
+            Some(mut file) => file.rewind().map(|()| file),
+            None => opened(),
+        }
+        .map_err(io("open or create it"))?;
+        // A lock that was handed on is held already.
+        let lock = if locked { Ok(()) } else { file.try_lock() };
+        lock.map_err(|error| match error {
             TryLockError::WouldBlock => FileError::Locked { path: path.to_owned() },
             TryLockError::Error(source) => io("lock it")(source),
         })?;
@@ -135,6 +147,11 @@ impl NameFile {
         }
         let found = names.load(&bytes, header.trim_end())?;
         Ok((names, found))
+    }
+
+    /// The file with its lock, for the process that follows.
+    pub(super) fn hand_on(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
     }
 
     /// Where the file is.
@@ -278,7 +295,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("names");
         let name = |text: &str| text.parse::<Name>().unwrap();
-        let (mut names, _) = NameFile::open(&path, Prefixes::default()).unwrap();
+        let (mut names, _) = NameFile::open(&path, Prefixes::default(), None).unwrap();
         names.append(1, &name("a.example")).unwrap();
 
         let read_only = File::open(&path).unwrap();
@@ -291,7 +308,7 @@ mod tests {
         names.file = working;
         names.append(2, &name("c.example")).unwrap();
         drop(names);
-        let (_, found) = NameFile::open(&path, Prefixes::default()).unwrap();
+        let (_, found) = NameFile::open(&path, Prefixes::default(), None).unwrap();
         assert_eq!(found, [name("a.example"), name("c.example")]);
     }
 }

@@ -1,7 +1,8 @@
 //! The programs' maps, and with them the [`Kernel`].
 
+use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -14,17 +15,38 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, Ring
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use worker_common::{
-    Addr, Config, Counter, Dest, DownUntil, Entry, Event, Flow, FlowKey, Synthetic, limits, mark,
-};
+use worker_common::{Addr, Config, Counter, Dest, DownUntil, Entry, Event, Flow, FlowKey, limits, mark};
 
 use super::super::kernel::{FlowRecord, Kernel, KernelError, ProgramStatus, Refused};
 use super::super::rules;
 use super::{Programs, ProgramsError};
 
+/// All maps, as `worker-ebpf/src/maps.rs` has them.
+pub(super) const NAMES: [&str; 16] = [
+    "CONFIG",
+    "DAEMONS",
+    "EXCLUDED_USERS",
+    "EXCLUDED_CGROUPS",
+    "RULES4",
+    "RULES6",
+    "GROUP_STATE",
+    "DOWN",
+    "ORIG",
+    "MARK",
+    "FLOWS",
+    "SPARES",
+    "RESOLVERS",
+    "STANDS",
+    "COUNTERS",
+    "EVENTS",
+];
+
 /// The maps, each behind a lock of its own; no lock is held across more than a few system calls.
 pub(super) struct Maps {
     config: Mutex<(Array<MapData, Config>, Config)>,
+    daemons: Mutex<HashMap<MapData, u32, u64>>,
+    excluded_users: Mutex<HashMap<MapData, u32, u32>>,
+    excluded_cgroups: Mutex<HashMap<MapData, u64, u32>>,
     rules4: Mutex<LpmTrie<MapData, u32, Entry>>,
     rules6: Mutex<LpmTrie<MapData, Addr, Entry>>,
     groups: Mutex<Array<MapData, u32>>,
@@ -32,31 +54,32 @@ pub(super) struct Maps {
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
     marks: Mutex<SkStorage<MapData, u32>>,
     spares: Mutex<Queue<MapData, u16>>,
-    stands: HashMap<MapData, u16, Addr>,
+    resolvers: Mutex<HashMap<MapData, Addr, u16>>,
+    stands: Mutex<HashMap<MapData, u16, Addr>>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Events>,
 }
 
 /// The ring buffer, and where it is watched once somebody asks in a runtime.
 enum Events {
-    Idle(Option<RingBuf<MapData>>),
-    Watched(AsyncFd<RingBuf<MapData>>),
+    /// Where a reader begins is what the one before it left: so it is made when the first event is asked for.
+    Idle(Option<Box<Map>>),
+    Watched(Box<AsyncFd<RingBuf<MapData>>>),
 }
 
 impl Maps {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, ProgramsError> {
-        let mut config: Array<_, Config> = map(ebpf, "CONFIG")?;
-        let told = Config {
-            netns_cookie: netns_cookie()?,
-            synthetic: Synthetic::NONE,
-            listener4: 0,
-            listener6: 0,
-            zero: 0,
-        };
-        config.set(0, told, 0).map_err(failed("writing the programs' configuration"))?;
+        let config: Array<_, Config> = map(ebpf, "CONFIG")?;
+        // A daemon before this one may serve until this one is ready: what it told stands until then.
+        let found = config.get(&0, 0).map_err(failed("reading the programs' configuration"))?;
+        let told = if found.listener4 == 0 { Config::NEW } else { found };
+        let told = Config { netns_cookie: netns_cookie()?, ..told };
         Ok(Maps {
             config: Mutex::new((config, told)),
+            daemons: Mutex::new(map(ebpf, "DAEMONS")?),
+            excluded_users: Mutex::new(map(ebpf, "EXCLUDED_USERS")?),
+            excluded_cgroups: Mutex::new(map(ebpf, "EXCLUDED_CGROUPS")?),
             rules4: Mutex::new(map(ebpf, "RULES4")?),
             rules6: Mutex::new(map(ebpf, "RULES6")?),
             groups: Mutex::new(map(ebpf, "GROUP_STATE")?),
@@ -64,15 +87,32 @@ impl Maps {
             flows: Mutex::new(map(ebpf, "FLOWS")?),
             marks: Mutex::new(map(ebpf, "MARK")?),
             spares: Mutex::new(map(ebpf, "SPARES")?),
-            stands: map(ebpf, "STANDS")?,
+            resolvers: Mutex::new(map(ebpf, "RESOLVERS")?),
+            stands: Mutex::new(map(ebpf, "STANDS")?),
             counters: map(ebpf, "COUNTERS")?,
-            events: Mutex::new(Events::Idle(Some(map(ebpf, "EVENTS")?))),
+            events: Mutex::new(Events::Idle(Some(Box::new(raw(ebpf, "EVENTS")?)))),
         })
     }
 
     /// Marks a socket of ours.
     pub(super) fn mark(&self, socket: &impl AsRawFd, value: u32) -> io::Result<()> {
         lock(&self.marks).insert(socket, value, 0).map_err(io_error)
+    }
+
+    /// The process ids of the daemons that are captured themselves, in the initial pid namespace.
+    pub(super) fn daemons(&self) -> Result<HashSet<u32>, KernelError> {
+        let daemons = lock(&self.daemons);
+        daemons.keys().collect::<Result<_, _>>().map_err(failed("reading which daemons there are"))
+    }
+
+    /// Forgets daemons that have ended: another process may get their ids.
+    pub(super) fn forget_daemons(&self, ended: impl IntoIterator<Item = u32>) -> Result<(), KernelError> {
+        let mut daemons = lock(&self.daemons);
+        for daemon in ended {
+            absent_is_fine(daemons.remove(&daemon))
+                .map_err(KernelError::io("forgetting a daemon that has ended"))?;
+        }
+        Ok(())
     }
 
     /// The port of the listener on 127.0.0.1.
@@ -119,6 +159,23 @@ impl Kernel for Programs {
         absent_is_fine(removed).map_err(KernelError::io(format!("removing the rules for {net}")))
     }
 
+    fn rules(&self) -> Result<Vec<(IpNet, Entry)>, KernelError> {
+        let reading = "reading the rules that are there";
+        let mut all = Vec::new();
+        for found in lock(&self.maps.rules4).iter() {
+            let (key, entry) = found.map_err(failed(reading))?;
+            let address = Ipv4Addr::from(key.data().to_ne_bytes());
+            all.extend(Ipv4Net::new(address, length(key.prefix_len())).map(|net| (net.into(), entry)));
+        }
+        for found in lock(&self.maps.rules6).iter() {
+            let (key, entry) = found.map_err(failed(reading))?;
+            if let IpAddr::V6(address) = IpAddr::from(key.data()) {
+                all.extend(Ipv6Net::new(address, length(key.prefix_len())).map(|net| (net.into(), entry)));
+            }
+        }
+        Ok(all)
+    }
+
     fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
         let key = FlowKey { source: source.ip().into(), port: source.port(), listener };
         let mut flows = lock(&self.maps.flows);
@@ -155,8 +212,66 @@ impl Kernel for Programs {
             .map_err(full_or_failed(|| format!("port {port} for DNS"), limits::RESOLVERS))
     }
 
+    fn adopt_dns_ports(&self, ports: &HashSet<u16>) -> Result<HashSet<u16>, KernelError> {
+        let reading = "reading which ports stand for resolvers";
+        let mut kept = HashSet::new();
+        let (mut resolvers, mut stands) = (lock(&self.maps.resolvers), lock(&self.maps.stands));
+        for found in resolvers.iter().collect::<Result<Vec<_>, _>>().map_err(failed(reading))? {
+            let (resolver, port): (Addr, u16) = found;
+            match ports.contains(&port) {
+                true => drop(kept.insert(port)),
+                false => absent_is_fine(resolvers.remove(&resolver))
+                    .map_err(KernelError::io(format!("forgetting the resolver of port {port}")))?,
+            }
+        }
+        for found in stands.iter().collect::<Result<Vec<_>, _>>().map_err(failed(reading))? {
+            let (port, _): (u16, Addr) = found;
+            if !kept.contains(&port) {
+                absent_is_fine(stands.remove(&port))
+                    .map_err(KernelError::io(format!("forgetting the resolver of port {port}")))?;
+            }
+        }
+        // One at a time goes round the queue, since a question may need one meanwhile.
+        let mut spares = lock(&self.maps.spares);
+        let mut round = HashSet::new();
+        loop {
+            let port = match spares.pop(0) {
+                Ok(port) => port,
+                Err(MapError::ElementNotFound) => break,
+                Err(error) => return Err(failed("reading which ports are spare")(error)),
+            };
+            let known = !round.insert(port);
+            if ports.contains(&port) && !kept.contains(&port) {
+                spares.push(port, 0).map_err(failed(format!("keeping port {port} for DNS")))?;
+            }
+            if known {
+                break;
+            }
+        }
+        // Also those that a question took from the queue meanwhile.
+        let taken = stands.keys().collect::<Result<HashSet<u16>, _>>().map_err(failed(reading))?;
+        kept.extend(round.union(&taken).filter(|port| ports.contains(port)));
+        Ok(kept)
+    }
+
+    fn set_excluded(&self, users: &[u32], cgroups: &[(u64, u32)]) -> Result<(), KernelError> {
+        let mut exclude = if users.is_empty() { 0 } else { Config::EXCLUDE_USERS };
+        for (_, level) in cgroups {
+            if *level > Config::DEEPEST {
+                let (what, limit) =
+                    ("a cgroup so deep in `steer.exclude_cgroups`".to_owned(), Config::DEEPEST as usize);
+                return Err(KernelError::Full { what, limit });
+            }
+            exclude |= 1 << level;
+        }
+        replace(&mut lock(&self.maps.excluded_users), users, "the users in `steer.exclude_users`")?;
+        let ids: Vec<u64> = cgroups.iter().map(|(id, _)| *id).collect();
+        replace(&mut lock(&self.maps.excluded_cgroups), &ids, "the cgroups in `steer.exclude_cgroups`")?;
+        self.maps.configure(|config| config.exclude = exclude)
+    }
+
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError> {
-        match self.maps.stands.get(&port, 0) {
+        match lock(&self.maps.stands).get(&port, 0) {
             Ok(addr) => Ok(Some(addr.into())),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(failed(format!("asking for which resolver port {port} stands"))(error)),
@@ -164,12 +279,26 @@ impl Kernel for Programs {
     }
 
     fn resolvers(&self) -> Result<Vec<(IpAddr, u16)>, KernelError> {
-        let stands = self.maps.stands.iter().map(|found| found.map(|(port, addr)| (addr.into(), port)));
-        stands.collect::<Result<_, _>>().map_err(failed("asking for which resolvers ports stand"))
+        let stands = lock(&self.maps.stands);
+        let found = stands.iter().map(|found| found.map(|(port, addr)| (addr.into(), port)));
+        found.collect::<Result<_, _>>().map_err(failed("asking for which resolvers ports stand"))
     }
 
     fn detach(&self) {
+        self.left.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.let_go();
+    }
+
+    fn leave(&self) {
+        self.left.store(true, std::sync::atomic::Ordering::Relaxed);
         self.lock().links.clear();
+    }
+
+    fn take_back(&self) -> Result<(), KernelError> {
+        // The one that was to follow has written its own.
+        self.maps.configure(|_| ())?;
+        self.settle()
+            .map_err(|error| KernelError::io("taking back what is attached")(io::Error::other(error)))
     }
 
     fn counters(&self) -> Result<Vec<(Counter, u64)>, KernelError> {
@@ -197,10 +326,10 @@ impl Events {
                 Events::Idle(ring) => {
                     // `None` only after the line below failed once: then there is no ring any more.
                     let ring = ring.take().ok_or(io::ErrorKind::BrokenPipe)?;
+                    let ring = RingBuf::try_from(*ring).map_err(io::Error::other)?;
                     // SAFETY: the ring owns its descriptor and keeps it until it is dropped.
-                    *self = Events::Watched(unsafe {
-                        AsyncFd::register_with_interest(ring, Interest::READABLE)
-                    }?);
+                    let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+                    *self = Events::Watched(Box::new(watched));
                     continue;
                 }
             };
@@ -221,9 +350,33 @@ fn read<T: Pod>(bytes: &[u8]) -> Option<T> {
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
+fn raw(ebpf: &mut Ebpf, name: &str) -> Result<Map, ProgramsError> {
+    ebpf.take_map(name).ok_or_else(|| ProgramsError::Stale { what: format!("the map {name}") })
+}
+
+/// Makes a map hold these keys and no others; those that stay are there all the time.
+fn replace<K: Pod + Eq + std::hash::Hash>(
+    map: &mut HashMap<MapData, K, u32>,
+    keys: &[K],
+    what: &str,
+) -> Result<(), KernelError> {
+    let before = map.keys().collect::<Result<Vec<K>, _>>().map_err(failed(format!("reading {what}")))?;
+    for key in before.iter().filter(|key| !keys.contains(key)) {
+        absent_is_fine(map.remove(key)).map_err(KernelError::io(format!("removing some of {what}")))?;
+    }
+    for key in keys {
+        map.insert(key, 1, 0).map_err(full_or_failed(|| what.to_owned(), limits::EXCLUDED))?;
+    }
+    Ok(())
+}
+
+fn length(prefix: u32) -> u8 {
+    u8::try_from(prefix).unwrap_or(u8::MAX)
+}
+
 /// A map as what the programs use it for.
 fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, ProgramsError> {
-    let map = ebpf.take_map(name).ok_or_else(|| ProgramsError::Stale { what: format!("the map {name}") })?;
+    let map = raw(ebpf, name)?;
     T::try_from(map).map_err(|error| ProgramsError::Stale { what: format!("the right map {name} ({error})") })
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Plan {
 pub(super) struct Planner {
     /// The synthetic prefixes.
     pub(super) synthetic: (Ipv4Net, Ipv6Net),
+    /// Connections to addresses are refused while no daemon is there.
+    pub(super) closed: bool,
     /// Where names are found before DNS is asked.
     pub(super) hosts: Box<Path>,
     /// The places of carriers in the kernel.
@@ -77,7 +79,7 @@ impl Planner {
                 }
             }
         }
-        let tables = Rules::new(&rules, self.synthetic).map_err(SteerError::Rules)?;
+        let tables = Rules::with(&rules, self.synthetic, self.closed).map_err(SteerError::Rules)?;
         let patterns = Arc::new(PatternIndex::new(rules.iter().map(|rule| &rule.pattern)));
         let mut plan = Plan { rules, carriers: placed, patterns, tables, ..Plan::default() };
         let found = hosts_conflicts(&self.hosts, &plan.patterns).map_err(|source| self.hosts(source))?;

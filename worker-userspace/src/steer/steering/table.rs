@@ -21,10 +21,32 @@ struct Held {
     ranges: Box<[PortRule]>,
 }
 
+impl Held {
+    fn of(entry: &Entry) -> Held {
+        Held { default: entry.default, ranges: used(entry).into() }
+    }
+}
+
 impl Table {
-    /// The tables of a kernel that has no rules yet.
-    pub(super) fn new(kernel: Arc<dyn Kernel>) -> Table {
-        Table { kernel, has: Mutex::default() }
+    /// The tables of a kernel as they are: a daemon before this one may have left rules. Those of `apart` are none of
+    /// ours here.
+    pub(super) fn new(kernel: Arc<dyn Kernel>, apart: &[IpNet]) -> Result<Table, KernelError> {
+        let table = Table { kernel, has: Mutex::default() };
+        table.look(apart)?;
+        Ok(table)
+    }
+
+    /// Looks again at what the kernel has: another daemon has changed it.
+    pub(super) fn look(&self, apart: &[IpNet]) -> Result<(), KernelError> {
+        let found = self.kernel.rules()?.into_iter().filter(|(net, _)| !apart.contains(net));
+        *self.has() = found.map(|(net, entry)| (net, Held::of(&entry))).collect();
+        Ok(())
+    }
+
+    /// The highest number of a rule that is there.
+    pub(super) fn highest(&self) -> u32 {
+        let has = self.has();
+        has.values().flat_map(|held| &held.ranges).map(|range| range.rule).max().unwrap_or(0)
     }
 
     /// Makes or replaces an entry. False: it was there already.
@@ -35,7 +57,7 @@ impl Table {
             return Ok(false);
         }
         self.kernel.put_rules(net, entry)?;
-        has.insert(net, Held { default: entry.default, ranges: used(entry).into() });
+        has.insert(net, Held::of(entry));
         Ok(true)
     }
 

@@ -37,9 +37,16 @@ impl House {
         let kernel = Arc::new(FakeKernel::default());
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6).unwrap();
         let hosts = directory.path().join("hosts");
-        let Started { steering, forwarder, dns } =
-            Steering::prepare(kernel.clone(), &config, prefixes, directory.path(), &hosts, carriers)
-                .unwrap_or_else(|e| panic!("{e}"));
+        let Started { steering, forwarder, dns } = Steering::prepare(
+            kernel.clone(),
+            &config,
+            prefixes,
+            directory.path(),
+            &hosts,
+            carriers,
+            &Inherited::default(),
+        )
+        .unwrap_or_else(|e| panic!("{e}"));
         // Those of the start.
         kernel.take_writes();
         House { kernel, steering, forwarder, _dns: dns, directory }

@@ -1,0 +1,66 @@
+//! What may be asked of a daemon only from its own host, through the control socket: to reload, and to steer or not.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::inspect::api::{RELOAD, STEER_OFF, STEER_ON};
+use crate::steer::steering::Steering;
+use crate::web::extract::Json;
+use crate::web::{Kind, Problem};
+
+/// To reload; whoever asks is told the new process's id, or why there is none.
+pub(super) type Order = oneshot::Sender<Result<u32, String>>;
+
+#[derive(Clone)]
+struct Shared {
+    steering: Option<Arc<Steering>>,
+    orders: mpsc::Sender<Order>,
+}
+
+pub(super) fn routes(steering: Option<Arc<Steering>>, orders: mpsc::Sender<Order>) -> Router {
+    Router::new()
+        .route(RELOAD, post(reload))
+        .route(STEER_ON, post(async |State(shared): State<Shared>| shared.switch(true).await))
+        .route(STEER_OFF, post(async |State(shared): State<Shared>| shared.switch(false).await))
+        .with_state(Shared { steering, orders })
+}
+
+async fn reload(State(shared): State<Shared>) -> Response {
+    let (order, outcome) = oneshot::channel();
+    if shared.orders.try_send(order).is_err() {
+        return problem(Kind::Unavailable, "it stops, or reloads already");
+    }
+    match outcome.await {
+        Ok(Ok(pid)) => Json(json!({ "pid": pid })).into_response(),
+        Ok(Err(why)) => problem(Kind::Conflict, &why),
+        Err(_) => problem(Kind::Unavailable, "it stops"),
+    }
+}
+
+impl Shared {
+    async fn switch(self, on: bool) -> Response {
+        let Some(steering) = self.steering else {
+            return problem(Kind::Conflict, "this daemon does not steer: its configuration has no [steer]");
+        };
+        let switched = tokio::task::spawn_blocking(move || steering.switch(on).map_err(|e| e.to_string()));
+        match switched.await.map_err(|panicked| panicked.to_string()).flatten() {
+            Ok(changed) => {
+                if changed {
+                    tracing::warn!("steering was switched {} by hand", if on { "on" } else { "off" });
+                }
+                Json(json!({ "changed": changed })).into_response()
+            }
+            Err(why) => problem(Kind::Internal, &why),
+        }
+    }
+}
+
+fn problem(kind: Kind, detail: &str) -> Response {
+    Problem::new(kind, detail).into_response()
+}

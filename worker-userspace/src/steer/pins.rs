@@ -1,0 +1,309 @@
+//! What of steering outlives the daemon: links and maps that hang on names in a bpf file system.
+//!
+//! ```text
+//! <steer.pins>/maps-<layout>/RULES4 ...     adopted by the next daemon, where it reads the same layout
+//! <steer.pins>/links/<daemon>-<cgroup>-dw_connect4 ...
+//! <steer.pins>/owner-<daemon>         an empty directory: the daemon that captures here, or would
+//! ```
+//!
+//! A daemon always loads its own programs, with the maps that it finds, and attaches them before it removes the links of
+//! the daemon before it. In between both sets run, the second one on what the first has rewritten already, as a parent
+//! cgroup's programs do: that changes nothing. So a restart after a crash, a reload and an upgrade are the same thing, and
+//! nobody is unsteered in any of them.
+//!
+//! What must hold: one daemon at a time has the directory (a lock, which is handed on with it); a daemon that stops
+//! in order leaves nothing.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use worker_common::LAYOUT;
+
+/// Where systems mount the bpf file system, and where it is mounted for the default of `steer.pins` if they do not.
+const SYSTEMS: &str = "/sys/fs/bpf";
+
+/// What the name of an owner's directory begins with.
+const OWNER: &str = "owner-";
+
+/// Why nothing can be kept in the kernel. Each names the directory and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// Another daemon steers with this directory.
+    #[error(
+        "steer.pins = {}: another dworker steers with it; stop that one, or set another `steer.pins`", .0.display()
+    )]
+    Taken(PathBuf),
+    /// No bpf file system.
+    #[error(
+        "steer.pins = {}: there is no bpf file system, and it can't be mounted on {}: {source}; run \
+         `mount -t bpf bpf {SYSTEMS}`, as systemd does at boot", path.display(), on.display()
+    )]
+    NotMounted {
+        /// The directory.
+        path: PathBuf,
+        /// Where it would be mounted.
+        on: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file or directory.
+    #[error("steer.pins: {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
+    move |source| PinsError::Io { doing, path: path.to_owned(), source }
+}
+
+/// The directory, taken by this process.
+#[derive(Debug)]
+pub struct Pins {
+    directory: PathBuf,
+    /// Tells this daemon's links from those of the one before it.
+    daemon: String,
+    /// Set once it is taken.
+    lock: OnceLock<File>,
+}
+
+impl Pins {
+    /// Makes the directory, on a bpf file system that is mounted where there is none, and takes it. `lock` is the one of
+    /// the daemon that hands the directory on.
+    ///
+    /// # Errors
+    /// Another daemon has it, or it can't be made.
+    pub fn take(directory: &Path, lock: Option<OwnedFd>) -> Result<Pins, PinsError> {
+        let pins = Pins::beside(directory)?;
+        pins.lock_by(lock)?;
+        Ok(pins)
+    }
+
+    /// As [`Pins::take`], while another daemon may have it: [`lock_by`](Self::lock_by) follows.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn beside(directory: &Path) -> Result<Pins, PinsError> {
+        make(directory)?;
+        let daemon = format!("{:016x}", rand::random::<u64>());
+        let pins = Pins { directory: directory.to_owned(), daemon, lock: OnceLock::new() };
+        for part in [pins.maps(), pins.links()] {
+            make_private(&part).map_err(failed("making", &part))?;
+        }
+        Ok(pins)
+    }
+
+    /// Takes the directory, where it is not taken yet.
+    ///
+    /// # Errors
+    /// Another daemon has it.
+    pub fn lock_by(&self, lock: Option<OwnedFd>) -> Result<(), PinsError> {
+        let directory = &self.directory;
+        // The daemon before this one may have had another.
+        let is_of = |lock: &File| {
+            let (a, b) = (lock.metadata().ok()?, fs::metadata(directory).ok()?);
+            (a.dev() == b.dev() && a.ino() == b.ino()).then_some(())
+        };
+        let lock = match lock.map(File::from).filter(|lock| is_of(lock).is_some()) {
+            Some(lock) => lock,
+            None => take(directory)?,
+        };
+        let _ = self.lock.set(lock);
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Removes all that daemons left in the kernel. False: there was nothing.
+    ///
+    /// # Errors
+    /// A daemon has it, or something can't be removed.
+    pub fn remove_left(directory: &Path) -> Result<bool, PinsError> {
+        match is_bpf(directory) {
+            Ok(true) => {}
+            // Nothing can be pinned elsewhere.
+            Ok(false) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed("looking at", directory)(error)),
+        }
+        let pins = Pins {
+            directory: directory.to_owned(),
+            daemon: String::new(),
+            lock: OnceLock::from(take(directory)?),
+        };
+        pins.remove_all()?;
+        Ok(true)
+    }
+
+    /// The lock, for the daemon that follows.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        let lock = self.lock.get().ok_or(io::ErrorKind::NotFound)?;
+        Ok(lock.try_clone()?.into())
+    }
+
+    /// Where a map is.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Where this daemon's link of a program to a cgroup is.
+    pub(super) fn link(&self, cgroup: u64, program: &str) -> PathBuf {
+        self.links().join(format!("{}-{cgroup}-{program}", self.daemon))
+    }
+
+    /// Makes this daemon the owner: removes the links of others, and maps that this one does not read. Its own must be
+    /// attached.
+    pub(super) fn own(&self) -> Result<(), PinsError> {
+        let owner = self.owner();
+        make_private(&owner).map_err(failed("making", &owner))?;
+        self.remove_links(|owner| owner != self.daemon)?;
+        for part in read(&self.directory)? {
+            if part != self.maps() && part != self.links() && part != owner {
+                remove_all(&part).map_err(failed("removing", &part))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True where another daemon is the owner.
+    pub(super) fn has_other_owner(&self) -> bool {
+        let other = |part: &PathBuf| {
+            let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.starts_with(OWNER) && *part != self.owner()
+        };
+        read(&self.directory).is_ok_and(|parts| parts.iter().any(other))
+    }
+
+    /// Removes this daemon's links.
+    pub(super) fn remove_own_links(&self) -> Result<(), PinsError> {
+        self.remove_links(|owner| owner == self.daemon)
+    }
+
+    /// Removes this daemon's links; and all the rest, where no other daemon is the owner.
+    pub(super) fn remove_own(&self) -> Result<(), PinsError> {
+        self.remove_own_links()?;
+        if self.has_other_owner() { Ok(()) } else { self.remove_all() }
+    }
+
+    /// Removes the links of all daemons first: from then on nothing is captured.
+    fn remove_all(&self) -> Result<(), PinsError> {
+        self.remove_links(|_| true)?;
+        match remove_all(&self.directory) {
+            // Mounted there by a daemon.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                umount2(&self.directory, MntFlags::MNT_DETACH)
+                    .map_err(|errno| failed("unmounting", &self.directory)(errno.into()))?;
+                fs::remove_dir(&self.directory).map_err(failed("removing", &self.directory))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(failed("removing", &self.directory)),
+        }
+    }
+
+    fn remove_links(&self, of: impl Fn(&str) -> bool) -> Result<(), PinsError> {
+        let Ok(links) = read(&self.links()) else { return Ok(()) };
+        let owner = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.split('-').next().unwrap_or_default().to_owned()
+        };
+        // What rewrites goes before the ways back.
+        let mut links: Vec<PathBuf> = links.into_iter().filter(|path| of(&owner(path))).collect();
+        let rewrites = |path: &PathBuf| {
+            let name = path.to_string_lossy().into_owned();
+            ["connect", "sendmsg"].iter().any(|hook| name.contains(hook))
+        };
+        links.sort_by_key(|path| !rewrites(path));
+        for link in links {
+            fs::remove_file(&link).map_err(failed("removing", &link))?;
+        }
+        Ok(())
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.directory.join(format!("maps-{LAYOUT:016x}"))
+    }
+
+    fn owner(&self) -> PathBuf {
+        self.directory.join(format!("{OWNER}{}", self.daemon))
+    }
+
+    fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+}
+
+/// Makes the directory where it is missing.
+fn make(directory: &Path) -> Result<(), PinsError> {
+    let parent = directory.parent().unwrap_or(directory);
+    if parent != Path::new(SYSTEMS) {
+        fs::create_dir_all(parent).map_err(failed("making", parent))?;
+    }
+    if !directory.exists() && (is_bpf(parent).unwrap_or(false) || parent != Path::new(SYSTEMS)) {
+        make_private(directory).map_err(failed("making", directory))?;
+    }
+    if is_bpf(directory).unwrap_or(false) {
+        return Ok(());
+    }
+    let on = if parent == Path::new(SYSTEMS) { parent } else { directory };
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), on, Some("bpf"), flags, Some("mode=700")).map_err(|errno| PinsError::NotMounted {
+        path: directory.to_owned(),
+        on: on.to_owned(),
+        source: errno.into(),
+    })?;
+    tracing::info!("mounted a bpf file system on {}", on.display());
+    make_private(directory).map_err(failed("making", directory))
+}
+
+fn make_private(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+fn is_bpf(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn take(directory: &Path) -> Result<File, PinsError> {
+    let lock = File::open(directory).map_err(failed("opening", directory))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(PinsError::Taken(directory.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed("locking", directory)(source)),
+    }
+}
+
+fn read(directory: &Path) -> Result<Vec<PathBuf>, PinsError> {
+    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>();
+    list().map_err(failed("listing", directory))
+}
+
+/// As the standard library's, which first tries what a bpf file system does not have.
+fn remove_all(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
+    for entry in fs::read_dir(path)? {
+        remove_all(&entry?.path())?;
+    }
+    fs::remove_dir(path)
+}
