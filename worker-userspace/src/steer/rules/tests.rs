@@ -264,3 +264,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn addresses_fail_closed_where_that_is_asked_for_and_names_always() {
+    for closed in [false, true] {
+        let patterns = ["10.20.0.0/16:443", "2001:db8::/32", "vcenter.corp.example"];
+        let rules = Rules::with(&numbered(patterns), prefixes(), closed).unwrap();
+        let fails_closed = |entry: Entry| {
+            assert!(entry.len > 0);
+            used(&entry).iter().all(|range| range.flags & PortRule::FAIL_CLOSED != 0)
+        };
+        for entry in rules.prefixes().values() {
+            assert_eq!(fails_closed(*entry), closed);
+        }
+        let name = "vcenter.corp.example".parse().unwrap();
+        assert!(fails_closed(rules.for_name(&name).unwrap()));
+    }
+}
