@@ -219,7 +219,7 @@ async fn saves(table: &mut Table, admin: &Admin) {
     };
     table.line("save: other proxy hosts", PROMISED, times(100, carry).await);
     let rotate = async |i: usize| {
-        admin.rotate_key(id(i), Duration::from_secs(60), &me()).await.expect("a save");
+        admin.rotate_key(id(i), Duration::from_secs(60), true, &me()).await.expect("a save");
     };
     table.line("save: another key", PROMISED, times(100, rotate).await);
     let add = async |i: usize| {

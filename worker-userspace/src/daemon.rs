@@ -500,15 +500,18 @@ impl Roles {
             });
         let worker = self.config.worker.as_ref().zip(self.uplink.as_ref()).map(|(config, uplink)| {
             let told = uplink.told();
+            let connected = uplink.session().is_up();
+            // What it was when it was connected last is no role.
+            let role = told.role.filter(|_| connected);
             WorkerStatus {
                 appliance: uplink.appliance(),
-                connected: uplink.session().is_up(),
+                connected,
                 problem: uplink.problem(),
                 lanes: uplink.session().lanes().iter().map(|lane| LaneStatus::of(lane)).collect(),
                 allow: texts(config.egress.allow.iter().flatten()),
                 deny: texts(&config.egress.deny),
-                role: told.role.map(|told| told.role.word().to_owned()),
-                role_epoch: told.role.map(|told| told.epoch),
+                role: role.map(|told| told.role.word().to_owned()),
+                role_epoch: role.map(|told| told.epoch),
                 policy: PolicyStatus::of(told.policy.as_deref(), config.egress.allow.is_some()),
                 proxy: uplink.proxy().map(|(proxy, appliance)| UpstreamStatus {
                     address: proxy.name().to_owned(),

@@ -302,6 +302,8 @@ impl FromStr for Pattern {
         let (host, ports) = split_ports(text).map_err(&bad)?;
         let host = if let Some(suffix) = host.strip_prefix("*.") {
             HostPattern::Suffix(suffix.parse()?)
+        } else if host == "*" {
+            return Err(bad("all is written as the two networks `0.0.0.0/0` and `::/0`".into()));
         } else if host.contains('*') {
             return Err(bad(
                 "a wildcard stands only at the front and before a dot, as in `*.corp.example`".into()
@@ -423,7 +425,8 @@ mod tests {
             ("10.20.0.0/33", "network"),
             ("10.20.300.1", "ends in a number"),
             ("v*.corp.example", "wildcard"),
-            ("*", "wildcard"),
+            ("*", "`0.0.0.0/0` and `::/0`"),
+            ("*:443", "`0.0.0.0/0` and `::/0`"),
             ("zürich.example", "xn--"),
             ("a..b", "between dots"),
             ("-a.example", "begin or end"),

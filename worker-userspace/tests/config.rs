@@ -153,6 +153,11 @@ fn fill(dir: &Path) -> UnixListener {
     let (good, other) = (made("appliance.example"), made("other.example"));
     let (certificate, key) = (good.cert.pem(), good.signing_key.serialize_pem());
     write("good.crt", 0o644, certificate.as_bytes());
+    // As `openssl req -x509` makes it unless told otherwise.
+    let mut authority = rcgen::CertificateParams::new(["appliance.example".to_owned()]).expect("a name");
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = authority.self_signed(&good.signing_key).expect("a certificate");
+    write("authority.crt", 0o644, authority.pem().as_bytes());
     write("good.key", 0o600, key.as_bytes());
     write("good.der", 0o600, &good.signing_key.serialize_der());
     write("group.key", 0o640, key.as_bytes());

@@ -88,7 +88,7 @@ impl Appliance {
         let address = listener.local_addr().unwrap();
         let registry = Arc::new(Registry::new(Duration::ZERO, Duration::ZERO, Box::new(())));
         let groups = (1..).zip(groups).map(|(id, group)| Group { id, ..group }).collect();
-        registry.apply(Roster { groups });
+        registry.apply(Roster { groups, ..Roster::default() });
         let drain = Drain::new(Duration::from_millis(200));
         let ledger = Ledger::default();
         let endpoint = Endpoint {

@@ -48,9 +48,27 @@ fn everything_can_be_done_by_commands_here_and_there() -> Result<()> {
         ended(house.there(&["worker", "disable", "site-a"])?, 0)?;
         let shown = ended(house.here(&["worker", "show", "1"])?, 0)?;
         assert!(shown.starts_with("worker site-a: disabled\n") && shown.contains("in Zürich"), "{shown}");
+        // As the command says it of the key.
+        let key: String = serde_json::from_str(key)?;
+        let hash = lab.elsewhere().dworker(["key", "hash"])?.input(key).check()?;
+        assert!(shown.contains(&format!("\tkey_sha256 {}", hash.trim())), "{hash}{shown}");
         ended(house.here(&["worker", "enable", "site-a"])?, 0)?;
         let rotated = ended(house.here(&["worker", "rotate-key", "site-a", "--grace", "1h"])?, 0)?;
         assert!(rotated.contains("worker_key = \"dwk_") && rotated.contains("works until"), "{rotated}");
+        let again = ["worker", "rotate-key", "site-a", "--grace", "2h"];
+        let refused = ended(house.there(&again)?, 4)?;
+        let hash = &hash[..12];
+        assert!(
+            refused.contains(&format!("the one before it ({hash}) works until 2"))
+                && refused.contains("--force"),
+            "{refused}"
+        );
+        let forced = house.there(&[&again[..], &["--force"]].concat())?;
+        assert!(
+            forced.stderr.contains(&format!("({hash})")) && forced.stderr.contains("has ended now"),
+            "{forced}"
+        );
+        assert!(ended(forced, 0)?.contains("worker_key = \"dwk_"));
 
         let add = ["cloud", "add", "VC 1", "--type", "vmware", "--api-url", "https://vc1.corp.example/sdk"];
         ended(house.here(&add)?, 0)?;
@@ -75,14 +93,19 @@ fn everything_can_be_done_by_commands_here_and_there() -> Result<()> {
             ),
             (&["worker", "edit", "site-a"], 2, "say what to change"),
             (&["worker", "edit", "site-a", "--name", "b", "--revision", "1"], 4, "has changed since"),
-            (&["worker", "remove", "site-a", "--yes"], 4, "VC one"),
+            (
+                &["worker", "remove", "site-a", "--yes"],
+                4,
+                "\"VC one\": give it to another worker, or to none, first: `dworker cloud assign`",
+            ),
+            (&["cloud", "assign", "VC one"], 2, "or say `--none`"),
             (&["worker", "remove", "site-a"], 2, "--yes"),
             (&["worker", "rotate-key", "site-a", "--grace", "soon"], 2, "not a duration"),
             (&["cloud", "add", "b", "--type", "fog", "--api-url", "https://b.example"], 2, "xenserver"),
             (&["node", "priority", "site-a", "nobody", "1"], 3, "has no node"),
             (&["connections", "close", "7"], 3, "no connection 7"),
             (&["events", "--kind", "nonsense"], 2, "the kinds are"),
-            (&["events", "--since", "yesterday"], 2, "neither a time nor a duration"),
+            (&["events", "--since", "yesterday"], 2, "how long ago it was as in 90s, 15m, 2h or 7d"),
         ] {
             let said = ended(house.there(args)?, code)?;
             assert!(said.starts_with("dworker: ") && said.contains(says), "{args:?}: {said}");
@@ -116,6 +139,18 @@ fn whom_a_command_can_not_ask_is_said_with_the_remedy() -> Result<()> {
     lab.explain(|| {
         let host = lab.elsewhere();
         let ca = lab.pki().ca_file().display().to_string();
+        let file = |name: &str, text: &str| -> Result<String> {
+            let path = host.directory().join(name);
+            std::fs::write(&path, text)?;
+            Ok(path.display().to_string())
+        };
+        let (empty, two) = (file("empty.token", "\n")?, file("two.token", "dwa_a\ndwa_b\n")?);
+        let socket = host.directory().join("others.sock");
+        let _socket = std::os::unix::net::UnixListener::bind(&socket)?;
+        std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0))?;
+        // As who is not root: without what overrides a file's mode.
+        let other = host.command("setpriv").arg("--bounding-set=-all").arg(tests::program()?);
+        let other = other.args(["worker", "list", "--socket"]).arg(&socket);
         let ask = |args: &[&str]| {
             host.dworker(["worker", "list"])?.args(args).env("DWORKER_TOKEN", "dwa_x").output()
         };
@@ -127,6 +162,18 @@ fn whom_a_command_can_not_ask_is_said_with_the_remedy() -> Result<()> {
             (with_ca(&["--url", "https://10.77.4.10"])?, 1, "Connection refused"),
             (ask(&["--url", "http://appliance.example"])?, 2, "or add `--insecure-plaintext` in a lab"),
             (ask(&["--socket", "/nonexistent.sock"])?, 1, "is dworker running"),
+            (other.output()?, 1, "run this as root, or ask an appliance with `--url` and its admin token"),
+            (
+                with_ca(&["--url", APPLIANCE_URL, "--token-file", "/no.token"])?,
+                2,
+                "--token-file /no.token: No such",
+            ),
+            (
+                with_ca(&["--url", APPLIANCE_URL, "--token-file", &empty])?,
+                2,
+                "empty.token: it is empty: name a file",
+            ),
+            (with_ca(&["--url", APPLIANCE_URL, "--token-file", &two])?, 2, "two.token: more than a token"),
             (ask(&["--socket", "/x", "--url", APPLIANCE_URL])?, 2, "cannot be used with"),
             (host.dworker(["worker", "list", "--url", APPLIANCE_URL])?.output()?, 2, "DWORKER_TOKEN"),
             (

@@ -175,14 +175,14 @@ fn a_node_was_seen_until_it_went() -> Result<()> {
 }
 
 #[test]
-fn a_worker_alone_answers_its_status_and_nothing_else() -> Result<()> {
+fn a_worker_alone_answers_its_status_and_sends_others_to_the_appliance() -> Result<()> {
     let lab = Lab::new()?;
     let house = House::new(&lab)?;
     lab.explain(|| {
         let key = house.add("site-a", &["vc.corp.example"])?["key"].as_str().unwrap_or_default().to_owned();
         let group = tests::Group { name: "site-a".into(), key, proxy_hosts: vec![], may_open: false };
         let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
-        let _worker = lab.site().daemon("worker", config)?;
+        let worker = lab.site().daemon("worker", config)?;
         house.appliance.wait_for_group("site-a", SOON)?;
         let ask = |path: &str| -> Result<Value> {
             let curl = lab
@@ -195,10 +195,14 @@ fn a_worker_alone_answers_its_status_and_nothing_else() -> Result<()> {
         assert_eq!(ask("/api/v1/status")?["roles"], json!(["worker"]));
         assert_eq!(ask("/healthz")?, json!({ "status": "ok" }));
         assert_eq!(ask("/readyz")?, json!({ "ready": true, "reasons": [] }));
-        assert_eq!(ask("/api/v1/workers")?["status"], 404);
-        let refused =
-            lab.site().dworker(["worker", "list", "--socket"])?.arg(lab.site().socket("worker")).output()?;
-        assert_eq!(refused.status.code(), Some(3), "{refused}");
+        assert_eq!(ask("/api/v1/workers")?["status"], 501);
+        for command in [&["worker", "list"][..], &["cloud", "show", "1"], &["events"], &["connections"]] {
+            let asked =
+                lab.site().dworker(command)?.arg("--socket").arg(lab.site().socket("worker")).output()?;
+            assert_eq!(asked.status.code(), Some(1), "{asked}");
+            let said = "dworker: this daemon is a worker and has no registry: ask the appliance\n";
+            assert_eq!(asked.stderr, said);
+        }
 
         let node = &house.admin.get("/api/v1/workers/site-a")?["nodes"][0];
         assert_eq!((&node["role"], &node["worker"]), (&json!("primary"), &json!("site-a")), "{node}");
@@ -209,6 +213,26 @@ fn a_worker_alone_answers_its_status_and_nothing_else() -> Result<()> {
         house.admin.patch(&path, &json!({}))?.problem(422)?;
         assert_eq!(house.admin.get("/api/v1/nodes?role=primary")?["items"][0]["priority"], 3);
         assert_eq!(house.admin.get("/api/v1/nodes?role=offline")?["items"], json!([]));
+        // It carries: nobody can make it invisible.
+        let problem = house.admin.delete(&path)?.problem(409)?;
+        assert!(
+            problem["detail"].as_str().is_some_and(|text| text.contains("disable worker site-a")),
+            "{problem}"
+        );
+        let node = ["node", "forget", "site-a", id, "--yes", "--socket"];
+        let refused = lab.appliance().dworker(node)?.arg(lab.appliance().socket("appliance")).output()?;
+        assert_eq!(refused.status.code(), Some(4), "{refused}");
+        assert_eq!(house.admin.get("/api/v1/workers/site-a")?["live"]["connected"], 1);
+        house.admin.patch("/api/v1/workers/site-a", &json!({ "enabled": false }))?.ok()?;
+        house.admin.delete(&path)?.ok()?;
+        assert_eq!(house.admin.get("/api/v1/nodes")?["items"], json!([]));
+        // What it was is not what it is.
+        let status =
+            worker.wait_for_status("the loss", SOON, |status| status["worker"]["connected"] == false)?;
+        assert!(status["worker"]["role"].is_null() && status["worker"]["role_epoch"].is_null(), "{status}");
+        let why = &status["worker"]["problem"];
+        let told = why.as_str().is_some_and(|text| text.contains("no enabled worker there has this key"));
+        assert!(told || why.is_null(), "{why}");
         Ok(())
     })
 }

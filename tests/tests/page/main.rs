@@ -82,7 +82,7 @@ fn from_an_empty_directory_to_virtual_machines_in_the_page_alone() -> Result<()>
             browser.click("nav a", "Clouds")?;
             browser.click("a", "Add the first cloud")?;
             add_cloud(browser, "Lab vCenter", "VMware vCenter", VCENTER_URL, "site-a")?;
-            browser.find_text("tbody tr", "captured as vcenter.corp.example:443")?;
+            browser.find_text("tbody tr", "carried as vcenter.corp.example:443")?;
             house.wait_for_rule("vcenter.corp.example:443")?;
             assert_eq!(list()?.check()?, MACHINES);
 

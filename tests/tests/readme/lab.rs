@@ -8,16 +8,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tests::traffic::Serve;
-use tests::{Command, Config, Group, Host, Lab, Sdk, net, program};
+use tests::{Command, Config, Host, Lab, Sdk, net, program};
 
-use crate::ADMINISTRATION;
 use crate::markdown::{Example, is_shown, readme};
+use crate::{ADMINISTRATION, BEGINNING};
 
 const SOON: Duration = Duration::from_secs(30);
-/// Blocks for a shell in the section of the commands and the API.
-const BLOCKS: usize = 7;
+/// Blocks for a shell in the first hour, and in the section of the commands and the API.
+const BLOCKS: [usize; 2] = [3, 6];
 /// Stands between what two commands print; none prints it.
 const BETWEEN: char = '\u{1e}';
+
+/// The authorities that the desk's host trusts.
+const TRUSTED: &str = "trusted.pem";
 
 /// Where an administrator types: a directory with what the README puts there, and the software that it names.
 struct Desk {
@@ -32,8 +35,24 @@ impl Desk {
         fs::create_dir(&directory)?;
         fs::create_dir(&bin)?;
         symlink(program()?, bin.join("dworker"))?;
-        symlink(lab.pki().ca_file(), directory.join("ca.pem"))?;
+        fs::copy(lab.pki().ca_file(), directory.join(TRUSTED))?;
         Ok(Desk { directory, bin })
+    }
+
+    /// A configuration of the README's, with its files here.
+    fn configured(&self, toml: &str) -> Result<Config> {
+        let toml = toml.replace("/etc/dworker", &self.directory.display().to_string());
+        let (mut config, mut table) = (Config::new(), String::new());
+        for line in toml.lines() {
+            let line = line.split(" #").next().unwrap_or_default().trim();
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                table = format!("{name}.");
+            } else if let Some((key, value)) = line.split_once(" = ") {
+                // What the README writes is JSON, too.
+                config = config.set(&format!("{table}{key}"), serde_json::from_str::<Value>(value)?);
+            }
+        }
+        Ok(config)
     }
 
     /// Types a block on this host, where `daemon` is the one whose control socket is where it is unless told otherwise.
@@ -51,7 +70,7 @@ impl Desk {
         for example in block {
             script += &format!("{}\nprintf '{BETWEEN}%d{BETWEEN}' $?\n", example.typed);
         }
-        let shell = host.command("sh").env("CURL_CA_BUNDLE", "ca.pem").args(["-c", &script]);
+        let shell = host.command("sh").env("CURL_CA_BUNDLE", TRUSTED).args(["-c", &script]);
         let output = shell.output()?;
         let mut parts = output.stdout.split(BETWEEN);
         let mut all = Vec::new();
@@ -72,27 +91,38 @@ impl Desk {
 
 #[test]
 fn commands_and_requests_print_what_the_readme_shows() -> Result<()> {
-    let readme = readme()?.section(ADMINISTRATION)?.examples()?;
-    let [token, elsewhere, adding, working, asking, wrong, socket] = &readme[..] else {
-        bail!("the section has not {BLOCKS} blocks for a shell")
+    let readme = readme()?;
+    let (first, administration) = (readme.section(BEGINNING)?, readme.section(ADMINISTRATION)?.examples()?);
+    let (configurations, first) = (first.blocks("toml"), first.examples()?);
+    let ([certificates, adding, trying], [appliances, workers]) = (&first[..], &configurations[..]) else {
+        bail!("the first hour has not {} blocks for a shell and two configurations", BLOCKS[0])
+    };
+    let [token, elsewhere, working, asking, wrong, socket] = &administration[..] else {
+        bail!("the section has not {} blocks for a shell", BLOCKS[1])
     };
     let lab = Lab::new()?;
-    let config = Config::new().appliance(&lab.appliance_identity()?, &[]).steer(&[lab.appliance().cgroup()]);
-    let appliance = lab.appliance().daemon("appliance", config)?;
     let desk = Desk::new(&lab)?;
+    desk.types(lab.appliance(), "none", certificates)?;
+    let both = [TRUSTED, "ca.pem"].map(|file| fs::read_to_string(desk.directory.join(file)));
+    let [trusted, made] = both;
+    fs::write(desk.directory.join(TRUSTED), trusted? + &made?)?;
+    let config = desk.configured(appliances)?.steer(&[lab.appliance().cgroup()]);
+    let appliance = lab.appliance().daemon("appliance", config)?;
     let here = |block: &[Example]| desk.types(lab.appliance(), "appliance", block);
     let there = |block: &[Example]| desk.types(lab.elsewhere(), "none", block);
     lab.explain(|| {
+        let added = here(adding)?.concat();
+        let key = added.lines().find(|line| line.starts_with("worker_key = ")).context("no key")?;
+        let workers = workers.replace("worker_key = \"dwk_...\"", key);
+        let _worker = lab.site().daemon("worker", desk.configured(&workers)?)?;
+        appliance.wait_for_group("site-b", SOON)?;
+        let vsphere = lab.vsphere()?;
+        here(trying)?;
+        drop(vsphere);
+
         here(token)?;
         there(elsewhere)?;
-        let added = here(adding)?.concat();
-
-        // What the README says happens then: the worker gets the key, and software connects.
-        let key = added.lines().find_map(|line| line.strip_prefix("worker_key = ")).context("no key")?;
-        let group = Group { key: serde_json::from_str(key)?, ..Group::new("site-b", ["*.corp.example"])? };
-        let worker = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
-        let _worker = lab.site().daemon("worker", worker)?;
-        appliance.wait_for_group("site-b", SOON)?;
+        // What the README says happens then: software connects.
         let measured =
             |status: &Value| status["appliance"]["groups"][0]["nodes"][0]["lanes"][0]["rtt_us"].is_u64();
         appliance.wait_for_status("a round trip", SOON, measured)?;
@@ -152,7 +182,7 @@ fn clients_that_know_proxies_are_called_as_the_readme_says() -> Result<()> {
     let [calling] = &readme.section("Configuration")?.examples()?[..] else {
         bail!("not one block of calls")
     };
-    assert_eq!(readme.blocks("sh").len(), 2 + BLOCKS, "a block that no test knows");
+    assert_eq!(readme.blocks("sh").len(), 2 + BLOCKS.iter().sum::<usize>(), "a block that no test knows");
     let ci = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/run"))?;
     for Example { typed, .. } in building {
         let command = typed.split('#').next().unwrap_or_default().trim();

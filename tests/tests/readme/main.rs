@@ -9,12 +9,14 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use dworker::config::Config;
-use tests::{Command, Output, program};
+use tests::{Command, Output, program, worker_key};
 
 use markdown::{codes, readme};
 
 /// The section that has the commands and the API.
 const ADMINISTRATION: &str = "Command line and API";
+/// The section that leads from nothing to a first connection.
+const BEGINNING: &str = "The first hour";
 
 fn dworker(arguments: &[&str], input: &str) -> Result<Output> {
     Command::new(program()?).args(arguments).input(input).output()
@@ -23,9 +25,16 @@ fn dworker(arguments: &[&str], input: &str) -> Result<Output> {
 #[test]
 fn the_configurations_are_read_and_the_faults_are_what_the_daemon_says() -> Result<()> {
     let readme = readme()?;
-    let [appliance, worker, upstream, proxy, wrong] = &readme.blocks("toml")[..] else {
-        panic!("not five configurations")
+    let [first_appliance, first_worker, appliance, worker, upstream, proxy, wrong] =
+        &readme.blocks("toml")[..]
+    else {
+        panic!("not seven configurations")
     };
+    let loaded = Config::parse(first_appliance, "README.md").expect("the first hour's appliance");
+    assert!(loaded.config.appliance.is_some() && loaded.config.proxy.is_some() && loaded.warnings.is_empty());
+    let loaded = Config::parse(&first_worker.replace("dwk_...", &worker_key()?), "README.md");
+    let loaded = loaded.expect("the first hour's worker");
+    assert!(loaded.config.worker.is_some() && loaded.warnings.is_empty());
     let loaded = Config::parse(appliance, "README.md").expect("the appliance's");
     assert!(loaded.config.appliance.is_some() && loaded.config.steer.is_some() && loaded.warnings.is_empty());
     let loaded = Config::parse(worker, "README.md").expect("the worker's");
@@ -37,7 +46,7 @@ fn the_configurations_are_read_and_the_faults_are_what_the_daemon_says() -> Resu
         let loaded = Config::parse(&format!("{carrier}\n{proxy}"), "README.md").expect("with a proxy");
         assert!(loaded.config.proxy.is_some_and(|proxy| proxy.login.is_some()) && loaded.warnings.is_empty());
     }
-    for configuration in [appliance, worker, upstream, proxy] {
+    for configuration in [first_appliance, first_worker, appliance, worker, upstream, proxy] {
         assert!(configuration.lines().count() <= 10, "more than ten lines");
     }
 

@@ -117,7 +117,7 @@ mod tests {
             nodes: Vec::new(),
         };
         let registry = Arc::new(Registry::new(Duration::ZERO, Duration::ZERO, Box::new(())));
-        registry.apply(Roster { groups: vec![group] });
+        registry.apply(Roster { groups: vec![group], ..Roster::default() });
         let [(_, mut stuck), (carrier, _)] = worker(1);
         let admission = registry.authenticate(key.reveal()).expect("the key works");
         let _connected = registry.connect(admission, carrier, ([192, 0, 2, 1], 1).into()).unwrap();

@@ -51,6 +51,13 @@ pub struct Worker {
     pub revision: i64,
 }
 
+impl Worker {
+    /// The key before its own, and until when that one works too, where it still does at `now`.
+    pub fn key_in_grace(&self, now: Timestamp) -> Option<(KeyHash, Timestamp)> {
+        self.previous_key.filter(|(_, until)| *until > now)
+    }
+}
+
 /// Who manages a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

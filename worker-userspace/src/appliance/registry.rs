@@ -76,11 +76,23 @@ struct View {
     groups: Vec<Arc<Group>>,
     by_id: HashMap<i64, usize>,
     routes: PatternMap<usize>,
+    /// The names of disabled workers, by what they would carry.
+    disabled: PatternMap<String>,
 }
 
 impl View {
     fn group(&self, id: i64) -> Option<&Arc<Group>> {
         self.by_id.get(&id).map(|at| &self.groups[*at])
+    }
+
+    /// Why nobody carries `target`.
+    fn unrouted(&self, target: &Target) -> String {
+        match self.disabled.find(target) {
+            Some((_, worker)) => {
+                format!("{target} is a proxy host of worker {worker}, which is disabled: enable it")
+            }
+            None => format!("{target} is no group's proxy host"),
+        }
     }
 }
 
@@ -142,6 +154,11 @@ impl Registry {
             new.by_id.insert(config.id, at);
             let live = live.unwrap_or_else(|| Arc::new(Live::new(self.settle)));
             new.groups.push(Arc::new(Group { config, policy, live }));
+        }
+        for worker in roster.disabled {
+            for pattern in worker.proxy_hosts {
+                new.disabled.insert(pattern, worker.name.clone());
+            }
         }
         let new = Arc::new(new);
         // First of all it is valid: a lane that joins now by the old one looks again when it has joined.
@@ -347,7 +364,7 @@ impl Router for Registry {
     fn open(&self, request: &Request) -> Result<Opened, Refusal> {
         let view = self.view();
         let Some((_, at)) = view.routes.find(&request.target) else {
-            return Err(Refusal::new(Code::NoRoute, format!("{} is no group's proxy host", request.target)));
+            return Err(Refusal::new(Code::NoRoute, view.unrouted(&request.target)));
         };
         let group = &view.groups[*at];
         let name = &group.config.name;

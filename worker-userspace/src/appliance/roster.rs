@@ -11,6 +11,17 @@ use crate::tunnel::message::Id;
 pub struct Roster {
     /// In the order of their ids.
     pub groups: Vec<Group>,
+    /// What disabled workers would carry: nobody does, and who asks is told why.
+    pub disabled: Vec<Disabled>,
+}
+
+/// A worker that is disabled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Disabled {
+    /// Its name.
+    pub name: String,
+    /// What it would carry.
+    pub proxy_hosts: Vec<Pattern>,
 }
 
 /// The nodes that share a key.

@@ -46,7 +46,7 @@ mod tests {
                 nodes: Vec::new(),
             };
             let prefixes = ("240.64.0.0/16".parse().unwrap(), "2001:2::/48".parse().unwrap());
-            Steerable::new(prefixes.0, prefixes.1).check(&Roster { groups: vec![group] })
+            Steerable::new(prefixes.0, prefixes.1).check(&Roster { groups: vec![group], ..Roster::default() })
         };
         assert_eq!(judge(&["vc.example", "10.0.0.0/8"]), Ok(()));
         let faults = judge(&["vc.example", "127.0.0.1", "2001:2::1"]).unwrap_err();

@@ -1,6 +1,7 @@
 //! Requests to a daemon: through its control socket, or to an appliance in the network.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -147,8 +148,7 @@ impl Client {
 /// The admin token, from wherever it may stand.
 fn token(whom: &Whom) -> Result<HeaderValue, Failure> {
     let text = match (&whom.token_file, &whom.token) {
-        (Some(path), _) => std::fs::read_to_string(path)
-            .map_err(|error| Failure::Failed(format!("--token-file {}: {error}", path.display())))?,
+        (Some(path), _) => token_in(path)?,
         (None, Some(token)) => token.clone(),
         (None, None) => {
             let remedy = "name a file with the admin token in --token-file, or put it into DWORKER_TOKEN";
@@ -162,10 +162,33 @@ fn token(whom: &Whom) -> Result<HeaderValue, Failure> {
     Ok(header)
 }
 
+/// The token that stands alone in a file.
+fn token_in(path: &Path) -> Result<String, Failure> {
+    let wrong = |what: &str| {
+        let remedy =
+            "name a file that you may read, with the admin token alone (`dworker token reset` makes one)";
+        Failure::Usage(format!("--token-file {}: {what}: {remedy}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
+    match text.trim() {
+        "" => Err(wrong("it is empty")),
+        token if token.contains(|c: char| !c.is_ascii_graphic()) => {
+            Err(wrong("more than a token stands in it"))
+        }
+        token => Ok(token.to_owned()),
+    }
+}
+
 async fn local(path: &Path) -> Result<Client, Failure> {
     let name = path.display().to_string();
     let socket = UnixStream::connect(path).await.map_err(|error| {
-        Failure::Failed(format!("{name}: {error}: is dworker running, and is this its `control_socket`?"))
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "run this as root, or ask an appliance with `--url` and its admin token"
+            }
+            _ => "is dworker running, and is this its `control_socket`?",
+        };
+        Failure::Failed(format!("{name}: {error}: {remedy}"))
     })?;
     let host = HeaderValue::from_static("localhost");
     Ok(Client {

@@ -98,7 +98,7 @@ pub(crate) struct Assign {
     /// Its name or number
     cloud: String,
     /// The worker's name or number
-    #[arg(required_unless_present = "none", conflicts_with = "none")]
+    #[arg(conflicts_with = "none")]
     worker: Option<String>,
     /// To none: it is reached without a worker
     #[arg(long)]
@@ -127,6 +127,10 @@ impl CloudCommand {
             CloudCommand::Add(add) => add.run().await,
             CloudCommand::Edit(edit) => edit.run().await,
             CloudCommand::Assign(assign) => {
+                if assign.worker.is_none() && !assign.none {
+                    let remedy = "name the worker that is to carry the cloud, or say `--none`: it is then reached without one";
+                    return Err(Failure::Usage(remedy.into()));
+                }
                 let body = json!({ "worker": assign.worker });
                 save(&assign.common, &assign.cloud, body).await
             }

@@ -86,7 +86,9 @@ impl List {
             ("carrier", self.carrier.as_deref()),
             ("pid", pid.as_deref()),
         ];
-        let header = ["id", "target", "who", "carrier", "state", "up", "down", "rate", "age"];
+        // Of those that have ended it is not how long ago they began.
+        let lasted = if self.all { "lasted" } else { "age" };
+        let header = ["id", "target", "who", "carrier", "state", "up", "down", "rate", lasted];
         let shown = |flows: &[FlowReport]| table(&header, flows.iter().map(row));
         self.common.list(&format!("{PATH}{}", query(&filter)), self.limit, "no connection", shown).await
     }

@@ -76,7 +76,8 @@ fn when(option: &str, text: Option<String>) -> Result<Option<String>, Failure> {
     }
     let wrong =
         |why: String| Failure::Usage(format!("{option} {text:?}: neither a time nor a duration: {why}"));
-    let ago = parse_duration(&text, LONGEST).map_err(wrong)?;
+    let forms = "write a time as in 2026-01-31T12:00:00Z, or how long ago it was as in 90s, 15m, 2h or 7d";
+    let ago = parse_duration(&text, LONGEST).map_err(|_| wrong(forms.to_owned()))?;
     let ago = SignedDuration::try_from(ago).map_err(|error| wrong(error.to_string()))?;
     let time = Timestamp::now().checked_sub(ago).map_err(|error| wrong(error.to_string()))?;
     Ok(Some(time.to_string()))

@@ -115,6 +115,9 @@ pub(crate) struct RotateKey {
     /// How long the old key goes on to work, as in 0s, 12h, 7d
     #[arg(long, default_value = "24h")]
     grace: String,
+    /// End a key that is in its grace already
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -207,6 +210,7 @@ impl One {
                     ("clouds", detail.clouds.join(", ")),
                     ("may_open", if worker.may_open { "yes".into() } else { String::new() }),
                     ("origin", worker.origin.word().to_owned()),
+                    ("key_sha256", worker.key_sha256.clone()),
                     ("key rotated", rotated),
                     ("old key works", until),
                     ("changed", format!("{} ago by {}", ago(worker.changed), worker.changed_by)),
@@ -261,7 +265,7 @@ impl RotateKey {
     async fn run(self) -> Done {
         let grace = parse_duration(&self.grace, LONGEST_GRACE)
             .map_err(|error| Failure::Usage(format!("--grace {:?}: {error}", self.grace)))?;
-        let body = json!({ "grace": grace.as_secs() });
+        let body = json!({ "grace": grace.as_secs(), "force": self.force });
         let path = format!("{}/key", at(&self.worker));
         let saved: Value = self.common.client().await?.ask(Method::POST, &path, Some(&body)).await?;
         tell(&self.common, &saved, "has another key")

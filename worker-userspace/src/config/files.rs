@@ -11,12 +11,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{Error, InconsistentKeys, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use super::fault::{Wrong, wrong};
 use super::reader::{Place, Reader};
@@ -219,6 +220,16 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     read_certificates(path, |i, der| ParsedCertificate::try_from(der).is_ok() || (i > 0 && is_root(der)))
 }
 
+/// True for what an authority signs with and no server shows. Judged by what judges it at the other end, which says it
+/// before it looks for who signed it. The error's type is webpki's; we have only its name.
+fn is_authoritys(der: &CertificateDer<'static>) -> bool {
+    let Ok(certificate) = ParsedCertificate::try_from(der) else { return false };
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+    let (nobody, now) = (RootCertStore::empty(), UnixTime::now());
+    let judged = verify_server_cert_signed_by_trust_anchor(&certificate, &nobody, &[], now, algorithms.all);
+    judged.is_err_and(|error| format!("{error:?}").contains("CaUsedAsEndEntity"))
+}
+
 fn is_root(der: &CertificateDer<'static>) -> bool {
     RootCertStore::empty().add(der.clone()).is_ok()
 }
@@ -399,10 +410,16 @@ pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32, environment: &
     for place in named.inline.iter().filter(|place| r.is_in_file(place)).collect::<Vec<_>>() {
         self::private(r, place, mode);
     }
-    let certificates = named
-        .certificate
-        .as_ref()
-        .and_then(|(place, path)| Some((path, usable(r, place, read_chain(path))?)));
+    let certificates = named.certificate.as_ref().and_then(|(place, path)| {
+        let certificates = usable(r, place, read_chain(path))?;
+        if certificates.first().is_some_and(is_authoritys) {
+            let problem = "it is a CA's own certificate (`CA:TRUE`), which no worker and no command takes";
+            let remedy =
+                "make one with `CA:FALSE` and the appliance's name as `subjectAltName`, signed by that CA";
+            r.warn(place, wrong(problem, remedy));
+        }
+        Some((path, certificates))
+    });
     let Some((place, path)) = &named.key else { return };
     let Some(key) = usable(r, place, read_private_key(path)) else { return };
     private(r, place, path, key.mode);

@@ -128,6 +128,11 @@ impl KeyHash {
     pub fn of(secret: &str) -> KeyHash {
         KeyHash(Sha256::digest(secret.as_bytes()).into())
     }
+
+    /// Enough of it to tell keys apart where people read: its first 12 digits.
+    pub fn short(&self) -> String {
+        self.to_string().chars().take(12).collect()
+    }
 }
 
 impl PartialEq for KeyHash {

@@ -131,9 +131,10 @@ impl Policy {
             target,
         )?;
         match self.local.special.iter().find(|(range, _)| range.contains(&addr)) {
-            Some((_, what)) if self.local.named.find(&meant).is_none() => {
-                Err(denied(format!("{addr} is {what}; name it in egress.allow if it is meant")))
-            }
+            Some((_, what)) if self.local.named.find(&meant).is_none() => Err(denied(format!(
+                "{addr} is {what}: where it is meant, name this address (not a name for it, and no network \
+                     around it) in `egress.allow` of the worker's own file"
+            ))),
             _ => Ok(()),
         }
     }
@@ -361,7 +362,11 @@ mod tests {
         for addr in ["127.0.0.1", "169.254.169.254", "::1", "100.100.100.200"] {
             for host in [addr, "evil.corp.example"] {
                 let text = judge(&open, host, addr, 8080).unwrap_err();
-                assert!(text.contains("name it in egress.allow if it is meant"), "{host} at {addr}: {text}");
+                let remedy = format!("{addr} is ");
+                assert!(
+                    text.starts_with(&remedy) && text.contains("name this address (not a name for it"),
+                    "{host} at {addr}: {text}"
+                );
             }
         }
         let named = policy(&["127.0.0.1:8080", "127.0.0.2"], &[]).pushed(Some(&special));

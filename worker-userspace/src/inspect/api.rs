@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::routing::any;
 use axum::{Extension, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::status::Status;
-use crate::web::Peer;
 use crate::web::extract::Json;
+use crate::web::{Kind, Peer, Problem};
 
 /// Where the path of the status is.
 pub const STATUS: &str = "/api/v1/status";
@@ -82,7 +83,13 @@ pub fn guarded() -> OpenApiRouter<Reports> {
 
 /// All of them, for the control socket of a daemon that has no others.
 pub fn alone(reports: Reports) -> Router {
-    open().merge(guarded()).with_state(reports).split_for_parts().0
+    let routes = open().merge(guarded()).with_state(reports).split_for_parts().0;
+    routes.route("/api/v1/{*path}", any(no_registry))
+}
+
+/// What an appliance answers and other daemons don't.
+async fn no_registry() -> Problem {
+    Problem::new(Kind::OtherRole, "this daemon is a worker and has no registry: ask the appliance")
 }
 
 /// Whether the daemon is alive
@@ -128,6 +135,28 @@ mod tests {
     use axum::body::to_bytes;
     use http::Request;
     use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn who_asks_a_worker_for_the_registry_is_sent_to_the_appliance() {
+        let reports = Reports {
+            status: Arc::new(|| unreachable!("nobody asked for it")),
+            unready: Arc::new(|| Box::pin(std::future::ready(Vec::new()))),
+        };
+        let around = crate::web::layers::around(alone(reports));
+        for (path, status, says) in [
+            ("/api/v1/workers", 501, "this daemon is a worker and has no registry: ask the appliance"),
+            ("/api/v1/workers/site-a/key", 501, "ask the appliance"),
+            ("/api/v2/workers", 404, "there is nothing at this path"),
+            ("/healthz", 200, "ok"),
+        ] {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            let response = around.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status, "{path}");
+            let body = to_bytes(response.into_body(), 1 << 16).await.unwrap();
+            let body = String::from_utf8_lossy(&body);
+            assert!(body.contains(says), "{path}: {body}");
+        }
+    }
 
     #[tokio::test]
     async fn strangers_are_told_which_part_is_not_ready_and_insiders_why() {

@@ -213,11 +213,12 @@ fn write_flow(out: &mut String, flow: &FlowReport) -> fmt::Result {
     }
     writeln!(
         out,
-        "\tup {}{}  down {}{}  age {}  trace {}",
+        "\tup {}{}  down {}{}  {} {}  trace {}",
         bytes(flow.bytes_up),
         rate(flow.rate_up),
         bytes(flow.bytes_down),
         rate(flow.rate_down),
+        if flow.is_open() { "age" } else { "lasted" },
         age(Duration::from_millis(flow.age_ms)),
         flow.trace
     )?;

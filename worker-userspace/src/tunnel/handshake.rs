@@ -45,7 +45,8 @@ pub enum HandshakeError {
     Proxy(#[from] UpstreamError),
     /// The appliance does not know the key.
     #[error(
-        "the appliance refused `worker_key` (401): its groups have no such key; compare `dworker key hash`"
+        "the appliance refused `worker_key` (401): no enabled worker there has this key; it may be disabled, removed, or \
+         its key replaced: `dworker events --kind key-refused` at the appliance says which"
     )]
     Unauthorized,
     /// The appliance answered something else than an upgrade.

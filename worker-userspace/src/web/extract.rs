@@ -86,16 +86,15 @@ fn of_query(rejection: QueryRejection) -> Problem {
 pub struct Path<T>(pub T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
-    type Rejection = Problem;
+    type Rejection = StatusCode;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Path<T>, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Path<T>, StatusCode> {
         match axum::extract::Path::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Path(value)),
-            // No thing has such a number or name; that the text can't even be one is no other answer.
-            Err(PathRejection::FailedToDeserializePathParams(error)) => {
-                Err(Problem::not_found(format!("the path: {}", error.body_text())))
-            }
-            Err(other) => Err(Problem::of(other.status(), &other.body_text())),
+            // No thing has such a number or name; that the text can't even be one is no other answer, and how it was
+            // read concerns nobody.
+            Err(PathRejection::FailedToDeserializePathParams(_)) => Err(StatusCode::NOT_FOUND),
+            Err(other) => Err(other.status()),
         }
     }
 }

@@ -46,10 +46,12 @@ pub enum Kind {
     Internal,
     /// Not now: the store can't be written, or too many are served.
     Unavailable,
+    /// Not by this daemon: it has another role.
+    OtherRole,
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 15] = [
         Kind::Malformed,
         Kind::Invalid,
         Kind::Unauthorised,
@@ -64,6 +66,7 @@ impl Kind {
         Kind::Limited,
         Kind::Internal,
         Kind::Unavailable,
+        Kind::OtherRole,
     ];
 
     /// The status that it is answered with.
@@ -88,6 +91,7 @@ impl Kind {
             Kind::Limited => (StatusCode::TOO_MANY_REQUESTS, "limited", "Too many attempts"),
             Kind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "A fault of the appliance"),
             Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not now"),
+            Kind::OtherRole => (StatusCode::NOT_IMPLEMENTED, "other-role", "Not a task of this daemon"),
         }
     }
 

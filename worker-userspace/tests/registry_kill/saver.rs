@@ -145,7 +145,8 @@ async fn come_and_go(admin: Admin) {
             ..NewWorker::default()
         };
         let (worker, ..) = admin.add_worker(new, &me()).await.expect("a worker");
-        let (worker, key) = admin.rotate_key(worker.id, Duration::from_secs(60), &me()).await.expect("a key");
+        let (worker, key, _) =
+            admin.rotate_key(worker.id, Duration::from_secs(60), true, &me()).await.expect("a key");
         Said::Added(name.clone(), key.hash().to_string()).say();
         let cloud = NewCloud {
             name: name.clone(),

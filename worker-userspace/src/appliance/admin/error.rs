@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::appliance::store::StoreError;
-use crate::config::{Wrong, quote};
+use crate::config::{KeyHash, Wrong, quote};
 
 /// Why a change or a question is refused.
 #[derive(Debug, thiserror::Error)]
@@ -78,8 +78,34 @@ pub enum AdminError {
         /// Whose it is.
         other: String,
     },
+    /// The key before the worker's own was promised to work for longer.
+    #[error(
+        "worker {worker} has another key already, and the one before it ({}) works until {until:.0}: wait until then, \
+         or let it end now with `force` (`--force`)",
+        .key.short()
+    )]
+    InGrace {
+        /// The worker.
+        worker: String,
+        /// The key that would end.
+        key: KeyHash,
+        /// Until when it works.
+        until: Timestamp,
+    },
+    /// The node is there.
+    #[error("node {node} is connected: disable worker {worker}, or stop the process, first")]
+    Connected {
+        /// The node, as events name it.
+        node: String,
+        /// Its worker.
+        worker: String,
+    },
     /// Clouds need the worker.
-    #[error("worker {worker} carries {}: give them to another worker first", named_clouds(.clouds))]
+    #[error(
+        "worker {worker} carries {}: give {} to another worker, or to none, first: `dworker cloud assign`",
+        named_clouds(.clouds),
+        them(.clouds)
+    )]
     InUse {
         /// The worker.
         worker: String,
@@ -212,6 +238,10 @@ fn lines(items: &[impl fmt::Display]) -> String {
         lines.push(format!("and {} more: correct these first", items.len() - MOST));
     }
     lines.join("\n")
+}
+
+fn them(names: &[String]) -> &'static str {
+    if names.len() == 1 { "it" } else { "them" }
 }
 
 fn named_clouds(names: &[String]) -> String {

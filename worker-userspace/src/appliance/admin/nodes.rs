@@ -225,19 +225,21 @@ impl Admin {
         self.told(actor, &subject, result)
     }
 
-    /// Forgets a node. Where it connects again it is a new one, behind all others of its priority.
+    /// Forgets a node that is gone. Where it connects again it is a new one, behind all others of its priority.
     ///
     /// # Errors
-    /// There is no such node, or the store.
+    /// There is no such node, it is connected, or the store.
     pub async fn forget_node(&self, worker: i64, node: Id, actor: &Actor) -> Result<(), AdminError> {
         let (admin, by) = (self.clone(), actor.clone());
         let subject = self.worker_subject(worker);
         let plan = move |state: &State| {
             let (name, old) = state.node(worker, &node)?;
-            let text = match admin.connected(worker).contains(&node) {
-                true => "it is connected, and will be new when it connects again".to_owned(),
-                false => format!("it was last seen at {:.0}", old.last_seen),
-            };
+            if admin.connected(worker).contains(&node) {
+                // It would carry on, and nobody would see it.
+                let worker = state.worker(&Ref::Id(worker))?.name.clone();
+                return Err(AdminError::Connected { node: name, worker });
+            }
+            let text = format!("it was last seen at {:.0}", old.last_seen);
             Ok(Plan {
                 changes: vec![Change::RemoveNode { worker, node }],
                 events: vec![by.did(EventKind::NodeForgotten, name, text)],

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::error::{AdminError, Holder, Problem, Taken};
 use crate::appliance::records::{Cloud, Node, Worker};
-use crate::appliance::roster::{Group, KnownNode, Roster, ValidKey};
+use crate::appliance::roster::{Disabled, Group, KnownNode, Roster, ValidKey};
 use crate::appliance::store::{Change, Snapshot};
 use crate::config::KeyHash;
 use crate::target::{Claims, Pattern, PatternMap};
@@ -175,27 +175,32 @@ impl State {
                 derived_of.entry(worker).or_default().push(derived(cloud));
             }
         }
-        let groups = self.workers.values().filter(|worker| worker.enabled);
-        let groups = groups.map(|worker| {
+        let (mut groups, mut disabled) = (Vec::new(), Vec::new());
+        for worker in self.workers.values() {
             let mut proxy_hosts = worker.proxy_hosts.clone();
             for pattern in derived_of.remove(&worker.id).unwrap_or_default() {
                 if !proxy_hosts.contains(&pattern) {
                     proxy_hosts.push(pattern);
                 }
             }
+            let name = worker.name.clone();
+            if !worker.enabled {
+                disabled.push(Disabled { name, proxy_hosts });
+                continue;
+            }
             let mut keys = vec![ValidKey { hash: worker.key, until: None }];
-            let previous = worker.previous_key.filter(|(_, until)| *until > now);
+            let previous = worker.key_in_grace(now);
             keys.extend(previous.map(|(hash, until)| ValidKey { hash, until: Some(system(until)) }));
-            Group {
+            groups.push(Group {
                 id: worker.id,
-                name: worker.name.clone(),
+                name,
                 keys,
                 proxy_hosts,
                 may_open: worker.may_open,
                 nodes: self.nodes_of(worker.id).map(|node| known(node)).collect(),
-            }
-        });
-        Roster { groups: groups.collect() }
+            });
+        }
+        Roster { groups, disabled }
     }
 
     /// A worker's nodes, by their ids.

@@ -1,9 +1,9 @@
 //! Workers: added, changed, given other keys, removed.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -15,7 +15,7 @@ use super::{Admin, Done, Listed, Page, Plan, Ref};
 use crate::appliance::audit::{Actor, EventKind};
 use crate::appliance::records::{Origin, Worker, now};
 use crate::appliance::store::Change;
-use crate::config::{Key, quote};
+use crate::config::{Key, KeyHash, quote};
 use crate::target::Pattern;
 
 /// Workers that one registry may have.
@@ -248,18 +248,20 @@ impl Admin {
         done.state.worker(&Ref::Id(id))
     }
 
-    /// Gives a worker another key, which is shown now and never again. The old one goes on to work for `grace`;
-    /// one that was in its grace already ends.
+    /// Gives a worker another key, which is shown now and never again. The old one goes on to work for `grace`.
+    /// One that is in its grace already ends with `force`, which a warning tells; without, nothing happens.
     ///
     /// # Errors
-    /// There is no such worker, the configuration file says its key, the grace is too long, or the store.
+    /// There is no such worker, the configuration file says its key, the grace is too long, a key is in its grace, or
+    /// the store.
     pub async fn rotate_key(
         &self,
         id: i64,
         grace: Duration,
+        force: bool,
         actor: &Actor,
-    ) -> Result<(Arc<Worker>, Key), AdminError> {
-        let result = self.rotate_key_untold(id, grace, actor).await;
+    ) -> Result<(Arc<Worker>, Key, Vec<Warning>), AdminError> {
+        let result = self.rotate_key_untold(id, grace, force, actor).await;
         self.told(actor, &self.worker_subject(id), result)
     }
 
@@ -267,8 +269,9 @@ impl Admin {
         &self,
         id: i64,
         grace: Duration,
+        force: bool,
         actor: &Actor,
-    ) -> Result<(Arc<Worker>, Key), AdminError> {
+    ) -> Result<(Arc<Worker>, Key, Vec<Warning>), AdminError> {
         if grace > LONGEST_GRACE {
             return Err(AdminError::invalid(Problem {
                 field: "grace",
@@ -279,6 +282,8 @@ impl Admin {
         }
         let key = Key::generate().map_err(|error| AdminError::Randomness(error.to_string()))?;
         let (hash, actor) = (key.hash(), actor.clone());
+        let ended = Arc::new(OnceLock::new());
+        let ends = ended.clone();
         let plan = move |state: &State| {
             let old = state.worker(&Ref::Id(id))?;
             if old.origin == Origin::File {
@@ -288,12 +293,23 @@ impl Admin {
                 });
             }
             let at = now();
+            let in_grace = old.key_in_grace(at);
+            if let (Some((key, until)), false) = (in_grace, force) {
+                return Err(AdminError::InGrace { worker: old.name.clone(), key, until });
+            }
             let until = SignedDuration::try_from(grace).ok().and_then(|grace| at.checked_add(grace).ok());
             let previous_key = until.filter(|until| *until > at).map(|until| (old.key, until));
-            let text = match previous_key {
+            let mut text = match previous_key {
                 Some((_, until)) => format!("a new key was shown; the old one works until {until:.0}"),
                 None => "a new key was shown; the old one works no more".to_owned(),
             };
+            if let Some((key, until)) = in_grace {
+                text += &format!(
+                    "; nor does the one before that ({}), which was to work until {until:.0}",
+                    key.short()
+                );
+                let _ = ends.set((key, until));
+            }
             let worker = Worker {
                 key: hash,
                 previous_key,
@@ -310,7 +326,16 @@ impl Admin {
             })
         };
         let done = self.commit(plan).await?;
-        Ok((done.state.worker(&Ref::Id(id))?, key))
+        let warning = |(key, until): &(KeyHash, Timestamp)| Warning {
+            field: "key",
+            about: key.short(),
+            problem: format!(
+                "the key before the old one ({}), which was to work until {until:.0}, has ended now",
+                key.short()
+            ),
+            remedy: "give the new key to the nodes that still have it".into(),
+        };
+        Ok((done.state.worker(&Ref::Id(id))?, key, ended.get().map(warning).into_iter().collect()))
     }
 
     /// Removes a worker and forgets its nodes. With a `revision` only that state of it.

@@ -198,9 +198,9 @@ pub(super) async fn edit(
     Ok(Json(api.node_view(&worker, &id)?))
 }
 
-/// Forget a node
+/// Forget a node that is gone
 ///
-/// Where it connects again it is a new one, behind all others of its priority.
+/// One that is connected is refused (409): disable its worker, or stop its process, first. Where it connects again it is a new one, behind all others of its priority.
 #[utoipa::path(
     delete, path = "/api/v1/workers/{worker}/nodes/{node}", tag = "nodes",
     params(

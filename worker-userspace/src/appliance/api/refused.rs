@@ -30,6 +30,8 @@ impl From<AdminError> for Problem {
             | AdminError::ManagedByFile { .. }
             | AdminError::GroupNameTaken { .. }
             | AdminError::KeyTaken { .. }
+            | AdminError::InGrace { .. }
+            | AdminError::Connected { .. }
             | AdminError::InUse { .. }
             | AdminError::Refused(_)
             | AdminError::Store(StoreError::Raced { .. }) => (Kind::Conflict, vec![]),

@@ -56,6 +56,10 @@ pub struct Worker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub rotated: Option<Timestamp>,
+    /// SHA-256 of its key, as `dworker key hash` prints it: no secret.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub key_sha256: String,
     /// Until when the key before works too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -198,6 +202,9 @@ pub(super) struct Rotation {
     /// Seconds for which the old key goes on to work, at most 30 days.
     #[schema(maximum = 2_592_000, default = 86_400)]
     grace: Option<u64>,
+    /// Whether a key that is in its grace already may end now; else that is a conflict (409).
+    #[serde(default)]
+    force: bool,
 }
 
 /// Which workers are asked for.
@@ -236,10 +243,8 @@ impl Api {
             changed: worker.changed,
             changed_by: worker.changed_by.clone(),
             rotated: worker.rotated,
-            previous_key_until: worker
-                .previous_key
-                .map(|(_, until)| until)
-                .filter(|until| Timestamp::now() < *until),
+            key_sha256: worker.key.to_string(),
+            previous_key_until: worker.key_in_grace(Timestamp::now()).map(|(_, until)| until),
             revision: worker.revision,
             live: Live::of(group.as_ref()),
         }
@@ -361,7 +366,8 @@ pub(super) async fn remove(
 
 /// Give a worker another key
 ///
-/// The key is in this answer and in no other. The old one goes on to work for a grace.
+/// The key is in this answer and in no other. The old one goes on to work for a grace. Where the one before that is
+/// still in its own, this is refused (409), or ends it now, with `force`.
 #[utoipa::path(
     post, path = "/api/v1/workers/{worker}/key", tag = "workers", request_body = Rotation,
     params(("worker" = String, Path, description = "Its number or its name")),
@@ -375,7 +381,8 @@ pub(super) async fn rotate_key(
 ) -> Result<Tagged<WorkerSaved>, Problem> {
     let old = api.find_worker(&worker)?;
     let grace = rotation.grace.map_or(GRACE, Duration::from_secs);
-    let (worker, key) = api.admin.rotate_key(old.id, grace, &caller.actor()).await?;
-    let saved = api.saved(&worker, Some(key.reveal().to_owned()), Vec::new());
+    let (worker, key, warnings) =
+        api.admin.rotate_key(old.id, grace, rotation.force, &caller.actor()).await?;
+    let saved = api.saved(&worker, Some(key.reveal().to_owned()), warnings);
     Ok(Tagged(StatusCode::OK, worker.revision, saved))
 }

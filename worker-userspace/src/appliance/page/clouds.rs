@@ -136,7 +136,7 @@ fn table(rows: &[Row]) -> Markup {
                         }
                         td.high.break.room data-label="API URL" {
                             (row.api_url)
-                            @if row.worker.is_some() { span.under { "captured as " span.mono { (row.proxy_host) } } }
+                            @if row.worker.is_some() { span.under { "carried as " span.mono { (row.proxy_host) } } }
                         }
                         td.firm data-label="Worker" {
                             @if let Some(worker) = &row.worker {

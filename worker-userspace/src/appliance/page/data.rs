@@ -15,7 +15,7 @@ use crate::appliance::audit::{Event, EventKind, EventQuery};
 use crate::appliance::records::{self, Cloud, Origin};
 use crate::inspect::ledger::{Filter, FlowReport};
 use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
-use crate::tunnel::message::id_text;
+use crate::tunnel::message::{Id, id_text};
 
 /// Rows of a full page of workers or clouds.
 const ROWS: usize = 50;
@@ -133,6 +133,11 @@ impl Page {
         self.admin.worker(&Ref::Id(id))
     }
 
+    /// Whether a node has a session now.
+    pub(super) fn is_connected(&self, worker: i64, node: &Id) -> bool {
+        self.registry.group(worker).is_some_and(|group| group.connected().contains(node))
+    }
+
     /// The number of a worker's open streams, for a question about it.
     pub(super) fn worker_streams(&self, id: i64) -> usize {
         self.registry.group(id).map_or(0, |group| group.streams())
@@ -173,7 +178,7 @@ impl Page {
             throughput: group.map(|group| throughput(&group.history())).unwrap_or_default(),
             created: worker.created,
             rotated: worker.rotated,
-            grace: worker.previous_key.map(|(_, until)| until).filter(|until| *until > now),
+            grace: worker.key_in_grace(now).map(|(_, until)| until),
             changed: (worker.changed, worker.changed_by.clone()),
             events,
             now,
@@ -369,7 +374,7 @@ fn connection(flow: &FlowReport, known: &HashMap<String, i64>) -> connections::R
             ),
             None => (None, None),
         };
-    let open = matches!(flow.state.as_str(), "open" | "opening");
+    let open = flow.is_open();
     connections::Row {
         id: flow.id,
         trace: flow.trace.clone(),

@@ -49,6 +49,7 @@ fn pages() -> BTreeMap<&'static str, String> {
         warnings: vec![samples::HOSTILE.into()],
         ..samples::key()
     };
+    let in_grace = (samples::key().key.hash(), samples::worker().now);
     let no_events = events::List { query: samples::HOSTILE.into(), ..events::List::default() };
     let older = events::List { before: Some(400), ..samples::events() };
     let middle = connections::List {
@@ -80,11 +81,13 @@ fn pages() -> BTreeMap<&'static str, String> {
         ("worker-form-fixed", worker_form::form(&frame, &fixed, &conflict)),
         ("worker-key", worker_form::key(&frame, &samples::key())),
         ("worker-rotated", worker_form::key(&frame, &rotated)),
-        ("worker-rotate", worker::rotate(&frame, 1, samples::HOSTILE)),
+        ("worker-rotate", worker::rotate(&frame, 1, samples::HOSTILE, None)),
+        ("worker-rotate-again", worker::rotate(&frame, 1, samples::HOSTILE, Some(in_grace))),
         ("worker-disable", worker::disable(&frame, 1, "berlin-dc1", 42)),
         ("worker-remove", worker::remove(&frame, 1, "berlin-dc1", 1, &[])),
         ("worker-remove-in-use", worker::remove(&frame, 1, "berlin-dc1", 0, &samples::worker().clouds)),
-        ("worker-forget", worker::forget(&frame, 1, "71", "worker-old")),
+        ("worker-forget", worker::forget(&frame, 1, "71", "worker-old", false)),
+        ("worker-forget-connected", worker::forget(&frame, 1, "71", "worker-old", true)),
         ("clouds", clouds::list(&frame, &samples::clouds())),
         ("clouds-empty", clouds::list(&frame, &clouds::List::default())),
         ("cloud-form", clouds::form(&frame, &cloud, &choices, &[wrong("api_url", "not a URL")])),

@@ -13,6 +13,7 @@ use super::words;
 use super::workers::{Question, State, confirm};
 use crate::appliance::audit::Event;
 use crate::appliance::registry::HISTORY;
+use crate::config::KeyHash;
 use crate::inspect::status::NodeRole;
 
 fn role(role: NodeRole) -> Markup {
@@ -295,9 +296,16 @@ const GRACES: [(u64, &str); 5] = [
 ];
 
 /// Asks how a key is to be rotated.
-pub(super) fn rotate(frame: &Frame, id: i64, name: &str) -> Markup {
+pub(super) fn rotate(frame: &Frame, id: i64, name: &str, ends: Option<(KeyHash, Timestamp)>) -> Markup {
     let body = html! {
         p { "The worker gets a new key, which is shown once. Put it on each of the worker's hosts while the old one still works." }
+        @if let Some((key, until)) = ends {
+            (note(Tone::Warn, html! {
+                "The key before the present one (" span.mono { (key.short()) } ") was to work until "
+                (words::at(until)) ". It ends now, and nodes that still use it are cut off. Who can wait, waits until then."
+            }))
+            input type="hidden" name="ends" value=(key) {}
+        }
         div.field {
             label for="grace" { "How long the old key works" }
             select #grace name="grace" {
@@ -307,7 +315,7 @@ pub(super) fn rotate(frame: &Frame, id: i64, name: &str) -> Markup {
     };
     let back = format!("/workers/{id}");
     let (title, action) = (format!("Rotate the key of {name}"), format!("{back}/rotate"));
-    ask(frame, &title, body, &action, "Make a new key", false, &back)
+    ask(frame, &title, body, &action, "Make a new key", ends.is_some(), &back)
 }
 
 /// Asks whether to disable a worker.
@@ -355,12 +363,16 @@ pub(super) fn remove(
     ask(frame, &title, body, &action, "Remove the worker", true, &back)
 }
 
-/// Asks whether to forget a node.
-pub(super) fn forget(frame: &Frame, id: i64, node: &str, host_name: &str) -> Markup {
-    let body = html! { p { "It is offline, and is listed no more. Should it connect again, it is the newest node." } };
+/// Asks whether to forget a node, which can't be while it is connected.
+pub(super) fn forget(frame: &Frame, id: i64, node: &str, host_name: &str, connected: bool) -> Markup {
+    let body = html! { p {
+        @if connected { "It is connected. Disable the worker or stop the process first." }
+        @else { "It is offline, and is listed no more. Should it connect again, it is the newest node." }
+    } };
     let back = format!("/workers/{id}");
     let (title, action) = (format!("Forget {host_name}?"), format!("{back}/nodes/{node}/forget"));
-    ask(frame, &title, body, &action, "Forget the node", true, &back)
+    let word = if connected { "" } else { "Forget the node" };
+    ask(frame, &title, body, &action, word, true, &back)
 }
 
 fn ask(

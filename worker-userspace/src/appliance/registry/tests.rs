@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::appliance::roster::{Group as Configured, KnownNode, ValidKey};
+use crate::appliance::roster::{Disabled, Group as Configured, KnownNode, ValidKey};
 use crate::inspect::status::NodeRole;
 use crate::tunnel::lane::{LaneEnd, Settings, Upgraded};
 use crate::tunnel::message::Capabilities;
@@ -63,7 +63,7 @@ fn group(id: i64, keys: &[&Key], hosts: &[&str]) -> Configured {
 
 fn registry(groups: Vec<Configured>) -> Arc<Registry> {
     let registry = Registry::new(SETTLE, Duration::from_secs(5), Box::new(()));
-    registry.apply(Roster { groups });
+    registry.apply(Roster { groups, ..Roster::default() });
     Arc::new(registry)
 }
 
@@ -84,6 +84,38 @@ fn carrier(registry: &Registry, host: &str) -> Result<String, Code> {
         trace: 0,
     };
     registry.open(&request).map(|opened| opened.carrier).map_err(|refusal| refusal.code)
+}
+
+#[test]
+fn who_asks_for_what_a_disabled_worker_has_is_told_so() {
+    let registry = registry(vec![group(1, &[&key()], &["*.corp.example"])]);
+    let disabled = Disabled {
+        name: "site-2".into(),
+        proxy_hosts: ["vc.lab.example:443", "vc.corp.example"].map(|host| host.parse().unwrap()).to_vec(),
+    };
+    registry
+        .apply(Roster { groups: vec![group(1, &[&key()], &["*.corp.example"])], disabled: vec![disabled] });
+    let told = |host: &str, port| {
+        let target = Target { host: host.parse().unwrap(), port };
+        registry
+            .open(&Request { target, deadline: Duration::from_secs(1), trace: 0 })
+            .unwrap_err()
+            .to_string()
+    };
+    for (host, port, says) in [
+        (
+            "vc.lab.example",
+            443,
+            "no-route: vc.lab.example:443 is a proxy host of worker site-2, which is disabled: enable it",
+        ),
+        ("vc.lab.example", 22, "no-route: vc.lab.example:22 is no group's proxy host"),
+        // Who is enabled carries it meanwhile.
+        ("vc.corp.example", 443, "no-worker: no worker of group site-1 is connected"),
+    ] {
+        assert_eq!(told(host, port), says);
+    }
+    registry.apply(Roster::default());
+    assert_eq!(told("vc.lab.example", 443), "no-route: vc.lab.example:443 is no group's proxy host");
 }
 
 /// The worker has lost its lane and made a new one, and nothing has told the appliance of the loss.
@@ -166,7 +198,7 @@ async fn a_roster_cuts_those_whose_key_is_gone_and_no_others() {
     let mut both = group(1, &[&new, &old], &["a.example", "c.example"]);
     let clock = SystemTime::now();
     both.keys[1].until = Some(clock + Duration::from_millis(300));
-    registry.apply(Roster { groups: vec![both, group(2, &[&other], &["b.example"])] });
+    registry.apply(Roster { groups: vec![both, group(2, &[&other], &["b.example"])], ..Roster::default() });
     let _two = join(&registry, &new, &two);
     assert!(!one.lane.is_closing());
     assert!(carrier(&registry, "c.example").is_ok());
@@ -182,7 +214,7 @@ async fn a_roster_cuts_those_whose_key_is_gone_and_no_others() {
     assert!(end.contains("the grace is over"), "{end}");
     assert_eq!(carrier(&registry, "a.example").unwrap(), "site-1/node2");
     // Disabled.
-    registry.apply(Roster { groups: vec![group(2, &[&other], &["b.example"])] });
+    registry.apply(Roster { groups: vec![group(2, &[&other], &["b.example"])], ..Roster::default() });
     let end = ended(two).await.to_string();
     assert!(end.contains("disabled or removed"), "{end}");
     assert_eq!(carrier(&registry, "a.example"), Err(Code::NoRoute));
@@ -200,7 +232,7 @@ async fn who_was_admitted_by_a_key_that_is_gone_meanwhile_is_refused() {
     let late = peer(1, 1, 0);
     assert_eq!(registry.connect(admission, late.lane.clone(), address()).err().unwrap().code, Code::Denied);
     // Another key under the same id.
-    registry.apply(Roster { groups: vec![group(1, &[&self::key()], &[])] });
+    registry.apply(Roster { groups: vec![group(1, &[&self::key()], &[])], ..Roster::default() });
     assert_eq!(registry.connect(admission, late.lane.clone(), address()).err().unwrap().code, Code::Denied);
     assert!(registry.groups()[0].status().nodes.is_empty());
 }
@@ -242,7 +274,7 @@ impl Witness for Told {
 async fn the_witness_hears_of_nodes_and_of_roles() {
     let (key, told) = (key(), Arc::default());
     let registry = Arc::new(Registry::new(SETTLE, Duration::ZERO, Box::new(Told(Arc::clone(&told)))));
-    registry.apply(Roster { groups: vec![group(1, &[&key], &[])] });
+    registry.apply(Roster { groups: vec![group(1, &[&key], &[])], ..Roster::default() });
     let (one, more) = (peer(1, 1, 0), peer(1, 1, 1));
     let connected = [join(&registry, &key, &one), join(&registry, &key, &more)];
     drop(connected);
@@ -256,7 +288,7 @@ async fn the_witness_hears_of_nodes_and_of_roles() {
 async fn the_witness_hears_of_nodes_whose_group_is_gone() {
     let (key, told) = (key(), Arc::default());
     let registry = Arc::new(Registry::new(SETTLE, Duration::ZERO, Box::new(Told(Arc::clone(&told)))));
-    registry.apply(Roster { groups: vec![group(1, &[&key], &[])] });
+    registry.apply(Roster { groups: vec![group(1, &[&key], &[])], ..Roster::default() });
     let (one, two) = (peer(1, 1, 0), peer(2, 1, 0));
     let connected = [join(&registry, &key, &one), join(&registry, &key, &two)];
     assert_eq!(registry.groups()[0].connected(), [[1; 16], [2; 16]]);
@@ -302,7 +334,8 @@ async fn workers_hear_what_they_may_dial_and_whether_they_lead() {
     let expected = (vec!["a.example".to_owned()], Some("primary"));
     timeout(Duration::from_secs(5), told.wait_for(|told| told_of(told) == expected)).await.unwrap().unwrap();
     // Saved, without a reconnect.
-    registry.apply(Roster { groups: vec![group(1, &[&key], &["b.example", "c.example"])] });
+    registry
+        .apply(Roster { groups: vec![group(1, &[&key], &["b.example", "c.example"])], ..Roster::default() });
     let expected = (vec!["b.example".to_owned(), "c.example".to_owned()], Some("primary"));
     timeout(Duration::from_secs(5), told.wait_for(|told| told_of(told) == expected)).await.unwrap().unwrap();
 }

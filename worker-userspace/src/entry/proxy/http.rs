@@ -82,7 +82,7 @@ impl Proxy {
                     tracing::warn!(%source, "refused an HTTP client: wrong user or password (407)");
                     sleep(WRONG).await;
                 }
-                return Ok(who_are_you());
+                return Ok(who_are_you(wrong));
             }
         };
         if request.method() != Method::CONNECT {
@@ -159,8 +159,11 @@ fn target(uri: &Uri) -> Option<Target> {
     is_plain.then_some(Target { host, port })
 }
 
-fn who_are_you() -> Answered {
-    let text = "this proxy asks for a user and a password";
+fn who_are_you(wrong: bool) -> Answered {
+    let text = match wrong {
+        true => "wrong user or password: compare `proxy.user` and `proxy.password_file` of this proxy",
+        false => "this proxy asks for a user and a password",
+    };
     let mut response = refuse(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "http_request_denied", text);
     let realm = HeaderValue::from_static("Basic realm=\"dworker\", charset=\"UTF-8\"");
     response.headers_mut().insert(PROXY_AUTHENTICATE, realm);

@@ -245,17 +245,18 @@ async fn without_the_password_http_gets_407_and_nothing_else() {
     let mut house = House::with_login().await;
     let ask =
         |header: &str| format!("CONNECT h.example:443 HTTP/1.1\r\nHost: h\r\n{header}\r\n").into_bytes();
-    for wrong in [
-        ask(""),
-        ask("Proxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZA==\r\n"),
-        ask("Proxy-Authorization: Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n"),
-        ask("Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n"),
-        b"GET http://h.example/ HTTP/1.1\r\nHost: h.example\r\n\r\n".to_vec(),
-        b"CONNECT / HTTP/1.1\r\nHost: h.example\r\n\r\n".to_vec(),
+    let (none, wrong) = ("asks for a user and a password", "wrong user or password: compare `proxy.user`");
+    for (ask, says) in [
+        (ask(""), none),
+        (ask("Proxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZA==\r\n"), wrong),
+        (ask("Proxy-Authorization: Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n"), wrong),
+        (ask("Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n"), none),
+        (b"GET http://h.example/ HTTP/1.1\r\nHost: h.example\r\n\r\n".to_vec(), none),
+        (b"CONNECT / HTTP/1.1\r\nHost: h.example\r\n\r\n".to_vec(), none),
     ] {
-        let mut client = client(house.http, &wrong).await;
+        let mut client = client(house.http, &ask).await;
         let head = hear_to(&mut client, "\r\n\r\n").await;
-        assert!(head.starts_with("HTTP/1.1 407 "), "{head}");
+        assert!(head.starts_with("HTTP/1.1 407 ") && head.contains(says), "{head}");
         assert!(head.contains("proxy-authenticate: Basic realm=\"dworker\""), "{head}");
     }
     assert_eq!(house.proxy.ledger.total(), 0);

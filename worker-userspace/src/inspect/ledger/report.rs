@@ -78,6 +78,13 @@ pub struct FlowReport {
     pub age_ms: u64,
 }
 
+impl FlowReport {
+    /// Whether it is there still, or is being made.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state.as_str(), "open" | "opening")
+    }
+}
+
 fn is_zero(n: &u32) -> bool {
     *n == 0
 }

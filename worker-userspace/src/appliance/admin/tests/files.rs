@@ -109,7 +109,7 @@ async fn what_the_file_says_is_changed_there() {
          [[appliance.groups]] there and restart"
     );
     assert!(matches!(
-        house.admin.rotate_key(id, Duration::ZERO, &me()).await,
+        house.admin.rotate_key(id, Duration::ZERO, false, &me()).await,
         Err(AdminError::ManagedByFile { .. })
     ));
     assert!(matches!(

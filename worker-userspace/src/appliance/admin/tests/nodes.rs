@@ -244,12 +244,11 @@ async fn who_is_connected_is_seen_and_who_has_gone_was_seen_until_then() {
     let node = house.node(a, 1).expect("it");
     assert!(node.host_name == "again" && again <= node.first_seen && node.first_seen <= node.last_seen);
     house.connect(a, [1; 16]);
-    house.admin.forget_node(a, [1; 16], &me()).await.expect("forgotten");
-    let said = house.events().await.pop().expect("an event");
-    assert_eq!(
-        said,
-        "node-forgotten site-a/again-01010101: it is connected, and will be new when it connects again"
-    );
+    let refused = house.admin.forget_node(a, [1; 16], &me()).await.expect_err("it would carry on unseen");
+    let said = "node site-a/again-01010101 is connected: disable worker site-a, or stop the process, first";
+    assert_eq!(refused.to_string(), said);
+    assert!(house.node(a, 1).is_some());
+    assert_eq!(house.events().await.pop().expect("an event"), format!("save-refused site-a: {said}"));
 }
 
 #[tokio::test]

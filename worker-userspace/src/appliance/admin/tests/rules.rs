@@ -262,7 +262,12 @@ async fn a_worker_that_clouds_need_stays() {
     }
     let error = house.admin.remove_worker(a, None, &me()).await.expect_err("in use").to_string();
     assert!(error.starts_with("worker site-a carries clouds \"Cloud 00\", \"Cloud 01\", "), "{error}");
-    assert!(error.ends_with("\"Cloud 09\" and 2 more: give them to another worker first"), "{error}");
+    assert!(
+        error.ends_with(
+            "\"Cloud 09\" and 2 more: give them to another worker, or to none, first: `dworker cloud assign`"
+        ),
+        "{error}"
+    );
     let missing =
         house.admin.remove_worker(a + 1, None, &me()).await.expect_err("no such worker").to_string();
     assert_eq!(missing, format!("there is no worker {}: it may have been removed", a + 1));

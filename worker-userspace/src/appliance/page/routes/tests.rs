@@ -276,8 +276,21 @@ async fn every_answer_has_the_headers_of_a_page() {
             answer.has(&["<h1", "Go to the start"]);
         }
     }
-    for (path, status) in [("/workers/9", 404), ("/events?before=x", 400), ("/workers/abc", 404)] {
-        assert_eq!(visitor.get(path).await.status, status, "{path}");
+    for (path, status) in [
+        ("/workers/9", 404),
+        ("/events?before=x", 400),
+        ("/workers/abc", 404),
+        ("/workers/abc/edit", 404),
+        ("/workers/%FF", 404),
+        ("/clouds/abc/edit", 404),
+        ("/connections/-1/close", 404),
+    ] {
+        let answer = visitor.get(path).await;
+        assert_eq!(answer.status, status, "{path}");
+        // How it was read concerns nobody.
+        for word in ["parse", "path:", "i64", "UTF-8"] {
+            assert!(!answer.body.contains(word), "{path}: {word:?} in {}", answer.body);
+        }
     }
     let api = visitor.get("/api/v1/no-such").await;
     assert_eq!((api.status, api.header(CONTENT_TYPE)), (404, "application/problem+json"));
@@ -330,6 +343,23 @@ async fn a_worker_is_added_its_key_shown_once_and_all_of_it_changed() {
     visitor.post("/workers/1/rotate", &[("grace", "900")]).await.leads_to("/workers/1/key");
     visitor.get("/workers/1/key").await.has(&["berlin-2 has a new key", "The old key works until"]);
     visitor.get("/workers/1").await.has(&["the one before works, too"]);
+    // The first key is in its grace: it ends only where the question said so, and of no other key.
+    let ends = house.admin.worker(&1.into()).unwrap().previous_key.unwrap().0.to_string();
+    let asked = visitor.get("/workers/1/rotate").await;
+    asked.has(&[&ends[..12], "was to work until", "It ends now", &format!(r#"name="ends" value="{ends}""#)]);
+    for fields in [vec![("grace", "900")], vec![("grace", "900"), ("ends", "another")]] {
+        let refused = visitor.post("/workers/1/rotate", &fields).await;
+        assert_eq!(refused.status, 409);
+        refused.has(&["has another key already", "wait until then"]);
+    }
+    visitor.post("/workers/1/rotate", &[("grace", "900"), ("ends", &ends)]).await.leads_to("/workers/1/key");
+    visitor
+        .get("/workers/1/key")
+        .await
+        .has(&["has ended now", "give the new key to the nodes that still have it"]);
+
+    // By its name, as the command line and the API take it.
+    visitor.get("/workers/berlin-2").await.leads_to("/workers/1");
 
     visitor.get("/workers/1/disable").await.has(&["Disable berlin-2?", "data-cancel"]);
     visitor.post("/workers/1/disable", &[]).await.leads_to("/workers/1");

@@ -9,6 +9,7 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use http::HeaderMap;
 use http::header::HOST;
+use jiff::Timestamp;
 use maud::Markup;
 use serde::Deserialize;
 
@@ -44,9 +45,15 @@ async fn list(State(page): Shared, caller: Caller, Query(asked): Query<Asked>) -
     workers::list(&page.frame(&caller, "/workers"), &page.workers(&asked.q, asked.page))
 }
 
-async fn one(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
+async fn one(State(page): Shared, caller: Caller, Path(which): Path<String>) -> Result<Response, Problem> {
+    let id = page.admin.worker(&which.as_str().into())?.id;
+    let path = format!("/workers/{id}");
+    // By its name, as people write it: its page is at its number, which stays.
+    if which != id.to_string() {
+        return Ok(Redirect::to(&path).into_response());
+    }
     let detail = page.worker(id).await?;
-    Ok(worker::detail(&page.frame(&caller, &format!("/workers/{id}")), &detail))
+    Ok(worker::detail(&page.frame(&caller, &path), &detail).into_response())
 }
 
 /// What the form sends.
@@ -195,12 +202,16 @@ fn refused(
 
 async fn ask_rotate(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Markup, Problem> {
     let worker = page.record(id)?;
-    Ok(worker::rotate(&page.frame(&caller, "/workers"), id, &worker.name))
+    let ends = worker.key_in_grace(Timestamp::now());
+    Ok(worker::rotate(&page.frame(&caller, "/workers"), id, &worker.name, ends))
 }
 
 #[derive(Debug, Deserialize)]
 struct Grace {
     grace: u64,
+    /// The key of which the dialog said that it ends.
+    #[serde(default)]
+    ends: String,
 }
 
 async fn rotate(
@@ -211,12 +222,15 @@ async fn rotate(
     Form(form): Form<Grace>,
 ) -> Result<Response, Problem> {
     let grace = Duration::from_secs(form.grace);
-    let (worker, key) = page.admin.rotate_key(id, grace, &caller.actor()).await?;
+    // Of another key than this one nobody has said that it may end.
+    let ends = page.record(id)?.key_in_grace(Timestamp::now());
+    let force = ends.is_some_and(|(key, _)| key.to_string() == form.ends);
+    let (worker, key, warnings) = page.admin.rotate_key(id, grace, force, &caller.actor()).await?;
     let said = match worker.previous_key {
         Some((_, until)) => format!("The old key works until {}.", until.strftime("%Y-%m-%d %H:%M:%S UTC")),
         None => "The old key works no more, and nodes that use it are cut off.".to_owned(),
     };
-    Ok(show_key(&page, &caller, &headers, &worker, key, Some(said), &[]))
+    Ok(show_key(&page, &caller, &headers, &worker, key, Some(said), &warnings))
 }
 
 async fn enable(State(page): Shared, caller: Caller, Path(id): Path<i64>) -> Result<Redirect, Problem> {
@@ -284,7 +298,8 @@ async fn ask_forget(
     let wanted = id_of(&node)?;
     let found = page.admin.nodes(id).into_iter().find(|known| known.id == wanted);
     let found = found.ok_or_else(|| Problem::not_found("There is no such node any more."))?;
-    Ok(worker::forget(&page.frame(&caller, "/workers"), id, &node, &found.host_name))
+    let connected = page.is_connected(id, &wanted);
+    Ok(worker::forget(&page.frame(&caller, "/workers"), id, &node, &found.host_name, connected))
 }
 
 async fn forget(

@@ -47,7 +47,7 @@ impl Appliance {
             may_open: false,
             nodes: Vec::new(),
         };
-        self.registry.apply(Roster { groups: groups.iter().map(group).collect() });
+        self.registry.apply(Roster { groups: groups.iter().map(group).collect(), ..Roster::default() });
     }
 
     /// A worker of a group.
