@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use crate::appliance::admin::AdminError;
 use crate::appliance::registry::Registry;
 use crate::appliance::store::StoreError;
-use crate::config::{Config, FileError, read_roots};
+use crate::config::{Config, FileError};
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
@@ -36,7 +36,7 @@ use crate::inspect::api::{Lack, Reports};
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{
-    ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, WorkerStatus,
+    ApplianceStatus, CertificateStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, WorkerStatus,
 };
 use crate::steer::steering::{SteerError, Steering};
 use crate::target::{Pattern, Target};
@@ -45,7 +45,8 @@ use crate::tunnel::dial::{self, Words};
 use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Capabilities, Hello, VERSION};
-use crate::tunnel::tls::{self, TlsError};
+use crate::tunnel::tls::expiry::Expiry;
+use crate::tunnel::tls::{TlsError, Trust, trust};
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 use appliance::Appliance;
@@ -155,11 +156,14 @@ impl Daemon {
             steering: None,
             proxy: None,
             found: Believed::default(),
+            expiry: Expiry::default(),
         };
+        drain.spawn("expiry", roles.expiry.clone().run(drain.clone()));
 
         let mut port = None;
         if let Some(section) = &config.appliance {
-            let (appliance, bound) = Appliance::start(&config, section, &ledger, &drain).await?;
+            let (appliance, bound) =
+                Appliance::start(&config, section, &ledger, &roles.expiry, &drain).await?;
             roles.registry = Some(appliance.registry.clone());
             roles.appliance = Some(appliance);
             port = Some(bound);
@@ -168,11 +172,12 @@ impl Daemon {
         if let Some(worker) = &config.worker {
             let tls = match worker.appliance.plaintext {
                 false => {
-                    let extra = match &worker.ca_file {
-                        Some(path) => read_roots(path)?,
-                        None => Vec::new(),
+                    let files = trust::Files {
+                        ca_file: worker.ca_file.clone(),
+                        ca_dir: worker.ca_dir.clone(),
+                        identity: worker.identity.clone(),
                     };
-                    Some(tls::client(extra)?)
+                    Some(Trust::read(files, roles.expiry.clone())?)
                 }
                 true => {
                     tracing::warn!(
@@ -269,6 +274,7 @@ struct Roles {
     steering: Option<Arc<Steering>>,
     proxy: Option<ProxyStatus>,
     found: Believed<Vec<Lack>>,
+    expiry: Expiry,
 }
 
 impl Roles {
@@ -311,6 +317,7 @@ impl Roles {
             worker,
             steer,
             proxy: self.proxy.clone(),
+            tls: CertificateStatus::all(&self.expiry),
             flows: Flows {
                 open: self.ledger.open_count(),
                 total: self.ledger.total(),

@@ -7,11 +7,12 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use dworker::config::{
-    Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource, Loaded, Login,
-    Proxy, Steer, TlsFiles, Worker, read_roots,
+    Appliance, ApplianceUrl, ClientCertificates, Config, Egress, Families, FileCause, Group, Key, KeySource,
+    Loaded, Login, Proxy, Steer, TlsFiles, Worker, read_roots,
 };
 use dworker::target::Pattern;
 use proptest::prelude::*;
@@ -155,6 +156,18 @@ fn fill(dir: &Path) -> UnixListener {
     write("latin1.password", 0o600, b"hunter2\xfc\n");
     write("group.password", 0o640, b" hunter2 \r\n");
     write("cut-worker.key", 0o600, &KEY.as_bytes()[..40]);
+    fs::create_dir(dir.join("ca.d")).expect("a directory");
+    write("ca.d/a.crt", 0o644, certificate.as_bytes());
+    write("ca.d/b.pem", 0o644, b"hunter2\n");
+    write("tls.password", 0o644, b"correct horse\n");
+    let pkcs12 = ["pkcs12", "-export", "-in", "good.crt", "-inkey", "good.key", "-out", "tls.p12"];
+    let made = Command::new("openssl")
+        .args(pkcs12)
+        .args(["-passout", "file:tls.password"])
+        .current_dir(dir)
+        .status();
+    assert!(made.expect("Debian's openssl").success());
+    fs::set_permissions(dir.join("tls.p12"), Permissions::from_mode(0o644)).expect("its mode");
     symlink("loop", dir.join("loop")).expect("a link");
     nix::unistd::mkfifo(&dir.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     UnixListener::bind(dir.join("socket")).expect("a socket")
@@ -259,9 +272,13 @@ fn an_appliance_means_what_it_says() {
         worker: None,
         appliance: Some(Appliance {
             listen: vec!["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()],
-            tls: Some(TlsFiles {
+            tls: Some(TlsFiles::Pem {
                 certificate: "/etc/dworker/tls.crt".into(),
                 key: "/etc/dworker/tls.key".into(),
+            }),
+            clients: Some(ClientCertificates {
+                ca_file: "/etc/dworker/workers-ca.pem".into(),
+                required: false,
             }),
             groups: vec![
                 Group {
@@ -310,6 +327,11 @@ fn a_worker_means_what_it_says() {
             },
             key: KeySource::File("/etc/dworker/worker.key".into()),
             ca_file: Some("/etc/dworker/ca.pem".into()),
+            ca_dir: Some("/etc/dworker/ca.d".into()),
+            identity: Some(TlsFiles::Pem {
+                certificate: "/etc/dworker/worker.crt".into(),
+                key: "/etc/dworker/worker-tls.key".into(),
+            }),
             lanes: 8,
             egress: Egress {
                 allow: Some(patterns(&["vcenter.corp.example:443", "10.20.0.0/16"])),
@@ -333,6 +355,25 @@ fn a_worker_means_what_it_says() {
         }),
     };
     assert_eq!(loaded, Loaded { config: expected, warnings: vec![] });
+}
+
+#[test]
+fn an_appliance_may_have_its_identity_in_one_file() {
+    let appliance = |more: &str| {
+        let top = "[appliance]\nlisten = \"0.0.0.0:443\"\npkcs12 = \"/etc/dworker/tls.p12\"\n";
+        let loaded = Config::parse(&format!("{top}{more}"), "dworker.toml").expect("a good file");
+        loaded.config.appliance.expect("an appliance")
+    };
+    let file = || "/etc/dworker/tls.p12".into();
+    let first = appliance("");
+    assert_eq!(first.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file: None }));
+    assert_eq!(first.clients, None);
+    let second = appliance(
+        "pkcs12_password_file = \"/etc/dworker/tls.password\"\nclient_ca_file = \"/etc/dworker/workers-ca.pem\"\n",
+    );
+    let password_file = Some("/etc/dworker/tls.password".into());
+    assert_eq!(second.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file }));
+    assert!(second.clients.expect("client certificates").required);
 }
 
 #[test]
@@ -365,6 +406,8 @@ fn a_lab_means_what_it_says_and_is_warned() {
             appliance: ApplianceUrl { host: "10.0.0.1".parse().unwrap(), port: 80, plaintext: true },
             key: KeySource::Inline(key()),
             ca_file: None,
+            ca_dir: None,
+            identity: None,
             lanes: 2,
             egress: Egress {
                 allow: Some(patterns(&["10.20.0.0/16"])),
@@ -375,6 +418,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
         appliance: Some(Appliance {
             listen: vec!["10.0.0.1:80".parse().unwrap()],
             tls: None,
+            clients: None,
             groups: vec![Group {
                 name: "lab".into(),
                 key: key().hash(),
@@ -408,11 +452,12 @@ fn what_passed_the_check_is_what_gets_read() {
     let dir = tempfile::tempdir().expect("a directory");
     let _listener = fill(dir.path());
     let at = |name: &str| dir.path().join(name);
-    let good = TlsFiles { certificate: at("chain.crt"), key: at("good.key") };
+    let files = |key: &str| TlsFiles::Pem { certificate: at("chain.crt"), key: at(key) };
+    let good = files("good.key");
     let (certificates, _) = good.read().expect("an identity");
     assert_eq!(certificates, read_roots(&at("chain.crt")).expect("certificates"));
     assert_eq!(certificates.len(), 2);
-    let error = TlsFiles { key: at("other.key"), ..good }.read().expect_err("another key");
+    let error = files("other.key").read().expect_err("another key");
     assert_eq!(error.path, at("other.key"));
     assert!(
         matches!(error.cause, FileCause::Mismatch(ref certificate) if *certificate == at("chain.crt")),

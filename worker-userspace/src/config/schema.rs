@@ -31,6 +31,9 @@ pub(super) const TOP: Section = Section {
         "worker_key",
         "worker_key_file",
         "ca_file",
+        "ca_dir",
+        "client_certificate",
+        "client_key",
         "lanes",
         "insecure_plaintext",
         "egress",
@@ -52,6 +55,10 @@ pub(super) const APPLIANCE: Section = Section {
         "listen",
         "certificate",
         "key",
+        "pkcs12",
+        "pkcs12_password_file",
+        "client_ca_file",
+        "client_certificates",
         "insecure_plaintext",
         "failback",
         "events_age",
@@ -88,7 +95,7 @@ pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
     match key {
         "worker_key" | "key_sha256" => true,
         // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file" | "password_file" | "key" => {
+        "worker_key_file" | "password_file" | "pkcs12_password_file" | "client_key" | "key" => {
             !value.as_str().is_some_and(|text| text.starts_with('/'))
         }
         // As Basic writes it, with the password behind a colon.

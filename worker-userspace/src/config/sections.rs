@@ -14,7 +14,7 @@ use super::files::Named;
 use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER};
 use super::values::{self, LIST_HOSTS, SYNTHETIC4, SYNTHETIC6};
-use super::{Config, Egress, Families, Key, KeySource, Steer, Worker, appliance, proxy, url};
+use super::{Config, Egress, Families, Key, KeySource, Steer, TlsFiles, Worker, appliance, proxy, url};
 use crate::target::{HostPattern, Pattern};
 
 /// The keys that make a worker.
@@ -89,7 +89,9 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
 
 /// The keys of the top that only a worker has.
 fn worker_only<'t, 'd>(top: &'t Table<'d>) -> impl Iterator<Item = Value<'d>> + use<'t, 'd> {
-    ["ca_file", "lanes", "insecure_plaintext", "egress"].into_iter().filter_map(|key| top.get(key))
+    ["ca_file", "ca_dir", "client_certificate", "client_key", "lanes", "insecure_plaintext", "egress"]
+        .into_iter()
+        .filter_map(|key| top.get(key))
 }
 
 fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<Worker> {
@@ -114,6 +116,10 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let ca_file = top
         .get("ca_file")
         .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
+    let ca_dir = top.get("ca_dir").and_then(|v| {
+        r.path(&v).inspect(|path| named.roots_directory = Some((v.place.clone(), path.clone())))
+    });
+    let identity = identity(r, top, named);
     let lanes = top.get("lanes").map_or(Some(2), |v| r.number(&v, 1..=8));
     let egress = match top.get("egress") {
         Some(v) => r.section(&v, &EGRESS).map(|table| egress(r, &table)),
@@ -155,7 +161,32 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
     }
     let key = key.map(KeySource::Inline).or(key_file.map(KeySource::File));
-    Some(Worker { appliance: appliance?, key: key?, ca_file, lanes: lanes?, egress: egress? })
+    Some(Worker {
+        appliance: appliance?,
+        key: key?,
+        ca_file,
+        ca_dir,
+        identity,
+        lanes: lanes?,
+        egress: egress?,
+    })
+}
+
+/// A worker's certificate and key; `None` where there is none, or where a fault is reported.
+fn identity<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<TlsFiles> {
+    let keys = ["client_certificate", "client_key"];
+    let [certificate, key] = keys.map(|name| top.get(name));
+    let remedy = "a client certificate and its private key go together: set both or none";
+    match (&certificate, &key) {
+        (Some(set), None) => r.missing(&set.place.missing("client_key"), wrong("missing", remedy)),
+        (None, Some(set)) => r.missing(&set.place.missing("client_certificate"), wrong("missing", remedy)),
+        _ => {}
+    }
+    let mut path = |v: &Value<'d>| r.path(v).map(|path| (v.place.clone(), path));
+    named.client_certificate = certificate.as_ref().and_then(&mut path);
+    named.client_key = key.as_ref().and_then(&mut path);
+    let ((_, certificate), (_, key)) = named.client_certificate.clone().zip(named.client_key.clone())?;
+    Some(TlsFiles::Pem { certificate, key })
 }
 
 fn egress<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> Egress {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
 use super::{StartError, listen};
@@ -31,7 +30,8 @@ use crate::inspect::ledger::Ledger;
 use crate::telemetry;
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Hello, Id};
-use crate::tunnel::tls;
+use crate::tunnel::tls::expiry::Expiry;
+use crate::tunnel::tls::{Listener, listener};
 use crate::web::layers::around;
 
 /// How long a stop waits until the last events are kept.
@@ -73,7 +73,7 @@ impl Publish for InForce {
 
 /// Its port, bound and not served yet.
 pub(super) struct Port {
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<Listener>>,
     listeners: Vec<TcpListener>,
 }
 
@@ -86,12 +86,20 @@ impl Appliance {
         config: &Config,
         appliance: &config::Appliance,
         ledger: &Ledger,
+        expiry: &Expiry,
         drain: &Drain,
     ) -> Result<(Appliance, Port), StartError> {
         let tls = match &appliance.tls {
-            Some(files) => {
-                let (chain, key) = files.read()?;
-                Some(tls::server(chain, key)?)
+            Some(identity) => {
+                let clients = appliance.clients.as_ref();
+                let files = listener::Files {
+                    identity: identity.clone(),
+                    client_ca_file: clients.map(|clients| clients.ca_file.clone()),
+                    required: clients.is_some_and(|clients| clients.required),
+                };
+                let listener = Listener::read(&files, expiry)?;
+                drain.spawn("TLS files", listener.clone().watch(files, expiry.clone(), drain.clone()));
+                Some(listener)
             }
             None => {
                 tracing::warn!(

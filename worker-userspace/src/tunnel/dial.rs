@@ -7,11 +7,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::tls::{Finding, Trust};
 use super::transport::{Transport, tune};
 use crate::connect;
 use crate::target::{Host, Target};
@@ -19,15 +19,15 @@ use crate::target::{Host, Target};
 /// What the administrator calls the things that may be to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Words {
-    url: &'static str,
-    ca_file: &'static str,
+    pub(super) url: &'static str,
+    pub(super) authorities: &'static str,
 }
 
 impl Words {
     /// The keys of a worker's configuration.
-    pub const CONFIGURATION: Words = Words { url: "`appliance_url`", ca_file: "`ca_file`" };
+    pub const CONFIGURATION: Words = Words { url: "`appliance_url`", authorities: "`ca_file` or `ca_dir`" };
     /// The options of a command.
-    pub const OPTIONS: Words = Words { url: "`--url`", ca_file: "`--ca-file`" };
+    pub const OPTIONS: Words = Words { url: "`--url`", authorities: "`--ca-file`" };
 }
 
 /// Why an appliance was not reached.
@@ -56,46 +56,31 @@ pub enum DialError {
         words: Words,
     },
     /// The TLS handshake failed.
-    #[error("TLS with {host}: {source}{}", tls_remedy(.source, .words))]
+    #[error("TLS with {host}: {}", told(.finding, .source, .words))]
     Tls {
         /// The name that the certificate must have.
         host: Host,
         /// Why.
         #[source]
         source: io::Error,
+        /// What is wrong with its certificate, where that is why.
+        finding: Option<Finding>,
         /// How the remedy is told.
         words: Words,
     },
 }
 
-fn tls_remedy(error: &io::Error, words: &Words) -> String {
-    use rustls::{CertificateError as C, Error as E};
-    let Words { url, ca_file } = words;
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
-        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
-            format!(": put the certificate of the CA that signed it into a PEM file and name it in {ca_file}")
-        }
-        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
-            format!(
-                ": write a name that the certificate has in {url}, or renew the certificate with this one"
-            )
-        }
-        Some(E::InvalidCertificate(C::Expired | C::ExpiredContext { .. })) => {
-            ": renew the appliance's certificate, or set this host's clock".into()
-        }
-        Some(E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. })) => {
-            ": set this host's clock".into()
-        }
-        // What `openssl req -x509` makes unless told otherwise. The error's type is webpki's; we have only its name.
-        Some(E::InvalidCertificate(C::Other(other))) if other.to_string().contains("CaUsedAsEndEntity") => {
-            ": it is a CA's own; make the appliance one with `CA:FALSE` and its name as `subjectAltName`"
-                .into()
-        }
-        Some(E::InvalidMessage(_)) => format!(
-            ": what listens there speaks no TLS; check host and port of {url}, or whether the appliance has \
-             `insecure_plaintext`"
+fn told(finding: &Option<Finding>, error: &io::Error, words: &Words) -> String {
+    if let Some(Finding { problem, remedy }) = finding {
+        return format!("{problem}: {remedy}");
+    }
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidMessage(_)) => format!(
+            "{error}: what listens there speaks no TLS; check host and port of {}, or whether the appliance has \
+             `insecure_plaintext`",
+            words.url
         ),
-        _ => String::new(),
+        _ => error.to_string(),
     }
 }
 
@@ -105,7 +90,7 @@ pub struct Appliance {
     /// Its host, which its certificate must name, and its port.
     pub at: Target,
     /// TLS; `None` for plaintext.
-    pub tls: Option<Arc<ClientConfig>>,
+    pub tls: Option<Arc<Trust>>,
     /// How failures are told.
     pub words: Words,
 }
@@ -140,15 +125,23 @@ impl Appliance {
     /// # Errors
     /// The handshake fails: above all, nobody who is trusted vouches for the name.
     pub async fn secure(&self, tcp: TcpStream) -> Result<Transport, DialError> {
-        let Some(config) = &self.tls else { return Ok(Transport::Plain(tcp)) };
+        let Some(trust) = &self.tls else { return Ok(Transport::Plain(tcp)) };
         let host = &self.at.host;
-        let failed = |source| DialError::Tls { host: host.clone(), source, words: self.words };
+        let failed =
+            |source, finding| DialError::Tls { host: host.clone(), source, finding, words: self.words };
         let name = match host {
             Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
             Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
-                .map_err(|error| failed(io::Error::other(error)))?,
+                .map_err(|error| failed(io::Error::other(error), None))?,
         };
-        let tls = TlsConnector::from(config.clone()).connect(name, tcp).await.map_err(failed)?;
+        trust.renew().await;
+        let (config, shown) = trust.handshake(self.words);
+        let result = TlsConnector::from(config).connect(name, tcp).await;
+        let shown = shown.get();
+        let tls = result.map_err(|error| failed(error, shown.and_then(|shown| shown.refused.clone())))?;
+        if let Some(shown) = shown {
+            trust.note(shown);
+        }
         Ok(Transport::Tls(Box::new(tls.into())))
     }
 }
