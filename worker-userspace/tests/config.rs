@@ -359,21 +359,21 @@ fn a_worker_means_what_it_says() {
 
 #[test]
 fn an_appliance_may_have_its_identity_in_one_file() {
-    let appliance = |more: &str| {
-        let top = "[appliance]\nlisten = \"0.0.0.0:443\"\npkcs12 = \"/etc/dworker/tls.p12\"\n";
-        let loaded = Config::parse(&format!("{top}{more}"), "dworker.toml").expect("a good file");
+    let text = include_str!("config/pkcs12.toml");
+    let appliance = |text: &str| {
+        let loaded = Config::parse(text, "dworker.toml").expect("a good file");
         loaded.config.appliance.expect("an appliance")
     };
+    let whole = appliance(text);
     let file = || "/etc/dworker/tls.p12".into();
-    let first = appliance("");
-    assert_eq!(first.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file: None }));
-    assert_eq!(first.clients, None);
-    let second = appliance(
-        "pkcs12_password_file = \"/etc/dworker/tls.password\"\nclient_ca_file = \"/etc/dworker/workers-ca.pem\"\n",
-    );
     let password_file = Some("/etc/dworker/tls.password".into());
-    assert_eq!(second.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file }));
-    assert!(second.clients.expect("client certificates").required);
+    assert_eq!(whole.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file }));
+    let ca_file = "/etc/dworker/workers-ca.pem".into();
+    assert_eq!(whole.clients, Some(ClientCertificates { ca_file, required: true }));
+    let alone: String = text.lines().take(4).map(|line| format!("{line}\n")).collect();
+    let alone = appliance(&alone);
+    assert_eq!(alone.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file: None }));
+    assert_eq!(alone.clients, None);
 }
 
 #[test]

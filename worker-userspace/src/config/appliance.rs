@@ -17,6 +17,7 @@ use super::{Appliance, ClientCertificates, Group, KeyHash, TlsFiles};
 use crate::target::{Claims, Pattern};
 
 const FAILBACK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const NO_TLS: &str = "`insecure_plaintext = true` asks for no TLS, and this is a part of TLS";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const EVENTS_AGE: RangeInclusive<Duration> = DAY..=Duration::from_secs(3650 * 24 * 3600);
 const EVENTS_MAX: RangeInclusive<u64> = 1_000..=10_000_000;
@@ -32,8 +33,14 @@ pub(super) fn read<'d>(
     let listen = r.required(&table, "listen", "missing", LISTEN);
     let listener = |text| values::listener(text, ["0.0.0.0:443", "[::]:443"]);
     let listen = listen.map(|v| r.one_or_more(&v, listener, LISTEN)).unwrap_or_default();
-    let tls = tls(r, &table, named);
-    let clients = clients(r, &table, named);
+    let insecure = table.get("insecure_plaintext");
+    let plaintext = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
+    if let (Some(insecure), true) = (&insecure, plaintext) {
+        let problem = "worker keys and everything carried go over the network in the clear";
+        r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
+    }
+    let tls = tls(r, &table, plaintext, named);
+    let clients = clients(r, &table, plaintext, named);
     let failback = table.get("failback").and_then(|v| r.duration(&v, FAILBACK));
     let events_age = table.get("events_age").and_then(|v| r.duration(&v, EVENTS_AGE)).unwrap_or(90 * DAY);
     let events_max = table.get("events_max").and_then(|v| r.number(&v, EVENTS_MAX)).unwrap_or(1_000_000);
@@ -45,15 +52,12 @@ pub(super) fn read<'d>(
 }
 
 /// The files of the TLS identity; `None` in plaintext, or where a fault is reported.
-fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<TlsFiles> {
-    let insecure = table.get("insecure_plaintext");
-    let plaintext = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
+fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, plaintext: bool, named: &mut Named) -> Option<TlsFiles> {
     let mut file = |name: &str| {
         let value = table.get(name)?;
         let path = r.path(&value).map(|path| (value.place.clone(), path));
         if plaintext {
-            let problem = "`insecure_plaintext = true` asks for no TLS, and this is a part of TLS";
-            r.fault(&value.place, wrong(problem, "remove one of the two"));
+            r.fault(&value.place, wrong(NO_TLS, "remove one of the two"));
         }
         path
     };
@@ -87,10 +91,6 @@ fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<T
             }
         }
     }
-    if let (Some(insecure), true) = (&insecure, plaintext) {
-        let problem = "worker keys and everything carried go over the network in the clear";
-        r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
-    }
     let path = |file: &Option<(Place, PathBuf)>| file.as_ref().map(|(_, path)| path.clone());
     match (plaintext, path(&named.pkcs12), path(&named.certificate), path(&named.key)) {
         (false, Some(file), ..) => {
@@ -102,7 +102,12 @@ fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<T
 }
 
 /// The client certificates that are taken; `None` where none is, or where a fault is reported.
-fn clients<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<ClientCertificates> {
+fn clients<'d>(
+    r: &mut Reader<'d>,
+    table: &Table<'d>,
+    plaintext: bool,
+    named: &mut Named,
+) -> Option<ClientCertificates> {
     const REMEDY: &str = "write \"optional\" or \"required\"";
     let required = table.get("client_certificates").map(|v| {
         let required = r.parsed(&v, |text| match text {
@@ -122,9 +127,8 @@ fn clients<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Opti
         }
         return None;
     };
-    if table.get("insecure_plaintext").and_then(|v| r.flag(&v)) == Some(true) {
-        let problem = "`insecure_plaintext = true` asks for no TLS, and this is a part of TLS";
-        r.fault(&file.place, wrong(problem, "remove one of the two"));
+    if plaintext {
+        r.fault(&file.place, wrong(NO_TLS, "remove one of the two"));
     }
     let ca_file = r.path(&file)?;
     named.client_roots = Some((file.place.clone(), ca_file.clone()));

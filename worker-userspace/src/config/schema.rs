@@ -216,6 +216,7 @@ mod tests {
         // The examples are asserted against whole structs, so a key that nobody reads cannot hide.
         let examples = concat!(
             include_str!("../../tests/config/appliance.toml"),
+            include_str!("../../tests/config/pkcs12.toml"),
             include_str!("../../tests/config/worker.toml"),
             include_str!("../../tests/config/lab.toml")
         );
