@@ -129,7 +129,7 @@ fn to_the_appliance(site: &mut Site<'_>, kind: ProxyKind, proxy: &HttpProxy) -> 
         let other = tests::Pki::create(&site.lab.directory().join("other-pki"))?;
         let ca_file = other.ca_file().display().to_string();
         let unknown = site.worker_with(&url, "", |config| config.set("ca_file", ca_file))?;
-        problem(&unknown, "name it in `ca_file`")?;
+        problem(&unknown, "in PEM, into `ca_file` or `ca_dir`")?;
     }
     Ok(())
 }

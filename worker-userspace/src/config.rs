@@ -54,7 +54,7 @@ pub use document::Origin;
 pub use effective::{Effective, Setting};
 pub use environment::Environment;
 pub use fault::{Fault, Faults};
-pub use files::{FileCause, FileError, Identity, Password, read_roots};
+pub use files::{FileCause, FileError, Fingerprint, Identity, Password, read_roots, read_roots_directory};
 pub(crate) use key::secret;
 pub use key::{ApiKey, Key, KeyError, KeyHash};
 pub use template::{import, template};
@@ -250,6 +250,10 @@ pub struct Worker {
     pub key: KeySource,
     /// PEM certificates trusted beside the system's roots (`ca_file`). Default none.
     pub ca_file: Option<PathBuf>,
+    /// A directory of such, `*.pem`, `*.crt` and `*.cer` (`ca_dir`). Default none.
+    pub ca_dir: Option<PathBuf>,
+    /// What it shows an appliance that asks (`client_certificate`, `client_key`). Default nothing.
+    pub identity: Option<TlsFiles>,
     /// How many websockets one session has (`lanes`), 1 to 8. Default 2.
     pub lanes: u8,
     /// The proxy that it goes through (`proxy_address`). Default none.
@@ -336,6 +340,8 @@ pub struct Appliance {
     pub listen: Vec<SocketAddr>,
     /// Its TLS identity; `None` only where the file says `insecure_plaintext = true`.
     pub tls: Option<TlsFiles>,
+    /// The client certificates that it takes; `None`: it asks for none.
+    pub clients: Option<ClientCertificates>,
     /// The worker groups that stand in the file (`[[appliance.groups]]`); names and keys are unique, and so is
     /// each pattern. Others are in the registry.
     pub groups: Vec<Group>,
@@ -350,11 +356,30 @@ pub struct Appliance {
 
 /// The files of a TLS identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// PEM: the certificate, then the rest of its chain (`certificate`).
-    pub certificate: PathBuf,
-    /// PEM: the private key, PKCS#8, PKCS#1 or SEC1 (`key`).
-    pub key: PathBuf,
+pub enum TlsFiles {
+    /// In PEM.
+    Pem {
+        /// The certificate, then the rest of its chain (`certificate`).
+        certificate: PathBuf,
+        /// The private key, PKCS#8, PKCS#1 or SEC1 (`key`).
+        key: PathBuf,
+    },
+    /// All in one file.
+    Pkcs12 {
+        /// The file (`pkcs12`).
+        file: PathBuf,
+        /// Holds its password alone (`pkcs12_password_file`). `None`: the password is empty.
+        password_file: Option<PathBuf>,
+    },
+}
+
+/// The client certificates that an appliance takes from its workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// PEM: who signs them (`client_ca_file`).
+    pub ca_file: PathBuf,
+    /// Whether a worker must have one (`client_certificates`). Default yes.
+    pub required: bool,
 }
 
 /// The workers that share one key.

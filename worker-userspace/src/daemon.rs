@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use crate::appliance::admin::AdminError;
 use crate::appliance::registry::Registry;
 use crate::appliance::store::StoreError;
-use crate::config::{self, Config, FileError, read_roots};
+use crate::config::{self, Config, FileError};
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
@@ -41,7 +41,8 @@ use crate::inspect::api::{Lack, Reports};
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::inspect::status::{
-    ApplianceStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, UpstreamStatus, WorkerStatus,
+    ApplianceStatus, CertificateStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, UpstreamStatus,
+    WorkerStatus,
 };
 use crate::notify;
 use crate::sockets::{Named, Sockets, name};
@@ -53,7 +54,8 @@ use crate::tunnel::dial::{self, Words};
 use crate::tunnel::handshake::{Dial, authorization};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Capabilities, Hello, VERSION};
-use crate::tunnel::tls::{self, TlsError};
+use crate::tunnel::tls::expiry::Expiry;
+use crate::tunnel::tls::{TlsError, Trust, trust};
 use crate::upstream::Upstream;
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
@@ -217,22 +219,29 @@ impl Daemon {
             steering: None,
             proxy: None,
             found: Believed::default(),
+            expiry: Expiry::default(),
         };
+        drain.spawn("expiry", roles.expiry.clone().run(drain.clone()));
 
         let mut port = None;
         if let Some(section) = &config.appliance {
-            let (appliance, bound) = Appliance::start(&config, section, listening, &ledger, &drain).await?;
+            let (appliance, bound) =
+                Appliance::start(&config, section, listening, &ledger, &roles.expiry, &drain).await?;
             roles.registry = Some(appliance.registry.clone());
             roles.appliance = Some(appliance);
             port = Some(bound);
         }
 
         if let Some(worker) = &config.worker {
-            let verified = || -> Result<_, StartError> {
-                let extra = worker.ca_file.as_ref().map(|path| read_roots(path)).transpose()?;
-                Ok(tls::client(extra.unwrap_or_default())?)
+            let read = || {
+                let files = trust::Files {
+                    ca_file: worker.ca_file.clone(),
+                    ca_dir: worker.ca_dir.clone(),
+                    identity: worker.identity.clone(),
+                };
+                Trust::read(files, roles.expiry.clone())
             };
-            let tls = (!worker.appliance.plaintext).then(verified).transpose()?;
+            let tls = (!worker.appliance.plaintext).then(read).transpose()?;
             if tls.is_none() {
                 tracing::warn!(
                     "INSECURE: insecure_plaintext = true: worker_key and all traffic cross the network in the clear"
@@ -240,7 +249,7 @@ impl Daemon {
             }
             let proxy = match &worker.upstream {
                 Some(proxy) if proxy.tls => {
-                    let tls = tls.clone().map_or_else(verified, Ok)?;
+                    let tls = tls.clone().map_or_else(read, Ok)?;
                     Some(Arc::new(Upstream::new(proxy, Some(tls))?))
                 }
                 Some(proxy) => Some(Arc::new(Upstream::new(proxy, None)?)),
@@ -486,6 +495,7 @@ struct Roles {
     steering: Option<Arc<Steering>>,
     proxy: Option<ProxyStatus>,
     found: Believed<Vec<Lack>>,
+    expiry: Expiry,
 }
 
 impl Roles {
@@ -536,6 +546,7 @@ impl Roles {
             worker,
             steer,
             proxy: self.proxy.clone(),
+            tls: CertificateStatus::all(&self.expiry),
             flows: Flows {
                 open: self.ledger.open_count(),
                 total: self.ledger.total(),

@@ -15,18 +15,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::TlsStream;
 
 use crate::basic;
 use crate::config::{self, FileError};
 use crate::connect;
 use crate::refusal::{Code, Refusal};
 use crate::target::{Host, NoProxy, Target};
+use crate::tunnel::tls::{End, Trust, Unsecured};
 use crate::tunnel::transport::Transport;
 use answer::{Answer, Head, Said};
 
@@ -39,7 +38,7 @@ pub struct Upstream {
     name: Arc<str>,
     host: Host,
     port: u16,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<Arc<Trust>>,
     /// The line that says who this worker is.
     authorization: Option<String>,
     no_proxy: NoProxy,
@@ -67,7 +66,7 @@ pub struct UpstreamError {
 enum Cause {
     Resolve(io::Error),
     Connect(SocketAddr, io::Error),
-    Tls(io::Error),
+    Tls(Unsecured),
     /// A step, and the time that it had.
     Slow(Step, Duration),
     Io(io::Error),
@@ -94,7 +93,7 @@ impl UpstreamError {
             Cause::Connect(address, e) => format!(
                 "can't connect to the proxy {proxy} at {address}: {e}: check `proxy_address`, and whether the proxy runs"
             ),
-            Cause::Tls(e) => format!("TLS with the proxy {proxy}: {e}{}", tls_remedy(e)),
+            Cause::Tls(e) => format!("TLS with the proxy {proxy}: {e}"),
             Cause::Slow(Step::Connect, within) => format!(
                 "can't connect to the proxy {proxy}: no answer within {within:?}: check `proxy_address` and what filters the way to it"
             ),
@@ -129,29 +128,12 @@ impl UpstreamError {
     }
 }
 
-fn tls_remedy(error: &io::Error) -> &'static str {
-    use rustls::{CertificateError as C, Error as E};
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
-        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
-            ": put the certificate of the CA that signed it into a PEM file and name it in `ca_file`"
-        }
-        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
-            ": write a name that the certificate has in `proxy_address`"
-        }
-        Some(E::InvalidMessage(_)) => {
-            ": what listens there speaks no TLS; write \"http://\" in `proxy_address` if it is a plain proxy"
-        }
-        Some(E::InvalidCertificate(_)) => ": renew the proxy's certificate, or set this host's clock",
-        _ => "",
-    }
-}
-
 impl Upstream {
-    /// The proxy of a configuration; `tls` is how its certificate is verified, where it has one.
+    /// The proxy of a configuration; `tls` is who vouches for it, where it has a certificate.
     ///
     /// # Errors
     /// The file with its password can't be read.
-    pub fn new(config: &config::Upstream, tls: Option<Arc<ClientConfig>>) -> Result<Upstream, FileError> {
+    pub fn new(config: &config::Upstream, tls: Option<Arc<Trust>>) -> Result<Upstream, FileError> {
         let authorization = match &config.login {
             Some(login) => {
                 let token = basic::token(&login.user, login.password.read()?.reveal());
@@ -216,9 +198,9 @@ impl Upstream {
                     timeout_at(until, ask(&mut tcp, &request)).await.map_err(slow(Step::Answer))??;
                 (Transport::Plain(tcp), answer)
             }
-            Some(config) => {
-                let tls = timeout_at(until, self.secure(tcp, config.clone()));
-                let mut tls = tls.await.map_err(slow(Step::Tls))??;
+            Some(trust) => {
+                let tls = timeout_at(until, trust.secure(tcp, &self.host, End::Proxy));
+                let mut tls = tls.await.map_err(slow(Step::Tls))?.map_err(Cause::Tls)?;
                 let asked = timeout_at(until, ask_secured(&mut tls, &request));
                 let answer = asked.await.map_err(slow(Step::Answer))??;
                 (Transport::Tls(Box::new(tls)), answer)
@@ -246,15 +228,6 @@ impl Upstream {
         })?;
         tcp.set_nodelay(true).map_err(Cause::Io)?;
         Ok((tcp, address))
-    }
-
-    async fn secure(&self, tcp: TcpStream, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Cause> {
-        let name = match &self.host {
-            Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
-            Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
-                .map_err(|e| Cause::Tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?,
-        };
-        Ok(TlsConnector::from(config).connect(name, tcp).await.map_err(Cause::Tls)?.into())
     }
 
     fn request(&self, target: &Target) -> String {

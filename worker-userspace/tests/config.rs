@@ -7,12 +7,13 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use dworker::config::{
-    ApiKeySource, Appliance, ApplianceUrl, Config, Egress, Families, FileCause, Group, Key, KeySource,
-    Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User, Worker, WorkerUrl,
-    read_roots,
+    ApiKeySource, Appliance, ApplianceUrl, ClientCertificates, Config, Egress, Families, FileCause, Group,
+    Key, KeySource, Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User,
+    Worker, WorkerUrl, read_roots,
 };
 use dworker::target::{Exempt, NoProxy, Pattern};
 use proptest::prelude::*;
@@ -183,6 +184,22 @@ fn fill(dir: &Path) -> UnixListener {
     write("cut-worker.key", 0o600, &KEY.as_bytes()[..40]);
     write("empty.apikey", 0o600, b" \n");
     write("group.apikey", 0o644, b"hunter2\n");
+    fs::create_dir(dir.join("ca.d")).expect("a directory");
+    write("ca.d/a.crt", 0o644, certificate.as_bytes());
+    write("ca.d/b.pem", 0o644, b"hunter2\n");
+    write("tls.password", 0o644, b"correct horse\n");
+    for (certificate, file, mode, password) in [
+        ("good.crt", "tls.p12", 0o644, "file:tls.password"),
+        ("authority.crt", "authority.p12", 0o600, "pass:"),
+    ] {
+        let made = Command::new("openssl")
+            .args(["pkcs12", "-export", "-inkey", "good.key"])
+            .args(["-in", certificate, "-out", file, "-passout", password])
+            .current_dir(dir)
+            .status();
+        assert!(made.expect("Debian's openssl").success());
+        fs::set_permissions(dir.join(file), Permissions::from_mode(mode)).expect("its mode");
+    }
     symlink("loop", dir.join("loop")).expect("a link");
     nix::unistd::mkfifo(&dir.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
     UnixListener::bind(dir.join("socket")).expect("a socket")
@@ -292,9 +309,13 @@ fn an_appliance_means_what_it_says() {
         worker: None,
         appliance: Some(Appliance {
             listen: vec!["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()],
-            tls: Some(TlsFiles {
+            tls: Some(TlsFiles::Pem {
                 certificate: "/etc/dworker/tls.crt".into(),
                 key: "/etc/dworker/tls.key".into(),
+            }),
+            clients: Some(ClientCertificates {
+                ca_file: "/etc/dworker/workers-ca.pem".into(),
+                required: false,
             }),
             groups: vec![
                 Group {
@@ -350,6 +371,11 @@ fn a_worker_means_what_it_says() {
             },
             key: KeySource::File("/etc/dworker/worker.key".into()),
             ca_file: Some("/etc/dworker/ca.pem".into()),
+            ca_dir: Some("/etc/dworker/ca.d".into()),
+            identity: Some(TlsFiles::Pem {
+                certificate: "/etc/dworker/worker.crt".into(),
+                key: "/etc/dworker/worker-tls.key".into(),
+            }),
             lanes: 8,
             upstream: Some(Upstream {
                 tls: true,
@@ -387,6 +413,25 @@ fn a_worker_means_what_it_says() {
         }),
     };
     assert_eq!((loaded.config, loaded.warnings), (expected, vec![]));
+}
+
+#[test]
+fn an_appliance_may_have_its_identity_in_one_file() {
+    let text = include_str!("config/pkcs12.toml");
+    let appliance = |text: &str| {
+        let loaded = Config::parse(text, "dworker.toml").expect("a good file");
+        loaded.config.appliance.expect("an appliance")
+    };
+    let whole = appliance(text);
+    let file = || "/etc/dworker/tls.p12".into();
+    let password_file = Some("/etc/dworker/tls.password".into());
+    assert_eq!(whole.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file }));
+    let ca_file = "/etc/dworker/workers-ca.pem".into();
+    assert_eq!(whole.clients, Some(ClientCertificates { ca_file, required: true }));
+    let alone: String = text.lines().take(4).map(|line| format!("{line}\n")).collect();
+    let alone = appliance(&alone);
+    assert_eq!(alone.tls, Some(TlsFiles::Pkcs12 { file: file(), password_file: None }));
+    assert_eq!(alone.clients, None);
 }
 
 #[test]
@@ -433,6 +478,8 @@ fn a_lab_means_what_it_says_and_is_warned() {
             appliance: ApplianceUrl { host: "10.0.0.1".parse().unwrap(), port: 80, plaintext: true },
             key: KeySource::Inline(key()),
             ca_file: None,
+            ca_dir: None,
+            identity: None,
             lanes: 2,
             upstream: worker.upstream.clone(),
             egress: Egress {
@@ -444,6 +491,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
         appliance: Some(Appliance {
             listen: vec!["10.0.0.1:80".parse().unwrap()],
             tls: None,
+            clients: None,
             groups: vec![Group {
                 name: "lab".into(),
                 key: key().hash(),
@@ -486,11 +534,12 @@ fn what_passed_the_check_is_what_gets_read() {
     let dir = tempfile::tempdir().expect("a directory");
     let _listener = fill(dir.path());
     let at = |name: &str| dir.path().join(name);
-    let good = TlsFiles { certificate: at("chain.crt"), key: at("good.key") };
+    let files = |key: &str| TlsFiles::Pem { certificate: at("chain.crt"), key: at(key) };
+    let good = files("good.key");
     let (certificates, _) = good.read().expect("an identity");
     assert_eq!(certificates, read_roots(&at("chain.crt")).expect("certificates"));
     assert_eq!(certificates.len(), 2);
-    let error = TlsFiles { key: at("other.key"), ..good }.read().expect_err("another key");
+    let error = files("other.key").read().expect_err("another key");
     assert_eq!(error.path, at("other.key"));
     assert!(
         matches!(error.cause, FileCause::Mismatch(ref certificate) if *certificate == at("chain.crt")),

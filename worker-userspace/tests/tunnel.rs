@@ -320,7 +320,8 @@ async fn without_the_key_there_is_401_and_nothing_more() {
     assert!(!appliance.registry.groups()[0].is_up());
 
     // The answers themselves, as strangers see them.
-    let connector = tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap());
+    let connector =
+        tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap().config());
     for (request, status) in [
         ("GET /tunnel/v1 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "401"),
         ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404"),
@@ -358,7 +359,8 @@ async fn a_stranger_does_not_take_the_places_of_all() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let tcp = socket.connect(appliance.address).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap());
+    let connector =
+        tokio_rustls::TlsConnector::from(tls::client(vec![appliance.ca.clone()]).unwrap().config());
     connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
 }
 

@@ -67,7 +67,7 @@ impl Peer {
         let tcp = tcp(lab)?;
         let local = tcp.local_addr()?;
         let roots = dworker::config::read_roots(lab.pki().ca_file())?;
-        let config = dworker::tunnel::tls::client(roots)?;
+        let config = dworker::tunnel::tls::client(roots)?.config();
         let connection = ClientConnection::new(Arc::clone(&config), "appliance.example".try_into()?)?;
         let mut tls = StreamOwned::new(connection, tcp);
         while tls.conn.is_handshaking() {

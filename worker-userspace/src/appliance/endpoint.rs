@@ -19,10 +19,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use super::registry::{Admission, Registry, node};
@@ -30,9 +28,10 @@ use super::strangers::{self, Stranger};
 use crate::accept::{self, Place};
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
-use crate::tunnel::handshake::{self, DEADLINE, PATH, accept_upgrade, bearer};
+use crate::tunnel::handshake::{self, DEADLINE, PATH, WANTS, accept_upgrade, bearer};
 use crate::tunnel::lane::{Lane, Settings, Upgraded};
 use crate::tunnel::message::Hello;
+use crate::tunnel::tls::Listener;
 use crate::tunnel::transport::{Transport, tune};
 use crate::tunnel::websocket::Side;
 use crate::web::Peer;
@@ -48,7 +47,7 @@ const HEADERS: usize = 16 * 1024;
 #[derive(Clone)]
 pub struct Endpoint {
     /// TLS; `None` for plaintext.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<Listener>>,
     /// Who may connect, and who is.
     pub registry: Arc<Registry>,
     /// Where connections are written down.
@@ -80,17 +79,17 @@ impl Endpoint {
     /// Serves one connection. The place is held until the peer is known or gone.
     async fn connection(&self, tcp: TcpStream, peer: SocketAddr, place: Place) -> io::Result<()> {
         tune(&tcp)?;
-        let transport = match &self.tls {
-            None => Transport::Plain(tcp),
-            Some(config) => {
-                let handshake = TlsAcceptor::from(config.clone()).accept(tcp);
-                let tls = timeout(DEADLINE, handshake).await.map_err(|_| io::ErrorKind::TimedOut)??;
-                Transport::Tls(Box::new(tls.into()))
+        let (transport, is_certified) = match &self.tls {
+            None => (Transport::Plain(tcp), true),
+            Some(listener) => {
+                let handshake = timeout(DEADLINE, listener.accept(tcp, peer));
+                let accepted = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+                (Transport::Tls(Box::new(accepted.stream.into())), accepted.is_certified)
             }
         };
         let stranger = Stranger::new(place);
         let shown = stranger.clone();
-        let service = service_fn(move |request| self.answer(request, peer, shown.clone()));
+        let service = service_fn(move |request| self.answer(request, peer, is_certified, shown.clone()));
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             // Between two requests too.
@@ -123,10 +122,11 @@ impl Endpoint {
         &self,
         mut request: Request<Incoming>,
         peer: SocketAddr,
+        is_certified: bool,
         stranger: Stranger,
     ) -> Result<Response<Body>, Infallible> {
         if request.uri().path() == PATH {
-            return Ok(self.tunnel(request, peer));
+            return Ok(self.tunnel(request, peer, is_certified));
         }
         request.extensions_mut().insert(Peer::Network(peer));
         request.extensions_mut().insert(stranger.clone());
@@ -138,7 +138,7 @@ impl Endpoint {
     }
 
     /// Answers a worker that asks for a lane.
-    fn tunnel(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    fn tunnel(&self, mut request: Request<Incoming>, peer: SocketAddr, is_certified: bool) -> Response<Body> {
         let status = |status| {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = status;
@@ -152,6 +152,16 @@ impl Endpoint {
             tracing::warn!(%peer, "refused a websocket: no group has its key (401)");
             return status(StatusCode::UNAUTHORIZED);
         };
+        if !is_certified {
+            tracing::warn!(
+                %peer,
+                "refused a websocket: the worker has no client certificate, and `appliance.client_certificates` \
+                 requires one (403)"
+            );
+            let mut response = status(StatusCode::FORBIDDEN);
+            response.headers_mut().insert(WANTS.0, HeaderValue::from_static(WANTS.1));
+            return response;
+        }
         let headers = match accept_upgrade(request.headers()) {
             Ok(headers) => headers,
             Err((code, why)) => {

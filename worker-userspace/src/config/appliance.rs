@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::fault::{quote, wrong};
@@ -12,10 +13,11 @@ use super::files::Named;
 use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{APPLIANCE, GROUP};
 use super::values::{self, LIST_HOSTS};
-use super::{Appliance, Group, KeyHash, TlsFiles};
+use super::{Appliance, ClientCertificates, Group, KeyHash, TlsFiles};
 use crate::target::{Claims, Pattern};
 
 const FAILBACK: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+const NO_TLS: &str = "`insecure_plaintext = true` asks for no TLS, and this is a part of TLS";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const EVENTS_AGE: RangeInclusive<Duration> = DAY..=Duration::from_secs(3650 * 24 * 3600);
 const EVENTS_MAX: RangeInclusive<u64> = 1_000..=10_000_000;
@@ -31,7 +33,14 @@ pub(super) fn read<'d>(
     let listen = r.required(&table, "listen", "missing", LISTEN);
     let listener = |text| values::listener(text, ["0.0.0.0:443", "[::]:443"]);
     let listen = listen.map(|v| r.one_or_more(&v, listener, LISTEN)).unwrap_or_default();
-    let tls = tls(r, &table, named);
+    let insecure = table.get("insecure_plaintext");
+    let plaintext = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
+    if let (Some(insecure), true) = (&insecure, plaintext) {
+        let problem = "worker keys and everything carried go over the network in the clear";
+        r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
+    }
+    let tls = tls(r, &table, plaintext, named);
+    let clients = clients(r, &table, plaintext, named);
     let failback = table.get_or_default("failback").and_then(|v| r.duration(&v, FAILBACK));
     let events_age = table.get_or_default("events_age").and_then(|v| r.duration(&v, EVENTS_AGE));
     let events_max = table.get_or_default("events_max").and_then(|v| r.number(&v, EVENTS_MAX));
@@ -39,6 +48,7 @@ pub(super) fn read<'d>(
     let appliance = Appliance {
         listen: bare(listen),
         tls,
+        clients,
         groups,
         // What is missing here is a fault already.
         failback: failback.unwrap_or_default(),
@@ -49,39 +59,88 @@ pub(super) fn read<'d>(
 }
 
 /// The files of the TLS identity; `None` in plaintext, or where a fault is reported.
-fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, named: &mut Named) -> Option<TlsFiles> {
-    let insecure = table.get("insecure_plaintext");
-    let plaintext = insecure.as_ref().and_then(|v| r.flag(v)).unwrap_or(false);
-    let file = |r: &mut Reader<'d>, name: &str, what: &str| {
-        let value = table.get(name);
-        let path = value.as_ref().and_then(|v| r.path(v).map(|path| (v.place.clone(), path)));
-        match value {
-            Some(value) if plaintext => {
-                let problem = "`insecure_plaintext = true` asks for no TLS, and this is a part of TLS";
-                r.fault(&value.place, wrong(problem, "remove one of the two"));
-            }
-            None if !plaintext => {
-                let remedy = format!(
-                    "write the path of {what} in PEM, or, in a lab, `insecure_plaintext = true` in [appliance]"
-                );
-                r.missing(&table.missing(name), wrong("missing", remedy));
-            }
-            _ => {}
+fn tls<'d>(r: &mut Reader<'d>, table: &Table<'d>, plaintext: bool, named: &mut Named) -> Option<TlsFiles> {
+    let mut file = |name: &str| {
+        let value = table.get(name)?;
+        let path = r.path(&value).map(|path| (value.place.clone(), path));
+        if plaintext {
+            r.fault(&value.place, wrong(NO_TLS, "remove one of the two"));
         }
         path
     };
-    named.certificate = file(r, "certificate", "the certificate and its chain");
-    named.key = file(r, "key", "the private key");
-    if let (Some(insecure), true) = (&insecure, plaintext) {
-        let problem = "worker keys and everything carried go over the network in the clear";
-        r.warn(&insecure.place, wrong(problem, "use it in a lab only"));
-    }
-    match (plaintext, &named.certificate, &named.key) {
-        (false, Some((_, certificate)), Some((_, key))) => {
-            Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+    named.certificate = file("certificate");
+    named.key = file("key");
+    named.pkcs12 = file("pkcs12");
+    named.pkcs12_password = file("pkcs12_password_file");
+    let pkcs12 = table.get("pkcs12");
+    match &pkcs12 {
+        Some(pkcs12) => {
+            for name in ["certificate", "key"] {
+                if let Some(value) = table.get(name) {
+                    let problem = format!("`pkcs12`{} holds certificate and key", r.line(&pkcs12.place));
+                    r.fault(&value.place, wrong(problem, "remove one of the two"));
+                }
+            }
         }
+        None => {
+            if let Some(value) = table.get("pkcs12_password_file") {
+                let problem = "there is no `pkcs12` that it is for";
+                r.fault(&value.place, wrong(problem, "add `pkcs12`, or remove it"));
+            }
+            for (name, what) in [("certificate", "the certificate and its chain"), ("key", "the private key")]
+            {
+                if !plaintext && table.get(name).is_none() {
+                    let remedy = format!(
+                        "write the path of {what} in PEM, or, in a lab, `insecure_plaintext = true` in [appliance]"
+                    );
+                    r.missing(&table.missing(name), wrong("missing", remedy));
+                }
+            }
+        }
+    }
+    let path = |file: &Option<(Place, PathBuf)>| file.as_ref().map(|(_, path)| path.clone());
+    match (plaintext, path(&named.pkcs12), path(&named.certificate), path(&named.key)) {
+        (false, Some(file), ..) => {
+            Some(TlsFiles::Pkcs12 { file, password_file: path(&named.pkcs12_password) })
+        }
+        (false, None, Some(certificate), Some(key)) => Some(TlsFiles::Pem { certificate, key }),
         _ => None,
     }
+}
+
+/// The client certificates that are taken; `None` where none is, or where a fault is reported.
+fn clients<'d>(
+    r: &mut Reader<'d>,
+    table: &Table<'d>,
+    plaintext: bool,
+    named: &mut Named,
+) -> Option<ClientCertificates> {
+    const REMEDY: &str = "write \"optional\" or \"required\"";
+    let required = table.get("client_certificates").map(|v| {
+        let required = r.parsed(&v, |text| match text {
+            "required" => Ok(true),
+            "optional" => Ok(false),
+            _ => Err(wrong("not how client certificates are asked for", REMEDY)),
+        });
+        (v, required)
+    });
+    let Some(file) = table.get("client_ca_file") else {
+        if let Some((value, _)) = required {
+            let problem = "nobody is named who signs them";
+            r.fault(
+                &value.place,
+                wrong(problem, "add `client_ca_file` with the CA's certificate, or remove it"),
+            );
+        }
+        return None;
+    };
+    if plaintext {
+        r.fault(&file.place, wrong(NO_TLS, "remove one of the two"));
+    }
+    let ca_file = r.path(&file)?;
+    named.client_roots = Some((file.place.clone(), ca_file.clone()));
+    let required = required.map_or(Some(true), |(_, required)| required)?;
+    Some(ClientCertificates { ca_file, required })
 }
 
 fn groups<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> (Vec<Group>, Vec<(Place, Pattern)>) {

@@ -11,13 +11,19 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{Error, InconsistentKeys, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+mod directory;
+mod fingerprint;
+mod pkcs12;
+
+pub use directory::read_roots_directory;
+pub use fingerprint::Fingerprint;
 
 use super::fault::{Wrong, wrong};
 use super::reader::{Place, Reader};
@@ -50,6 +56,12 @@ pub enum FileCause {
     NotAFile,
     /// More than 1 MiB.
     TooLarge,
+    /// No directory.
+    NotADirectory,
+    /// A directory without a certificate.
+    EmptyDirectory,
+    /// A directory with more than so many certificates.
+    ManyFiles(usize),
     /// Anything else that the kernel said.
     Unreadable(io::Error),
     /// A PEM block is cut off or is no base64.
@@ -68,6 +80,16 @@ pub enum FileCause {
     UnusableKey,
     /// The private key belongs to another certificate than the one in this file.
     Mismatch(PathBuf),
+    /// No PKCS#12.
+    DamagedPkcs12,
+    /// PKCS#12 under another password.
+    WrongPassword,
+    /// PKCS#12 that is encrypted in a way that the library does not know: what it says.
+    UnsupportedPkcs12(String),
+    /// PKCS#12 without a private key.
+    NoPkcs12Key,
+    /// PKCS#12 without the certificate of its private key.
+    NoPkcs12Certificate,
     /// No worker key.
     NoWorkerKey(KeyError),
     /// No API key.
@@ -87,6 +109,14 @@ impl FileCause {
             Forbidden => wrong("this user may not read it", "run as root, or change its owner or mode"),
             NotAFile => wrong("it is not a regular file", PATH),
             TooLarge => wrong("it is larger than 1 MiB", PATH),
+            NotADirectory => wrong("it is not a directory", "name a directory; a single file is `ca_file`"),
+            EmptyDirectory => wrong(
+                "no file `*.pem`, `*.crt` or `*.cer` is in it",
+                "put the certificates there, or correct the path",
+            ),
+            ManyFiles(most) => {
+                wrong(format!("more than {most} files are in it"), "name a directory of its own")
+            }
             Unreadable(error) => wrong(format!("it cannot be read, {error}"), PATH),
             DamagedPem => wrong("a PEM block in it is damaged", COPY),
             NoCertificate => {
@@ -109,6 +139,23 @@ impl FileCause {
                 format!("it does not belong to the certificate in {}", certificate.display()),
                 "name the private key that the certificate was made for",
             ),
+            DamagedPkcs12 => wrong(
+                "it is no PKCS#12, or damaged",
+                "copy the file again; PEM goes into `certificate` and `key`",
+            ),
+            WrongPassword => wrong(
+                "its password is another one",
+                "write the password of the PKCS#12 file into the file that `pkcs12_password_file` names",
+            ),
+            UnsupportedPkcs12(why) => wrong(
+                format!("it is encrypted in a way that is not known here, {why}"),
+                "convert it with `openssl pkcs12 -legacy -in FILE -out PEM -nodes` and \
+                 `openssl pkcs12 -export -in PEM -out NEWFILE`, and remove PEM",
+            ),
+            NoPkcs12Key => wrong("it holds no private key", "export certificate and key together"),
+            NoPkcs12Certificate => {
+                wrong("it holds no certificate of its private key", "export certificate and key together")
+            }
             NoWorkerKey(error) => {
                 wrong("it holds no worker key", format!("{error}; write the key alone into the file"))
             }
@@ -133,10 +180,29 @@ impl TlsFiles {
     /// # Errors
     /// A file cannot be read, or is not what it should be.
     pub fn read(&self) -> Result<Identity, FileError> {
-        let certificates = read_chain(&self.certificate)?;
-        let key = read_private_key(&self.key)?;
-        belongs(&self.certificate, &certificates, &self.key, key.signer)?;
-        Ok((certificates, key.der))
+        match self {
+            TlsFiles::Pem { certificate, key: path } => {
+                let certificates = read_chain(certificate)?;
+                let key = read_private_key(path)?;
+                belongs(certificate, &certificates, path, key.signer)?;
+                Ok((certificates, key.der))
+            }
+            TlsFiles::Pkcs12 { file, password_file } => {
+                let password = password_file.as_deref().map(read_password).transpose()?;
+                let (identity, _) = pkcs12::read(file, password.as_ref().map(|(password, _)| password))?;
+                Ok(identity)
+            }
+        }
+    }
+
+    /// All of them.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            TlsFiles::Pem { certificate, key } => vec![certificate, key],
+            TlsFiles::Pkcs12 { file, password_file } => {
+                [Some(file.as_path()), password_file.as_deref()].into_iter().flatten().collect()
+            }
+        }
     }
 }
 
@@ -217,17 +283,16 @@ pub fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError
 
 /// A certificate and its chain: the first is for a server, the others lead to a root or are one.
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    read_certificates(path, |i, der| ParsedCertificate::try_from(der).is_ok() || (i > 0 && is_root(der)))
+    read_certificates(path, |i, der| is_certificate(der) || (i > 0 && is_root(der)))
 }
 
-/// True for what an authority signs with and no server shows. Judged by what judges it at the other end, which says it
-/// before it looks for who signed it. The error's type is webpki's; we have only its name.
+fn is_certificate(der: &CertificateDer<'static>) -> bool {
+    ParsedCertificate::try_from(der).is_ok()
+}
+
+/// True for what an authority signs with. Who is shown one as an end's own does not take it.
 fn is_authoritys(der: &CertificateDer<'static>) -> bool {
-    let Ok(certificate) = ParsedCertificate::try_from(der) else { return false };
-    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-    let (nobody, now) = (RootCertStore::empty(), UnixTime::now());
-    let judged = verify_server_cert_signed_by_trust_anchor(&certificate, &nobody, &[], now, algorithms.all);
-    judged.is_err_and(|error| format!("{error:?}").contains("CaUsedAsEndEntity"))
+    x509_parser::parse_x509_certificate(der).is_ok_and(|(_, certificate)| certificate.is_ca())
 }
 
 fn is_root(der: &CertificateDer<'static>) -> bool {
@@ -368,8 +433,20 @@ pub(super) struct Named {
     pub(super) certificate: Option<(Place, PathBuf)>,
     /// The private key of that certificate.
     pub(super) key: Option<(Place, PathBuf)>,
+    /// The same in PKCS#12.
+    pub(super) pkcs12: Option<(Place, PathBuf)>,
+    /// The file that holds its password.
+    pub(super) pkcs12_password: Option<(Place, PathBuf)>,
+    /// Who signs the client certificates that an appliance takes.
+    pub(super) client_roots: Option<(Place, PathBuf)>,
     /// Certificates that a worker trusts beside the system's roots.
     pub(super) roots: Option<(Place, PathBuf)>,
+    /// A directory of them.
+    pub(super) roots_directory: Option<(Place, PathBuf)>,
+    /// A worker's certificate and its chain.
+    pub(super) client_certificate: Option<(Place, PathBuf)>,
+    /// The private key of that certificate.
+    pub(super) client_key: Option<(Place, PathBuf)>,
     /// The file that holds a worker's key.
     pub(super) worker_key: Option<(Place, PathBuf)>,
     /// The file that holds the key of a VDI gateway.
@@ -383,48 +460,97 @@ pub(super) struct Named {
 /// Reports each named file that cannot be used, and each secret that others may read. `mode` is that of the
 /// configuration file.
 pub(super) fn check(r: &mut Reader<'_>, named: &Named, mode: u32, environment: &Environment) {
-    // systemd guards its credentials by access lists, which show as a mode that seems too wide.
-    let private = |r: &mut Reader<'_>, place: &Place, path: &Path, mode: u32| {
-        if !environment.is_credential(path) {
-            private(r, place, mode);
-        }
-    };
-    if let Some((place, path)) = &named.roots {
+    for (place, path) in [&named.roots, &named.client_roots].into_iter().flatten() {
         usable(r, place, read_roots(path));
     }
-    if let Some((place, path)) = &named.worker_key
-        && let Some((_, mode)) = usable(r, place, read_worker_key(path))
+    if let Some((place, path)) = &named.roots_directory
+        && let Some((_, left_out)) = usable(r, place, read_roots_directory(path))
     {
-        private(r, place, path, mode);
+        for FileError { path, cause } in left_out {
+            let Wrong { problem, remedy } = cause.wrong();
+            r.warn(place, wrong(format!("{} is left out: {problem}", path.display()), remedy));
+        }
     }
-    if let Some((place, path)) = &named.api_key
-        && let Some((_, mode)) = usable(r, place, read_api_key(path))
-    {
-        private(r, place, path, mode);
+    let mut check = Check { r, environment };
+    if let Some((place, path)) = &named.worker_key {
+        check.secret(place, path, read_worker_key(path));
+    }
+    if let Some((place, path)) = &named.api_key {
+        check.secret(place, path, read_api_key(path));
     }
     for (place, path) in &named.passwords {
-        if let Some((_, mode)) = usable(r, place, read_password(path)) {
-            private(r, place, path, mode);
+        check.secret(place, path, read_password(path));
+    }
+    check.pair(named.certificate.as_ref(), named.key.as_ref(), &APPLIANCE);
+    check.pair(named.client_certificate.as_ref(), named.client_key.as_ref(), &WORKER);
+    if let Some((place, path)) = &named.pkcs12 {
+        let password = named.pkcs12_password.as_ref();
+        let password = password.map(|(place, path)| check.secret(place, path, read_password(path)));
+        // What the password was for can't be judged without it.
+        if password != Some(None)
+            && let Some((chain, _)) =
+                check.secret(place, path, pkcs12::read(path, password.flatten().as_ref()))
+        {
+            judge_own(check.r, place, &chain, &APPLIANCE);
         }
     }
     for place in named.inline.iter().filter(|place| r.is_in_file(place)).collect::<Vec<_>>() {
-        self::private(r, place, mode);
+        private(r, place, mode);
     }
-    let certificates = named.certificate.as_ref().and_then(|(place, path)| {
-        let certificates = usable(r, place, read_chain(path))?;
-        if certificates.first().is_some_and(is_authoritys) {
-            let problem = "it is a CA's own certificate (`CA:TRUE`), which no worker and no command takes";
-            let remedy =
-                "make one with `CA:FALSE` and the appliance's name as `subjectAltName`, signed by that CA";
-            r.warn(place, wrong(problem, remedy));
+}
+
+/// Checks files that hold secrets.
+struct Check<'c, 'd> {
+    r: &'c mut Reader<'d>,
+    environment: &'c Environment,
+}
+
+impl Check<'_, '_> {
+    /// What was read of a secret's file, whose mode comes with it.
+    fn secret<T>(&mut self, place: &Place, path: &Path, read: Result<(T, u32), FileError>) -> Option<T> {
+        let (secret, mode) = usable(self.r, place, read)?;
+        // systemd guards its credentials by access lists, which show as a mode that seems too wide.
+        if !self.environment.is_credential(path) {
+            private(self.r, place, mode);
         }
-        Some((path, certificates))
-    });
-    let Some((place, path)) = &named.key else { return };
-    let Some(key) = usable(r, place, read_private_key(path)) else { return };
-    private(r, place, path, key.mode);
-    if let Some((certificate, certificates)) = certificates {
-        usable(r, place, belongs(certificate, &certificates, path, key.signer));
+        Some(secret)
+    }
+
+    /// A certificate's and a private key's files, each as far as it is named.
+    fn pair(&mut self, certificate: Option<&(Place, PathBuf)>, key: Option<&(Place, PathBuf)>, ends: &Ends) {
+        let certificates = certificate.and_then(|(place, path)| {
+            let certificates = usable(self.r, place, read_chain(path))?;
+            judge_own(self.r, place, &certificates, ends);
+            Some((path, certificates))
+        });
+        let Some((place, path)) = key else { return };
+        let Some(signer) = self.secret(place, path, read_private_key(path).map(|key| (key.signer, key.mode)))
+        else {
+            return;
+        };
+        if let Some((certificate, certificates)) = certificates {
+            usable(self.r, place, belongs(certificate, &certificates, path, signer));
+        }
+    }
+}
+
+/// Who has a certificate, and who does not take an unfit one.
+struct Ends {
+    needs: &'static str,
+    refuses: &'static str,
+}
+
+const APPLIANCE: Ends =
+    Ends { needs: "the appliance's name as `subjectAltName`", refuses: "no worker and no command takes" };
+const WORKER: Ends = Ends { needs: "`extendedKeyUsage = clientAuth`", refuses: "no appliance takes" };
+
+/// Warns where the first certificate of a chain is not for an end of a connection.
+fn judge_own(r: &mut Reader<'_>, place: &Place, chain: &[CertificateDer<'static>], ends: &Ends) {
+    if chain.first().is_some_and(is_authoritys) {
+        let Ends { needs, refuses } = ends;
+        let problem = format!("it is a CA's own certificate (`CA:TRUE`), which {refuses}");
+        let remedy = format!("make one with `CA:FALSE` and {needs}, signed by that CA");
+        r.warn(place, wrong(problem, remedy));
     }
 }
 

@@ -164,6 +164,22 @@ pub(super) static TOP: Section = Section {
         text("ca_file", "Certificates in PEM that are trusted beside the system's")
             .such_as("\"/etc/dworker/ca.pem\"")
             .of_worker(),
+        text(
+            "ca_dir",
+            "A directory of such files, *.pem, *.crt and *.cer, which are read anew for each dial",
+        )
+        .such_as("\"/etc/dworker/ca.d\"")
+        .of_worker(),
+        text(
+            "client_certificate",
+            "What the worker shows an appliance that asks for it, with its chain, in PEM",
+        )
+        .such_as("\"/etc/dworker/worker.crt\"")
+        .of_worker(),
+        text("client_key", "The private key of it, in PEM, mode 600")
+            .such_as("\"/etc/dworker/worker-tls.key\"")
+            .credential("client_key")
+            .of_worker(),
         number("lanes", "Websockets of a session, 1 to 8").or("2").of_worker(),
         text(
             "proxy_address",
@@ -214,6 +230,18 @@ pub(super) static APPLIANCE: Section = Section {
         text("key", "The private key of it, in PEM, mode 600")
             .such_as("\"/etc/dworker/tls.key\"")
             .credential("appliance_key"),
+        text("pkcs12", "Certificate, chain and private key in one PKCS#12 file instead, mode 600")
+            .such_as("\"/etc/dworker/tls.p12\""),
+        text("pkcs12_password_file", "The file that holds its password alone, mode 600; else it has none")
+            .such_as("\"/etc/dworker/tls.password\"")
+            .credential("appliance_pkcs12_password"),
+        text("client_ca_file", "Who signs workers' client certificates, in PEM; else workers are asked for none")
+            .such_as("\"/etc/dworker/workers-ca.pem\""),
+        text(
+            "client_certificates",
+            "Beside client_ca_file: whether a worker must show one, required (also where this is not set) or optional",
+        )
+        .such_as("\"required\""),
         flag("insecure_plaintext", "No TLS: in a lab only"),
         text(
             "failback",
@@ -322,9 +350,13 @@ pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
     match key {
         "worker_key" | "key_sha256" | "apikey" => true,
         // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file" | "apikey_file" | "password_file" | "proxy_address_password_file" | "key" => {
-            !value.as_str().is_some_and(|text| text.starts_with('/'))
-        }
+        "worker_key_file"
+        | "apikey_file"
+        | "password_file"
+        | "proxy_address_password_file"
+        | "pkcs12_password_file"
+        | "client_key"
+        | "key" => !value.as_str().is_some_and(|text| text.starts_with('/')),
         "proxy_address" => value.as_str().is_none_or(super::upstream::may_hold_secret),
         // As Basic writes it, with the password behind a colon.
         "user" => value.as_str().is_none_or(|text| text.contains(':')),
@@ -354,6 +386,7 @@ mod tests {
         // The examples are asserted against whole structs, so a key that nobody reads cannot hide.
         let examples = concat!(
             include_str!("../../tests/config/appliance.toml"),
+            include_str!("../../tests/config/pkcs12.toml"),
             include_str!("../../tests/config/worker.toml"),
             include_str!("../../tests/config/lab.toml")
         );

@@ -15,8 +15,8 @@ use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER, TOP, WORKER};
 use super::values::{self, LIST_HOSTS};
 use super::{
-    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, User, Worker, appliance, proxy,
-    upstream, url,
+    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, TlsFiles, User, Worker, appliance,
+    proxy, upstream, url,
 };
 use crate::target::{HostPattern, Pattern};
 
@@ -121,6 +121,10 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
     let ca_file = top
         .get("ca_file")
         .and_then(|v| r.path(&v).inspect(|path| named.roots = Some((v.place.clone(), path.clone()))));
+    let ca_dir = top.get("ca_dir").and_then(|v| {
+        r.path(&v).inspect(|path| named.roots_directory = Some((v.place.clone(), path.clone())))
+    });
+    let identity = identity(r, top, named);
     let lanes = top.get_or_default("lanes").and_then(|v| r.number(&v, 1..=8));
     let upstream = upstream::read(r, top, named);
     // A worker's document always has it.
@@ -168,6 +172,8 @@ fn worker<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<
         api_key,
         key: key?,
         ca_file,
+        ca_dir,
+        identity,
         lanes: lanes?,
         upstream,
         egress: egress?,
@@ -188,6 +194,23 @@ fn api_key<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option
         Some(ApiKeySource::File(path))
     });
     inline.or(file)
+}
+
+/// A worker's certificate and key; `None` where there is none, or where a fault is reported.
+fn identity<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<TlsFiles> {
+    let keys = ["client_certificate", "client_key"];
+    let [certificate, key] = keys.map(|name| top.get(name));
+    let remedy = "a client certificate and its private key go together: set both or none";
+    match (&certificate, &key) {
+        (Some(set), None) => r.missing(&set.place.missing("client_key"), wrong("missing", remedy)),
+        (None, Some(set)) => r.missing(&set.place.missing("client_certificate"), wrong("missing", remedy)),
+        _ => {}
+    }
+    let mut path = |v: &Value<'d>| r.path(v).map(|path| (v.place.clone(), path));
+    named.client_certificate = certificate.as_ref().and_then(&mut path);
+    named.client_key = key.as_ref().and_then(&mut path);
+    let ((_, certificate), (_, key)) = named.client_certificate.clone().zip(named.client_key.clone())?;
+    Some(TlsFiles::Pem { certificate, key })
 }
 
 fn egress<'d>(r: &mut Reader<'d>, table: &Table<'d>) -> Egress {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
 use super::StartError;
@@ -33,7 +32,8 @@ use crate::sockets::name;
 use crate::telemetry;
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Hello, Id};
-use crate::tunnel::tls;
+use crate::tunnel::tls::expiry::Expiry;
+use crate::tunnel::tls::{Listener, listener};
 use crate::web::layers::around;
 
 /// How long a stop waits until the last events are kept.
@@ -75,7 +75,7 @@ impl Publish for InForce {
 
 /// Its port, bound and not served yet.
 pub(super) struct Port {
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<Listener>>,
     listeners: Vec<TcpListener>,
 }
 
@@ -89,12 +89,14 @@ impl Appliance {
         appliance: &config::Appliance,
         listening: Listening<'_>,
         ledger: &Ledger,
+        expiry: &Expiry,
         drain: &Drain,
     ) -> Result<(Appliance, Port), StartError> {
-        let tls = match &appliance.tls {
+        let tls = match listener::Files::of(appliance) {
             Some(files) => {
-                let (chain, key) = files.read()?;
-                Some(tls::server(chain, key)?)
+                let listener = Listener::read(&files, expiry)?;
+                drain.spawn("TLS files", listener.clone().watch(files, expiry.clone(), drain.clone()));
+                Some(listener)
             }
             None => {
                 tracing::warn!(

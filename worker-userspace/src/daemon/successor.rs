@@ -14,7 +14,7 @@ use crate::drain::Gate;
 use crate::sockets::Sockets;
 use crate::steer::programs::Programs;
 use crate::steer::steering::{Inherited, Steering};
-use crate::tunnel::tls;
+use crate::tunnel::tls::listener;
 
 /// How long the old process may take to stand still.
 const STANDSTILL: Duration = Duration::from_secs(30);
@@ -71,9 +71,8 @@ impl Predecessor {
     /// # Errors
     /// A file, or the old process is gone.
     pub fn inherit(self, config: &Config) -> Result<Inheritance, StartError> {
-        if let Some(files) = config.appliance.as_ref().and_then(|appliance| appliance.tls.as_ref()) {
-            let (chain, key) = files.read().inspect_err(|error| self.failed(&error.to_string()))?;
-            tls::server(chain, key).inspect_err(|error| self.failed(&error.to_string()))?;
+        if let Some(files) = config.appliance.as_ref().and_then(listener::Files::of) {
+            files.check().inspect_err(|error| self.failed(&error.to_string()))?;
         }
         let ahead = config.steer.as_ref().map(Steering::load_ahead).transpose();
         let programs = ahead.inspect_err(|error| self.failed(&format!("steer: {error}")))?;

@@ -4,7 +4,10 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use super::ledger::FlowReport;
-use super::status::{ApplianceStatus, LaneStatus, ProxyStatus, Status, SteerStatus, WorkerStatus};
+use super::status::{
+    ApplianceStatus, CertificateStatus, LaneStatus, ProxyStatus, Status, SteerStatus, WorkerStatus,
+};
+use crate::tunnel::tls::expiry::SOON;
 
 /// A status as `dworker status` prints it.
 pub fn plain(status: &Status) -> String {
@@ -35,6 +38,7 @@ fn write_status(out: &mut String, status: &Status) -> fmt::Result {
     if let Some(proxy) = &status.proxy {
         write_proxy(out, proxy)?;
     }
+    status.tls.iter().try_for_each(|certificate| write_certificate(out, certificate))?;
     writeln!(out, "flows: open {}  total {}", status.flows.open, status.flows.total)?;
     status.flows.recent.iter().try_for_each(|flow| write_flow(out, flow))
 }
@@ -167,6 +171,17 @@ fn write_proxy(out: &mut String, proxy: &ProxyStatus) -> fmt::Result {
     }
     words.extend(proxy.user.iter().map(|user| format!("user {user}")));
     writeln!(out, "proxy: {}", words.join("  "))
+}
+
+fn write_certificate(out: &mut String, certificate: &CertificateStatus) -> fmt::Result {
+    let CertificateStatus { source, number, subject, names, not_after, days_left, .. } = certificate;
+    let names = if names.is_empty() { String::new() } else { format!("  names {}", names.join(" ")) };
+    let days = match days_left {
+        ..0 => "EXPIRED".to_owned(),
+        ..SOON => format!("EXPIRES SOON: {days_left} days left"),
+        _ => format!("{days_left} days left"),
+    };
+    writeln!(out, "certificate {source} {number}: {subject}{names}  until {not_after}  {days}")
 }
 
 fn write_counters<'a>(

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,6 +15,7 @@ use crate::tunnel::lane::Lane;
 use crate::tunnel::message::id_text;
 use crate::tunnel::policy::Pushed;
 use crate::tunnel::session::Session;
+use crate::tunnel::tls::expiry::{Expiry, Noted};
 
 /// All that a daemon says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -38,8 +40,54 @@ pub struct Status {
     /// The entries for clients that know proxies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxyStatus>,
+    /// The certificates that it depends on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tls: Vec<CertificateStatus>,
     /// Connections.
     pub flows: Flows,
+}
+
+/// A certificate that a daemon depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Certificate)]
+pub struct CertificateStatus {
+    /// The key that names it (`appliance.certificate`, `appliance.client_ca_file`, `ca_file`, `ca_dir`,
+    /// `client_certificate`), or `appliance` or `proxy`: what that showed when it was last dialled.
+    pub source: String,
+    /// Its number there, from 1 on.
+    pub number: usize,
+    /// Whom it is for.
+    pub subject: String,
+    /// Who signed it.
+    pub issuer: String,
+    /// The names and addresses that it is for.
+    pub names: Vec<String>,
+    /// From when on it is valid.
+    #[schema(value_type = String, format = DateTime)]
+    pub not_before: Timestamp,
+    /// Until when it is valid.
+    #[schema(value_type = String, format = DateTime)]
+    pub not_after: Timestamp,
+    /// Whole days until then; negative where it has expired.
+    pub days_left: i64,
+}
+
+impl CertificateStatus {
+    /// All that are noted.
+    pub fn all(expiry: &Expiry) -> Vec<CertificateStatus> {
+        let now = expiry.now();
+        let all = expiry.report().into_iter().map(|(source, Noted { number, facts })| CertificateStatus {
+            source: source.word().to_owned(),
+            number,
+            days_left: facts.days_left(now),
+            subject: facts.subject,
+            issuer: facts.issuer,
+            names: facts.names,
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+        });
+        all.collect()
+    }
 }
 
 /// Connections of a daemon.

@@ -7,11 +7,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
+use super::tls::{End, Trust, Unsecured};
 use super::transport::Transport;
 use crate::connect;
 use crate::target::{Host, Target};
@@ -19,15 +17,40 @@ use crate::target::{Host, Target};
 /// What the administrator calls the things that may be to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Words {
-    url: &'static str,
-    ca_file: &'static str,
+    pub(super) url: &'static str,
+    /// Where authorities are named.
+    pub(super) authorities: &'static str,
+    /// Who is dialled, and where its certificate stands.
+    pub(super) owner: &'static str,
+    pub(super) own: &'static str,
+    /// What to do where no TLS is spoken.
+    pub(super) plain: &'static str,
 }
 
 impl Words {
     /// The keys of a worker's configuration.
-    pub const CONFIGURATION: Words = Words { url: "`appliance_url`", ca_file: "`ca_file`" };
+    pub const CONFIGURATION: Words = Words {
+        url: "`appliance_url`",
+        authorities: "`ca_file` or `ca_dir`",
+        owner: "the appliance",
+        own: "`appliance.certificate`",
+        plain: "check host and port of `appliance_url`, or whether the appliance has `insecure_plaintext`",
+    };
     /// The options of a command.
-    pub const OPTIONS: Words = Words { url: "`--url`", ca_file: "`--ca-file`" };
+    pub const OPTIONS: Words = Words {
+        url: "`--url`",
+        authorities: "`--ca-file`",
+        plain: "check host and port of `--url`, or whether the appliance has `insecure_plaintext`",
+        ..Words::CONFIGURATION
+    };
+    /// The keys of a worker's configuration, where it is a proxy that is dialled.
+    pub(super) const PROXY: Words = Words {
+        url: "`proxy_address`",
+        owner: "the proxy",
+        own: "its configuration",
+        plain: "write \"http://\" in `proxy_address` if it is a plain proxy",
+        ..Words::CONFIGURATION
+    };
 }
 
 /// Why an appliance was not reached.
@@ -56,47 +79,14 @@ pub enum DialError {
         words: Words,
     },
     /// The TLS handshake failed.
-    #[error("TLS with {host}: {source}{}", tls_remedy(.source, .words))]
+    #[error("TLS with {host}: {source}")]
     Tls {
         /// The name that the certificate must have.
         host: Host,
         /// Why.
         #[source]
-        source: io::Error,
-        /// How the remedy is told.
-        words: Words,
+        source: Unsecured,
     },
-}
-
-fn tls_remedy(error: &io::Error, words: &Words) -> String {
-    use rustls::{CertificateError as C, Error as E};
-    let Words { url, ca_file } = words;
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
-        Some(E::InvalidCertificate(C::UnknownIssuer | C::BadSignature)) => {
-            format!(": put the certificate of the CA that signed it into a PEM file and name it in {ca_file}")
-        }
-        Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })) => {
-            format!(
-                ": write a name that the certificate has in {url}, or renew the certificate with this one"
-            )
-        }
-        Some(E::InvalidCertificate(C::Expired | C::ExpiredContext { .. })) => {
-            ": renew the appliance's certificate, or set this host's clock".into()
-        }
-        Some(E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. })) => {
-            ": set this host's clock".into()
-        }
-        // What `openssl req -x509` makes unless told otherwise. The error's type is webpki's; we have only its name.
-        Some(E::InvalidCertificate(C::Other(other))) if other.to_string().contains("CaUsedAsEndEntity") => {
-            ": it is a CA's own; make the appliance one with `CA:FALSE` and its name as `subjectAltName`"
-                .into()
-        }
-        Some(E::InvalidMessage(_)) => format!(
-            ": what listens there speaks no TLS; check host and port of {url}, or whether the appliance has \
-             `insecure_plaintext`"
-        ),
-        _ => String::new(),
-    }
 }
 
 /// An appliance, and the way to it.
@@ -105,7 +95,7 @@ pub struct Appliance {
     /// Its host, which its certificate must name, and its port.
     pub at: Target,
     /// TLS; `None` for plaintext.
-    pub tls: Option<Arc<ClientConfig>>,
+    pub tls: Option<Arc<Trust>>,
     /// How failures are told.
     pub words: Words,
 }
@@ -139,24 +129,22 @@ impl Appliance {
     /// # Errors
     /// The handshake fails: above all, nobody who is trusted vouches for the name.
     pub async fn secure(&self, way: Transport) -> Result<Transport, DialError> {
-        let Some(config) = &self.tls else { return Ok(way) };
+        let Some(trust) = &self.tls else { return Ok(way) };
         let host = &self.at.host;
-        let failed = |source| DialError::Tls { host: host.clone(), source, words: self.words };
-        let name = match host {
-            Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
-            Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
-                .map_err(|error| failed(io::Error::other(error)))?,
-        };
-        let connector = TlsConnector::from(config.clone());
+        let failed = |source| DialError::Tls { host: host.clone(), source };
+        let end = End::Appliance(self.words);
         Ok(match way {
             Transport::Plain(tcp) => {
-                Transport::Tls(Box::new(connector.connect(name, tcp).await.map_err(failed)?.into()))
+                Transport::Tls(Box::new(trust.secure(tcp, host, end).await.map_err(failed)?))
             }
             Transport::Tls(tls) => {
-                Transport::TlsInTls(Box::new(connector.connect(name, *tls).await.map_err(failed)?.into()))
+                Transport::TlsInTls(Box::new(trust.secure(*tls, host, end).await.map_err(failed)?))
             }
             // Two proxies one behind the other are not configured.
-            Transport::TlsInTls(_) => return Err(failed(io::Error::other("TLS in TLS in TLS"))),
+            Transport::TlsInTls(_) => {
+                let source = io::Error::other("TLS in TLS in TLS");
+                return Err(failed(Unsecured::by(source, end)));
+            }
         })
     }
 }

@@ -29,6 +29,8 @@ use crate::upstream::{Upstream, UpstreamError};
 pub const PATH: &str = "/tunnel/v1";
 /// The websocket subprotocol that both ends must name.
 pub const SUBPROTOCOL: &str = "dworker.v1";
+/// The header of a 403 that asks for a client certificate, and its value.
+pub const WANTS: (&str, &str) = ("dworker-wants", "client-certificate");
 /// Time for each step of the handshake.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Time for a proxy to be reached and to connect to the appliance: it resolves the name and dials itself.
@@ -49,6 +51,18 @@ pub enum HandshakeError {
          its key replaced: `dworker events --kind key-refused` at the appliance says which"
     )]
     Unauthorized,
+    /// The appliance wants a client certificate.
+    #[error(
+        "the appliance wants a client certificate (403): set `client_certificate` and `client_key`, signed by the CA of \
+         its `client_ca_file`"
+    )]
+    NoCertificate,
+    /// The appliance does not take the client certificate.
+    #[error(
+        "the appliance refused the TLS handshake ({0}): `client_certificate` must be valid, for `clientAuth`, and signed by \
+         the CA of its `client_ca_file`; its log says what is wrong"
+    )]
+    Certificate(String),
     /// The appliance answered something else than an upgrade.
     #[error(
         "the answer was {0}, not a websocket: is `appliance_url` an appliance, and does a proxy in between let websockets pass?"
@@ -140,7 +154,14 @@ impl Dial {
             WebsocketFailure::Http(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
                 HandshakeError::Unauthorized
             }
+            WebsocketFailure::Http(answer)
+                if answer.headers().get(WANTS.0).is_some_and(|wants| wants == WANTS.1) =>
+            {
+                HandshakeError::NoCertificate
+            }
             WebsocketFailure::Http(answer) => HandshakeError::Status(answer.status()),
+            // In TLS 1.3 it comes when this end's handshake has long ended.
+            WebsocketFailure::Io(e) if alert(&e).is_some() => HandshakeError::Certificate(e.to_string()),
             WebsocketFailure::Protocol(e) if tls.is_none() => HandshakeError::Upgrade(format!(
                 "{e}: what listens there speaks no plain HTTP; write \"https://\" in `appliance_url` if it speaks TLS"
             )),
@@ -155,6 +176,14 @@ impl Dial {
         let (websocket, _) = client_async(request, transport).await.map_err(upgrade)?;
         // Nothing can have been read behind the answer: the appliance speaks only after our HELLO.
         Ok(Upgraded::new(websocket.into_inner(), Side::Client, BytesMut::new()))
+    }
+}
+
+/// The alert of TLS that the peer sent.
+fn alert(error: &io::Error) -> Option<rustls::AlertDescription> {
+    match error.get_ref()?.downcast_ref()? {
+        rustls::Error::AlertReceived(alert) => Some(*alert),
+        _ => None,
     }
 }
 

@@ -1,9 +1,29 @@
 //! TLS: certificates verified against the system's roots plus the administrator's own, never not at all.
+//!
+//! | room | concern |
+//! |---|---|
+//! | [`certificate`] | what a certificate says of itself |
+//! | `verify` | who is trusted, and what is said of who is not |
+//! | [`trust`] | the dialling end: what is read anew, and the handshake |
+//! | [`listener`] | the listening end: its files are taken anew when they change |
+//! | [`expiry`] | certificates that end soon |
 
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+pub mod certificate;
+pub mod expiry;
+pub mod listener;
+pub mod trust;
+mod verify;
+
+pub use listener::Listener;
+pub use trust::{End, Trust, Unsecured};
+pub use verify::{Finding, Shown};
+
+/// What a worker with a client certificate offers in ALPN. Only who offers it is asked for one, so no browser
+/// asks its user to choose a certificate.
+pub(super) const ALPN: &[u8] = b"dworker.v1";
 
 /// Why a TLS end could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -17,36 +37,32 @@ pub enum TlsError {
     /// The identity can't be used.
     #[error("appliance.certificate and appliance.key can't be used together: {0}")]
     Identity(#[source] rustls::Error),
+    /// The client certificate can't be used.
+    #[error("client_certificate and client_key can't be used together: {0}")]
+    Client(#[source] rustls::Error),
+    /// Who signs client certificates.
+    #[error("appliance.client_ca_file: {0}")]
+    ClientAuthorities(String),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] crate::config::FileError),
 }
 
-/// The worker's end: trusts the system's roots and `extra`.
+/// The dialling end: trusts the system's roots and `extra`.
 ///
 /// # Errors
 /// One of `extra` is no root, or there is nothing to trust.
-pub fn client(extra: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::warn!("a system root certificate was left out: {error}");
-    }
-    roots.add_parsable_certificates(system.certs);
-    for certificate in extra {
-        roots.add(certificate).map_err(TlsError::Root)?;
-    }
-    if roots.is_empty() {
-        return Err(TlsError::NoRoots);
-    }
-    Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+pub fn client(extra: Vec<CertificateDer<'static>>) -> Result<Arc<Trust>, TlsError> {
+    Trust::of(extra)
 }
 
-/// The appliance's end: its certificate with the rest of the chain, and its private key.
+/// The listening end: its certificate with the rest of the chain, and its private key.
 ///
 /// # Errors
 /// rustls does not take them.
 pub fn server(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<Arc<ServerConfig>, TlsError> {
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
-    Ok(Arc::new(config.map_err(TlsError::Identity)?))
+) -> Result<Arc<Listener>, TlsError> {
+    Listener::of(chain, key)
 }

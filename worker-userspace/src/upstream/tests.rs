@@ -205,7 +205,8 @@ fn identity() -> (CertificateDer<'static>, Arc<ServerConfig>) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
     let certificate = made.cert.der().clone();
-    (certificate.clone(), tls::server(vec![certificate], key).unwrap())
+    let config = ServerConfig::builder().with_no_client_auth();
+    (certificate.clone(), Arc::new(config.with_single_cert(vec![certificate], key).unwrap()))
 }
 
 async fn answer_in_tls<S: AsyncRead + AsyncWrite + Unpin>(socket: S, config: Arc<ServerConfig>) {
@@ -246,8 +247,16 @@ async fn a_proxy_in_tls_is_verified_and_loses_nothing() {
     assert_eq!(answer, "answer", "it may end one direction by itself");
 
     for (host, roots, says) in [
-        ("localhost", Vec::new(), "name it in `ca_file`"),
-        ("127.0.0.1", vec![certificate], "write a name that the certificate has in `proxy_address`"),
+        (
+            "localhost",
+            Vec::new(),
+            "is self-signed and not trusted: put it, in PEM, into `ca_file` or `ca_dir`, if it is really the proxy's",
+        ),
+        (
+            "127.0.0.1",
+            vec![certificate],
+            "is not for 127.0.0.1: write one of its names in `proxy_address`, or have the proxy's certificate",
+        ),
     ] {
         let error = at(host, roots).connect(&target(), SOON).await.unwrap_err();
         assert!(error.to_string().contains(says), "{error}");

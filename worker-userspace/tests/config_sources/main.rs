@@ -13,10 +13,11 @@ const KEY: &str = "dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG";
 const OTHER_KEY: &str = "dwk_zyxwvutsrqponmlkjihgfedcba9876543210ABCDEFG";
 /// The older product's block, as its manual has it.
 const BLOCK: &str = include_str!("../config/morpheus-worker.rb");
-const EXAMPLES: [&str; 3] = [
+const EXAMPLES: [&str; 4] = [
     include_str!("../config/appliance.toml"),
     include_str!("../config/worker.toml"),
     include_str!("../config/lab.toml"),
+    include_str!("../config/pkcs12.toml"),
 ];
 
 fn environment(variables: &[(&str, &str)]) -> Environment {

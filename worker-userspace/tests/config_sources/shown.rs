@@ -85,9 +85,16 @@ fn the_commented_file_is_the_schemas_and_loads() {
     );
     assert!(packaged.lines().all(|line| line.is_empty() || line.starts_with('#')), "something is set");
     // What says the same as another key, or has no sense beside it.
-    const FIRST: [&str; 3] = ["apikey", "worker_key", "steer.proxy_hosts"];
-    const SECOND: [&str; 4] =
-        ["apikey_file", "worker_key_file", "proxy_address_password_file", "steer.proxy_hosts"];
+    const FIRST: [&str; 5] =
+        ["apikey", "worker_key", "steer.proxy_hosts", "appliance.certificate", "appliance.key"];
+    const SECOND: [&str; 6] = [
+        "apikey_file",
+        "worker_key_file",
+        "proxy_address_password_file",
+        "steer.proxy_hosts",
+        "appliance.pkcs12",
+        "appliance.pkcs12_password_file",
+    ];
     for without in [&FIRST[..], &SECOND[..]] {
         let mut section = String::new();
         let uncommented = packaged.lines().filter_map(|line| {
