@@ -58,23 +58,24 @@ pub struct Unsecured {
     source: io::Error,
     /// What is wrong with the certificate, where that is why.
     finding: Option<Finding>,
-    words: Words,
+    /// What to do where no TLS is spoken.
+    plain: &'static str,
 }
 
 impl Unsecured {
     /// By something else than a certificate.
     pub(in crate::tunnel) fn by(source: io::Error, end: End) -> Unsecured {
-        Unsecured { source, finding: None, words: end.words() }
+        Unsecured { source, finding: None, plain: end.words().plain }
     }
 
     fn text(&self) -> String {
-        let Unsecured { source, finding, words } = self;
+        let Unsecured { source, finding, plain } = self;
         if let Some(Finding { problem, remedy }) = finding {
             return format!("{problem}: {remedy}");
         }
         match source.get_ref().and_then(|inner| inner.downcast_ref()) {
             Some(rustls::Error::InvalidMessage(_)) => {
-                format!("{source}: what listens there speaks no TLS; {}", words.plain)
+                format!("{source}: what listens there speaks no TLS; {plain}")
             }
             _ => source.to_string(),
         }
@@ -167,7 +168,7 @@ impl Trust {
         let tls = result.map_err(|source| Unsecured {
             source,
             finding: shown.and_then(|shown| shown.refused.clone()),
-            words: end.words(),
+            plain: end.words().plain,
         })?;
         if let (Some(shown), Some((_, expiry))) = (shown, &self.files) {
             expiry.note(end.source(), shown.chain.clone());
