@@ -175,16 +175,17 @@ fn variables_come_before_the_file_and_credentials_behind_it() {
     assert_eq!(origin(&loaded, "drain"), "default");
 
     // The other credentials stand for their keys as well, where their sections are.
-    for name in ["apikey", "appliance_key", "proxy_password"] {
+    for name in ["apikey", "appliance_key", "client_key", "proxy_password"] {
         fs::write(directory.path().join(name), "x").expect("a credential");
     }
     let text = format!(
-        "{url}worker_key = \"{KEY}\"\n[appliance]\nlisten = \"0.0.0.0:443\"\ncertificate = \"/c\"\n[proxy]\nhttp = \"127.0.0.1:3128\"\nuser = \"u\"\n"
+        "{url}worker_key = \"{KEY}\"\nclient_certificate = \"/c\"\n[appliance]\nlisten = \"0.0.0.0:443\"\ncertificate = \"/c\"\n[proxy]\nhttp = \"127.0.0.1:3128\"\nuser = \"u\"\n"
     );
     let loaded = parse(&text, &[given]).expect("all roles");
     for (key, name) in [
         ("apikey_file", "apikey"),
         ("appliance.key", "appliance_key"),
+        ("client_key", "client_key"),
         ("proxy.password_file", "proxy_password"),
     ] {
         assert_eq!(origin(&loaded, key), format!("credential {name}"));
@@ -193,6 +194,9 @@ fn variables_come_before_the_file_and_credentials_behind_it() {
             Some(Value::String(directory.path().join(name).display().to_string()))
         );
     }
+    let alone = parse(url, &[given]).expect_err("a key without its certificate");
+    assert!(alone.starts_with("credential client_key: client_certificate: missing: "), "{alone}");
+    fs::remove_file(directory.path().join("client_key")).expect("no credential");
     let loaded = parse(url, &[given]).expect("a worker");
     assert_eq!(loaded.config.proxy, None, "a credential makes no section");
 }
