@@ -125,11 +125,11 @@ fn to_the_appliance(site: &mut Site<'_>, kind: ProxyKind, proxy: &HttpProxy) -> 
         let url = open(Door::Secured, "");
         let plain = site.worker(&url.replace("https://", "http://"), "")?;
         problem(&plain, "does not answer as an HTTP proxy")?;
-        // Nobody vouches for it.
+        // Nobody vouches for it: the authority that is known has the same name, and another key.
         let other = tests::Pki::create(&site.lab.directory().join("other-pki"))?;
         let ca_file = other.ca_file().display().to_string();
         let unknown = site.worker_with(&url, "", |config| config.set("ca_file", ca_file))?;
-        problem(&unknown, "in PEM, into `ca_file` or `ca_dir`")?;
+        problem(&unknown, "was signed by another key than that of the trusted")?;
     }
     Ok(())
 }
