@@ -40,6 +40,8 @@ struct Standing {
     up_since: Option<Instant>,
     /// Times that it was lost before it had proven steady.
     losses: u32,
+    /// Rises with each that comes down or is ranked: who is down with the lowest has been so the longest.
+    down: u64,
 }
 
 /// The nodes of one group that have connected in this daemon's life.
@@ -48,12 +50,14 @@ pub(super) struct Order {
     settle: Duration,
     nodes: HashMap<Id, Standing>,
     primary: Option<Id>,
+    /// The last number of a [`Standing::down`].
+    downs: u64,
 }
 
 impl Order {
     /// An order without nodes. Who was lost must be up for `settle` before it is primary again.
     pub(super) fn new(settle: Duration) -> Order {
-        Order { settle, nodes: HashMap::new(), primary: None }
+        Order { settle, nodes: HashMap::new(), primary: None, downs: 0 }
     }
 
     /// The node that carries new streams.
@@ -66,9 +70,20 @@ impl Order {
         self.nodes.get(&id).map(|node| node.rank)
     }
 
-    /// Notes a node's rank; it may have changed.
+    /// Notes a node's rank; it may have changed. Where it is one too many, who has been down longest is forgotten.
     pub(super) fn rank(&mut self, id: Id, rank: Rank) {
-        self.nodes.entry(id).or_insert(Standing { rank, up_since: None, losses: 0 }).rank = rank;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.rank = rank;
+            return;
+        }
+        if self.nodes.len() >= REMEMBERED {
+            let down = self.nodes.iter().filter(|(_, node)| node.up_since.is_none());
+            if let Some(longest) = down.min_by_key(|(_, node)| node.down).map(|(id, _)| *id) {
+                self.nodes.remove(&longest);
+            }
+        }
+        self.downs += 1;
+        self.nodes.insert(id, Standing { rank, up_since: None, losses: 0, down: self.downs });
     }
 
     /// Notes whether a ranked node is up. Saying again what is known changes nothing.
@@ -79,14 +94,11 @@ impl Order {
             (None, true) => node.up_since = Some(now),
             (Some(since), false) => {
                 node.up_since = None;
+                self.downs += 1;
+                node.down = self.downs;
                 node.losses = if now.duration_since(since) >= steady { 1 } else { node.losses + 1 };
             }
             _ => {}
-        }
-        if self.nodes.len() > REMEMBERED
-            && let Some(id) = self.nodes.iter().find(|(_, n)| n.up_since.is_none()).map(|(id, _)| *id)
-        {
-            self.nodes.remove(&id);
         }
     }
 
@@ -261,6 +273,42 @@ mod tests {
                 order.set_up(id, false, now);
             }
             prop_assert!(order.nodes.len() <= REMEMBERED);
+        }
+
+        /// Between its rank and its being up, a newcomer is never the one that is forgotten for others.
+        #[test]
+        fn who_comes_is_not_forgotten_for_who_has_gone(gone in 0u16..600, comes in prop::collection::vec(any::<bool>(), 1..40)) {
+            let (mut order, now) = (Order::new(SETTLE), Instant::now());
+            let node = |n: u16| {
+                let mut id = id(0);
+                id[..2].copy_from_slice(&n.to_be_bytes());
+                id
+            };
+            let rank = |order: &mut Order, n| order.rank(node(n), Rank::new(None, UNIX_EPOCH, node(n)));
+            let mut expected: Vec<u16> = Vec::new();
+            let stays = comes.iter().enumerate().filter(|(_, stays)| **stays).map(|(i, _)| 1000 + i as u16);
+            for n in (0..gone).chain(1000..1000 + comes.len() as u16) {
+                rank(&mut order, n);
+                // Somebody else is looked at in between.
+                for up in order.up() {
+                    order.set_up(up, true, now);
+                }
+                order.set_up(node(n), true, now);
+                prop_assert!(order.up().contains(&node(n)), "{} is not known", n);
+                if !(n >= 1000 && comes[usize::from(n) - 1000]) {
+                    order.set_up(node(n), false, now);
+                }
+                prop_assert!(order.nodes.len() <= REMEMBERED);
+                // The ones that went last are remembered: with the first place in time goes the first.
+                if n >= 1 && n < 1000 {
+                    prop_assert!(order.rank_of(node(n - 1)).is_some());
+                }
+                order.elect(now);
+            }
+            expected.extend(stays);
+            let mut up = order.up();
+            up.sort_unstable();
+            prop_assert_eq!(up, expected.into_iter().map(node).collect::<Vec<_>>());
         }
     }
 }
