@@ -21,6 +21,7 @@ use sqlx::{Connection, SqliteConnection, raw_sql};
 
 use super::{Change, Pending, Saved, Snapshot, Store, StoreError};
 use crate::appliance::audit::{Event, EventQuery};
+use crate::web::layers::DEADLINE;
 
 /// The file's name in the state directory.
 pub const FILE: &str = "registry.db";
@@ -29,9 +30,11 @@ const APPLICATION: i64 = 0x6477_6b72;
 /// The schema's steps; step `n` makes schema `n + 1`. A step that was released is never edited.
 const STEPS: &[&str] = &[include_str!("migrations/0001.sql")];
 /// How long a statement waits for another process that has the file locked.
-const BUSY: Duration = Duration::from_secs(5);
-/// How long a request waits for a connection.
-const ACQUIRE: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(3);
+/// How long a save or a search waits for a connection.
+const ACQUIRE: Duration = Duration::from_secs(4);
+/// So that who asks for a change hears within the time of a request that it can't be saved.
+const _: () = assert!(ACQUIRE.as_millis() + BUSY.as_millis() < DEADLINE.as_millis());
 /// Connections that read events, so that a long search does not hold up a save.
 const READERS: u32 = 2;
 

@@ -153,7 +153,7 @@ async fn only_the_owner_may_read_it_and_each_save_is_on_disk() {
     assert_eq!(pragma("PRAGMA journal_mode").await, "wal");
     assert_eq!(pragma("PRAGMA synchronous").await, "2", "FULL");
     assert_eq!(pragma("PRAGMA foreign_keys").await, "1");
-    assert_eq!(pragma("PRAGMA busy_timeout").await, "5000");
+    assert_eq!(pragma("PRAGMA busy_timeout").await, "3000");
 }
 
 #[tokio::test]
