@@ -46,6 +46,7 @@ pub(super) struct Appliance {
     store: Arc<Sqlite>,
     admin: Admin,
     audit: Audit,
+    watch: Watch,
     /// What keeps events: it stops when nothing happens any more.
     keeping: Drain,
     login: Login,
@@ -126,6 +127,7 @@ impl Appliance {
             Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), &keeping).await?;
         watch.note_in(admin.clone());
         watch.observe(ledger);
+        drain.spawn("watch", watch.clone().run(drain.clone()));
         if let Some(steer) = &config.steer {
             admin.add_check(Steerable::new(steer.synthetic4, steer.synthetic6));
         }
@@ -134,7 +136,7 @@ impl Appliance {
         if admin.admin_token().is_none() {
             first_token(&admin).await?;
         }
-        let appliance = Appliance { listen: bound, registry, store, admin, audit, keeping, login };
+        let appliance = Appliance { listen: bound, registry, store, admin, audit, watch, keeping, login };
         Ok((appliance, Port { tls, listeners }))
     }
 
@@ -190,6 +192,7 @@ impl Appliance {
 
     /// Keeps the last events, and lets go of the files. All other tasks have ended.
     pub(super) async fn close(&self) {
+        self.watch.tell_rest();
         self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
         if self.keeping.finish().await > 0 {
             tracing::error!("the last events were not kept: the registry's disk is too slow");
