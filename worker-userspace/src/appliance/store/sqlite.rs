@@ -28,7 +28,7 @@ pub const FILE: &str = "registry.db";
 /// What tells our files from others' (`PRAGMA application_id`): `dwkr`.
 const APPLICATION: i64 = 0x6477_6b72;
 /// The schema's steps; step `n` makes schema `n + 1`. A step that was released is never edited.
-const STEPS: &[&str] = &[include_str!("migrations/0001.sql")];
+const STEPS: &[&str] = &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 /// How long a statement waits for another process that has the file locked.
 const BUSY: Duration = Duration::from_secs(3);
 /// How long a save or a search waits for a connection.
@@ -124,6 +124,8 @@ impl Sqlite {
             "PRAGMA quick_check(nodes)",
             "PRAGMA quick_check(clouds)",
             "PRAGMA quick_check(tokens)",
+            "PRAGMA quick_check(event_counts)",
+            "PRAGMA quick_check(probes)",
         ] {
             let said: Vec<String> =
                 sqlx::query_scalar(check).fetch_all(&mut *connection).await.map_err(|e| self.error(e))?;
@@ -203,7 +205,7 @@ impl Store for Sqlite {
     }
 
     fn probe(&self) -> Pending<'_, ()> {
-        Box::pin(self.write_nothing_new())
+        Box::pin(self.write_probe())
     }
 
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
