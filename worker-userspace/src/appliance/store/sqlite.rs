@@ -62,7 +62,8 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full);
         let pool = |most| {
             let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE);
-            pool.max_lifetime(None).idle_timeout(None).test_before_acquire(false)
+            let pool = pool.max_lifetime(None).idle_timeout(None).test_before_acquire(false);
+            pool.after_release(|connection, _| Box::pin(is_free(connection)))
         };
         let writer = pool(1).connect_lazy_with(options.clone());
         let readers = pool(READERS).connect_lazy_with(options.read_only(true));
@@ -166,6 +167,14 @@ mod libsqlite {
     pub(super) const CORRUPT: i32 = 11;
     pub(super) const FULL: i32 = 13;
     pub(super) const NOTADB: i32 = 26;
+}
+
+/// Whether a connection that was given back may be used again. A full disk makes SQLite roll back by itself; then
+/// there is nothing that COMMIT or ROLLBACK could end, and sqlx takes the transaction for open for ever.
+async fn is_free(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // A rollback that was begun where a save was dropped is behind us after this.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// Makes the file where it is missing, for its owner alone. SQLite gives its other files the same mode.
