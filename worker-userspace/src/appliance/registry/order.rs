@@ -277,38 +277,34 @@ mod tests {
 
         /// Between its rank and its being up, a newcomer is never the one that is forgotten for others.
         #[test]
-        fn who_comes_is_not_forgotten_for_who_has_gone(gone in 0u16..600, comes in prop::collection::vec(any::<bool>(), 1..40)) {
+        fn who_comes_is_not_forgotten_for_who_has_gone(gone in 0u16..600, stay in prop::collection::vec(any::<bool>(), 1..40)) {
             let (mut order, now) = (Order::new(SETTLE), Instant::now());
-            let node = |n: u16| {
+            let node = |n: usize| {
                 let mut id = id(0);
-                id[..2].copy_from_slice(&n.to_be_bytes());
+                id[..2].copy_from_slice(&(n as u16).to_be_bytes());
                 id
             };
-            let rank = |order: &mut Order, n| order.rank(node(n), Rank::new(None, UNIX_EPOCH, node(n)));
-            let mut expected: Vec<u16> = Vec::new();
-            let stays = comes.iter().enumerate().filter(|(_, stays)| **stays).map(|(i, _)| 1000 + i as u16);
-            for n in (0..gone).chain(1000..1000 + comes.len() as u16) {
-                rank(&mut order, n);
-                // Somebody else is looked at in between.
+            // Most have gone; then some come to stay.
+            let stays = |n: usize| n.checked_sub(usize::from(gone)).is_some_and(|n| stay[n]);
+            for n in 0..usize::from(gone) + stay.len() {
+                order.rank(node(n), Rank::new(None, UNIX_EPOCH, node(n)));
+                // Others are looked at before it is up.
                 for up in order.up() {
                     order.set_up(up, true, now);
                 }
                 order.set_up(node(n), true, now);
-                prop_assert!(order.up().contains(&node(n)), "{} is not known", n);
-                if !(n >= 1000 && comes[usize::from(n) - 1000]) {
-                    order.set_up(node(n), false, now);
-                }
-                prop_assert!(order.nodes.len() <= REMEMBERED);
-                // The ones that went last are remembered: with the first place in time goes the first.
-                if n >= 1 && n < 1000 {
-                    prop_assert!(order.rank_of(node(n - 1)).is_some());
-                }
                 order.elect(now);
+                prop_assert!(order.up().contains(&node(n)), "{} is not known", n);
+                order.set_up(node(n), stays(n), now);
+                order.elect(now);
+                prop_assert!(order.nodes.len() <= REMEMBERED);
+                let last = n.saturating_sub(100);
+                prop_assert!((last..n).all(|n| order.rank_of(node(n)).is_some()), "who went last is remembered");
             }
-            expected.extend(stays);
             let mut up = order.up();
             up.sort_unstable();
-            prop_assert_eq!(up, expected.into_iter().map(node).collect::<Vec<_>>());
+            let expected = (0..usize::from(gone) + stay.len()).filter(|n| stays(*n)).map(node);
+            prop_assert_eq!(up, expected.collect::<Vec<_>>());
         }
     }
 }
