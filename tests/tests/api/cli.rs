@@ -147,7 +147,7 @@ fn whom_a_command_can_not_ask_is_said_with_the_remedy() -> Result<()> {
         let (empty, two) = (file("empty.token", "\n")?, file("two.token", "dwa_a\ndwa_b\n")?);
         let socket = host.directory().join("others.sock");
         let _socket = std::os::unix::net::UnixListener::bind(&socket)?;
-        std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0))?;
+        std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o000))?;
         // As who is not root: without what overrides a file's mode.
         let other = host.command("setpriv").arg("--bounding-set=-all").arg(tests::program()?);
         let other = other.args(["worker", "list", "--socket"]).arg(&socket);
