@@ -253,9 +253,8 @@ pub(super) static STEER: Section = Section {
         list("cgroups", "What is captured: cgroup v2 directories").such_as("[\"appliance.slice\"]"),
         list("exclude_cgroups", "Cgroups below those that are not captured, with all that is below them")
             .or("[]"),
-        list("exclude_users", "Users that are not captured, by name or number")
-            .or("[]")
-            .such_as("[\"backup\", 1000]"),
+        list("exclude_users", "Users that are not captured, by name or number, as in [\"backup\", 1000]")
+            .or("[]"),
         list("proxy_hosts", "On a worker's host: what is captured. On an appliance the groups say it")
             .such_as("[\"vcenter.corp.example\"]"),
         text("synthetic4", "IPv4 addresses that stand for names; the prefix has a length of 8 to 28")
