@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::{AtomicU16, Ordering};
 
