@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::dns::{self, Resolvers, Server, ServerError};
-use super::kernel::{FlowRecord, Kernel, KernelError, next_event};
+use super::kernel::{Arrival, FlowRecord, Kernel, KernelError, next_event};
 use super::names::{
     Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
 };
@@ -382,11 +382,11 @@ impl Steering {
         Ok((written, table.keep(&wanted)?))
     }
 
-    /// Takes the kernel's record of a connection to the forwarder; `None`: the kernel did not send it here.
-    pub fn take_flow(&self, listener: u16, source: SocketAddr) -> Option<FlowRecord> {
-        self.kernel.take_flow(listener, source).unwrap_or_else(|error| {
+    /// Takes the kernel's record of a connection that the forwarder accepted.
+    pub fn take_flow(&self, listener: u16, source: SocketAddr, socket: BorrowedFd<'_>) -> Arrival {
+        self.kernel.take_flow(listener, source, socket).unwrap_or_else(|error| {
             tracing::error!(%source, "a captured connection's record can't be read: {error}");
-            None
+            Arrival::Foreign
         })
     }
 
@@ -535,8 +535,8 @@ impl Resolvers for KernelResolvers {
         self.0.adopt_dns_ports(ports).map_err(io::Error::other)
     }
 
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> bool {
-        matches!(self.0.take_flow(listener, source), Ok(Some(_)))
+    fn take_flow(&self, listener: u16, source: SocketAddr, socket: BorrowedFd<'_>) -> bool {
+        self.0.take_flow(listener, source, socket).is_ok_and(|arrival| arrival.captured().is_some())
     }
 
     fn mark_listener(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
