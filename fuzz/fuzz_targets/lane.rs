@@ -135,7 +135,8 @@ fn frame(step: Step, lane: &Lane, ours: &mut Vec<dworker::tunnel::stream::Stream
             (id, 3)
         }
         Step::OpenOk { id } => {
-            OpenOk { address: "192.0.2.1:1".parse().unwrap(), dial: Duration::ZERO, proxied: false }.write(&mut payload);
+            OpenOk { address: "192.0.2.1:1".parse().unwrap(), dial: Duration::ZERO, proxied: false }
+                .write(&mut payload);
             (id, 4)
         }
         Step::Data { id, length } => {

@@ -8,8 +8,11 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tests::{Config, Lab, api_judge};
 
-/// How long requests are made up.
-const TIME: u64 = 60;
+/// How many requests are made up for each operation, at most, beside those that cover the document; a count and no time, so
+/// that a busy machine asks as much as an idle one.
+const EXAMPLES: &str = "40";
+/// How long a busy machine may take for them.
+const LONGEST: Duration = Duration::from_secs(600);
 /// What every answer must be. Not asked: whether all is accepted that the document allows, since a schema can't
 /// say that a name is taken.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
@@ -48,10 +51,10 @@ fn the_document_validates_and_thousands_of_requests_are_answered_as_it_says() ->
             .arg(lab.pki().ca_file())
             .args(["--header", &format!("Authorization: Bearer {}", admin.token)])
             // That one has no end.
-            .args(["--exclude-path", "/api/v1/stream", "--max-time", &TIME.to_string()])
+            .args(["--exclude-path", "/api/v1/stream", "--max-examples", EXAMPLES])
             .args(["--request-timeout", "20", "--continue-on-failure"])
             .arg(&file)
-            .deadline(Duration::from_secs(4 * TIME));
+            .deadline(LONGEST);
         let output = lab.elsewhere().uncaptured(judge).output()?;
         assert!(output.status.success(), "{output}");
         // The number behind a label, on its line or on the next.
@@ -60,8 +63,9 @@ fn the_document_validates_and_thousands_of_requests_are_answered_as_it_says() ->
             Ok::<usize, anyhow::Error>(behind.split_whitespace().next().context("no number")?.parse()?)
         };
         assert_eq!(number("Tested:")?, operations - 1, "{output}");
-        // On an idle machine several thousand; what a busy one manages in the time is still of every kind.
-        assert!(number("Test cases:")? > 200, "{output}");
+        let cases = number("Test cases:")?;
+        eprintln!("{cases} requests");
+        assert!(cases > 1000, "{output}");
 
         // It came through, and what was there before still is.
         assert_eq!(admin.get("/readyz")?, json!({ "ready": true, "reasons": [] }));

@@ -2,6 +2,8 @@
 //!
 //! `repr(C)`, no padding: a size that is not the sum of its fields does not compile.
 
+use core::net::SocketAddr;
+
 use crate::addr::{Addr, Dest};
 
 /// Sizes of the maps and of what lies in them.
@@ -211,6 +213,13 @@ pub struct FlowKey {
     pub port: u16,
     /// The port of ours that accepted it, host byte order.
     pub listener: u16,
+}
+
+impl FlowKey {
+    /// The key of a connection from `source` to a port of ours.
+    pub fn new(source: SocketAddr, listener: u16) -> FlowKey {
+        FlowKey { source: source.ip().into(), port: source.port(), listener }
+    }
 }
 
 /// A target that is known to be down; the value of DOWN under its [`Dest`].

@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{
     BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_tuple,
 };
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::helpers::generated as helper;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 use aya_ebpf::programs::SockAddrContext;
 use core::ffi::c_void;
 use core::ptr::null_mut;

@@ -3,6 +3,7 @@
 //! | room | concern |
 //! |---|---|
 //! | [`endpoint`] | TCP, TLS, HTTP, the upgrade; who may have a websocket |
+//! | [`sparse`] | what happens again and again, as counts |
 //! | [`strangers`] | how many may knock at once |
 //! | [`login`] | the admin token, sessions of browsers |
 //! | [`records`] | what the store keeps: workers, nodes, clouds |
@@ -27,6 +28,7 @@ mod peer;
 pub mod records;
 pub mod registry;
 pub mod roster;
+mod sparse;
 pub mod steerable;
 pub mod store;
 mod strangers;

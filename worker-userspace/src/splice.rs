@@ -40,6 +40,16 @@ pub enum Reads {
     Down,
 }
 
+impl Reads {
+    /// What counts the bytes that are read from the socket, and what those that are written to it.
+    fn counters(self, meter: &Meter) -> (&AtomicU64, &AtomicU64) {
+        match self {
+            Reads::Up => (&meter.up, &meter.down),
+            Reads::Down => (&meter.down, &meter.up),
+        }
+    }
+}
+
 /// Makes the peer of a socket see a reset when the socket is closed, whoever closes it: this task, or the
 /// kernel after a crash.
 pub fn reset_on_close(socket: &TcpStream) {
@@ -62,10 +72,7 @@ pub async fn splice(
     meter: &Meter,
     reads: Reads,
 ) -> Result<(), Refusal> {
-    let (sent, received) = match reads {
-        Reads::Up => (&meter.up, &meter.down),
-        Reads::Down => (&meter.down, &meter.up),
-    };
+    let (sent, received) = reads.counters(meter);
     // Until both directions have ended, every way out of here is a cut and must look like one.
     reset_on_close(socket);
     let mut chunks = VecDeque::new();

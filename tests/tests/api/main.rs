@@ -2,6 +2,7 @@
 //! told by an event, and nothing that was saved is lost.
 
 mod cli;
+mod full;
 mod hostile;
 mod keys;
 mod ready;
@@ -42,6 +43,16 @@ impl House<'_> {
     /// Adds a worker; what was answered.
     fn add(&self, name: &str, proxy_hosts: &[&str]) -> Result<Value> {
         self.admin.post("/api/v1/workers", &json!({ "name": name, "proxy_hosts": proxy_hosts }))?.ok()
+    }
+
+    /// Adds the worker site-a, and starts its process at the site; it is connected.
+    fn worker(&self) -> Result<Daemon> {
+        let key = self.add("site-a", &["vc.corp.example"])?["key"].as_str().unwrap_or_default().to_owned();
+        let group = tests::Group { name: "site-a".into(), key, proxy_hosts: vec![], may_open: false };
+        let config = Config::new().worker(&group, self.lab.pki().ca_file(), ["*.corp.example"]);
+        let worker = self.lab.site().daemon("worker", config)?;
+        self.appliance.wait_for_group("site-a", SOON)?;
+        Ok(worker)
     }
 }
 
@@ -144,11 +155,7 @@ fn a_node_was_seen_until_it_went() -> Result<()> {
     let lab = Lab::new()?;
     let house = House::new(&lab)?;
     lab.explain(|| {
-        let key = house.add("site-a", &["vc.corp.example"])?["key"].as_str().unwrap_or_default().to_owned();
-        let group = tests::Group { name: "site-a".into(), key, proxy_hosts: vec![], may_open: false };
-        let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
-        let _worker = lab.site().daemon("worker", config)?;
-        house.appliance.wait_for_group("site-a", SOON)?;
+        let _worker = house.worker()?;
         let node = || -> Result<Node> {
             let mut all = house.admin.all("/api/v1/workers/site-a/nodes")?;
             Ok(serde_json::from_value(all.pop().context("no node")?)?)
@@ -179,11 +186,7 @@ fn a_worker_alone_answers_its_status_and_sends_others_to_the_appliance() -> Resu
     let lab = Lab::new()?;
     let house = House::new(&lab)?;
     lab.explain(|| {
-        let key = house.add("site-a", &["vc.corp.example"])?["key"].as_str().unwrap_or_default().to_owned();
-        let group = tests::Group { name: "site-a".into(), key, proxy_hosts: vec![], may_open: false };
-        let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
-        let worker = lab.site().daemon("worker", config)?;
-        house.appliance.wait_for_group("site-a", SOON)?;
+        let worker = house.worker()?;
         let ask = |path: &str| -> Result<Value> {
             let curl = lab
                 .site()

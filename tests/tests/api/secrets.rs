@@ -48,9 +48,12 @@ fn no_secret_is_in_a_log_an_event_an_answer_or_a_file() -> Result<()> {
             assert!(admin.post("/api/v1/workers", &body)?.status >= 400, "{body}");
         }
         for token in [pasted.as_str(), &admin.token] {
-            let cloud =
-                json!({ "name": token, "type": "vmware", "api_url": format!("https://{token}.example") });
-            assert_eq!(admin.post("/api/v1/clouds", &cloud)?.status, 422);
+            for url in [format!("https://{token}.example"), format!("https://vc.example/sdk/{token}")] {
+                for name in [token, "c"] {
+                    let cloud = json!({ "name": name, "type": "vmware", "api_url": url });
+                    assert_eq!(admin.post("/api/v1/clouds", &cloud)?.status, 422);
+                }
+            }
             admin.send("GET", &format!("/api/v1/workers/{token}"), None, &[])?.problem(404)?;
             admin.send("GET", &format!("/{token}"), None, &[])?;
             let curl =

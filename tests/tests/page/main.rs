@@ -89,9 +89,12 @@ fn from_an_empty_directory_to_virtual_machines_in_the_page_alone() -> Result<()>
             browser.click("nav a", "Connections")?;
             let row = browser.find_text("tbody tr", "vcenter.corp.example:443")?;
             let row = browser.text_of(&row)?;
-            for part in ["python", "captured", "site-a", "closed", "KiB"] {
+            for part in ["python", "captured", "site-a", "KiB"] {
                 assert!(row.contains(part), "{part} is not in {row}");
             }
+            // A client that has ended in order may be gone before the server's last bytes, the goodbye of TLS, are
+            // there: only then the kernel calls its reset a broken pipe.
+            assert!(row.contains("closed") || row.contains("Broken pipe"), "{row}");
             browser.click("nav a", "Events")?;
             for (kind, about) in [
                 ("Worker added", "site-a"),

@@ -106,13 +106,17 @@ fn the_worker_alone_decides_what_it_dials() -> Result<()> {
             lab.vcenter().serve(Serve::Echo, net::ECHO, 9)?,
         ];
         let _allowed = [7, 8].map(|port| lab.vcenter().serve(Serve::Echo, net::ECHO, port));
+        let special = |what: &str| {
+            format!(
+                "{what}: where it is meant, name this address (not a name for it, and no network around it) in \
+                 `egress.allow` of the worker's own file"
+            )
+        };
+        let loopback = special("127.0.0.1 is loopback");
+        let metadata = special("169.254.169.254 is link-local, where cloud metadata lives");
         for (host, port, reason) in [
-            ("self.corp.example", 7, "127.0.0.1 is loopback; name it in egress.allow if it is meant"),
-            (
-                "metadata.corp.example",
-                7,
-                "169.254.169.254 is link-local, where cloud metadata lives; name it in egress.allow if it is meant",
-            ),
+            ("self.corp.example", 7, loopback.as_str()),
+            ("metadata.corp.example", 7, &metadata),
             ("alias.corp.example", 7, "10.77.3.10:7 is denied by `10.77.3.10` in egress.deny"),
             ("vc4only.corp.example", 7, "10.77.3.10:7 is denied by `10.77.3.10` in egress.deny"),
             (ECHO, 9, "echo.corp.example has the address 10.77.3.30; neither is in egress.allow"),

@@ -1,8 +1,8 @@
 //! The one place for every change of the registry: used by the API, the page, the command line and the start.
 //!
 //! What must hold: a change is judged as a whole, then saved, then in force, then answered; one at a time, whoever
-//! asks, and to its end, even where nobody waits for the answer any more; what was answered with an error did not
-//! happen; a saved change has its event.
+//! asks. Who goes away before the save takes it back; once the save has begun it goes to its end, even where nobody
+//! waits for the answer any more. What was answered with an error did not happen; a saved change has its event.
 //!
 //! | file | concern |
 //! |---|---|
@@ -48,6 +48,7 @@ use super::store::{Change, Store, StoreError};
 use crate::config::{KeyHash, is_number, quote};
 use crate::drain::Drain;
 use crate::tunnel::message::Id;
+use crate::web::layers::no_return;
 use state::State;
 
 /// What lives by the records. It is told after each save what counts now, in the order of the saves, and must not wait.
@@ -300,25 +301,13 @@ impl Admin {
         self.inner.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes a change, to its end even where the caller goes away.
+    /// Makes a change. Until it is saved a caller that goes away takes it back; from then on it is made to its end.
     async fn commit<F>(&self, plan: F) -> Result<Done, AdminError>
     where
-        F: FnOnce(&State) -> Result<Plan, AdminError> + Send + 'static,
+        F: FnOnce(&State) -> Result<Plan, AdminError>,
     {
-        let admin = self.clone();
-        match tokio::spawn(async move { admin.commit_here(plan).await }).await {
-            Ok(result) => result,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(AdminError::Stopping),
-        }
-    }
-
-    async fn commit_here(
-        &self,
-        plan: impl FnOnce(&State) -> Result<Plan, AdminError>,
-    ) -> Result<Done, AdminError> {
         let inner = &self.inner;
-        let _one = inner.writing.lock().await;
+        let one = inner.writing.clone().lock_owned().await;
         if inner.handed_over.load(Ordering::Relaxed) {
             return Err(AdminError::Stopping);
         }
@@ -326,22 +315,39 @@ impl Admin {
             self.reload().await?;
         }
         let before = self.state();
-        let Plan { changes, events, routing } = plan(&before)?;
-        if changes.is_empty() && events.is_empty() {
-            if routing {
-                self.put(before.clone(), routing);
+        let plan = plan(&before)?;
+        if plan.changes.is_empty() && plan.events.is_empty() {
+            if plan.routing {
+                self.put(before.clone(), true);
             }
             return Ok(Done { state: before, ids: Vec::new() });
         }
-        if routing {
+        if plan.routing {
             let mut trial = State::clone(&before);
-            let focus = trial.apply(&changes, &State::trial_ids(&changes));
+            let focus = trial.apply(&plan.changes, &State::trial_ids(&plan.changes));
             // What is removed, and a change of nodes, adds no pattern that could be refused.
             if !focus.is_empty() {
                 trial.judge(&focus)?;
                 self.check(&trial)?;
             }
         }
+        no_return();
+        let admin = self.clone();
+        let save = async move {
+            let _one = one;
+            admin.save(&before, plan).await
+        };
+        match tokio::spawn(save).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(AdminError::Stopping),
+        }
+    }
+
+    /// Saves what was judged, and puts it into force.
+    async fn save(&self, before: &State, plan: Plan) -> Result<Done, AdminError> {
+        let inner = &self.inner;
+        let Plan { changes, events, routing } = plan;
         let events = events.into_iter().map(|event| clean(stamp(event))).collect();
         let saved = match inner.store.save(&changes, events).await {
             Ok(saved) => saved,
@@ -354,7 +360,7 @@ impl Admin {
                 return Err(error.into());
             }
         };
-        let mut state = State::clone(&before);
+        let mut state = State::clone(before);
         state.apply(&changes, &saved.ids);
         let state = Arc::new(state);
         self.put(state.clone(), routing);

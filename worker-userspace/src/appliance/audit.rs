@@ -8,7 +8,7 @@ mod event;
 mod tests;
 mod writer;
 
-pub use event::{Actor, Event, EventKind, EventQuery, NewEvent, UnknownEventKind};
+pub use event::{Actor, Class, Event, EventKind, EventQuery, NewEvent, UnknownEventKind};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -31,7 +31,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// A page of events, newest first.
     fn events<'a>(&'a self, query: &'a EventQuery) -> Pending<'a, Vec<Event>>;
 
-    /// Removes at most `step` events that are older than `before`, or that more than `keep` newer ones follow.
+    /// Removes at most `step` events: the oldest of the class that has the most, while there are more than `keep` of
+    /// all, and those that are older than `before`.
     /// Gives how many were removed.
     fn prune(&self, before: Timestamp, keep: u64, step: u32) -> Pending<'_, u64>;
 

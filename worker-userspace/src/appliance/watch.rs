@@ -1,27 +1,21 @@
 //! What happens to workers and connections, as events of the audit; and who was seen, for the records.
 //!
-//! What must hold: nobody who comes with a wrong key again and again fills the audit; nothing here waits.
+//! What must hold: nobody who comes with a wrong key again and again, or opens what is refused, fills the audit;
+//! nothing here waits.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::sync::{Arc, OnceLock};
 
 use super::admin::{Admin, NodeSeen, Page, WorkerFilter};
 use super::audit::{Actor, Audit, EventKind, NewEvent};
 use super::registry::{Witness, named, node};
 use super::roster::Group;
+use super::sparse::{PERIOD, Sparse};
 use crate::accept;
 use crate::config::{Key, KeyHash};
+use crate::drain::Drain;
 use crate::inspect::ledger::{Flow, FlowEvent, Ledger};
 use crate::tunnel::message::{Hello, Id};
-
-/// A source that comes with a wrong key is told of once in this time.
-const SPARSE: Duration = Duration::from_secs(60);
-/// Sources whose last wrong key is remembered; wrong keys of more are only logged.
-const SOURCES: usize = 1024;
 
 /// Watches the registry and the ledger. Clones are the same.
 #[derive(Debug, Clone)]
@@ -32,13 +26,17 @@ struct Shared {
     audit: Audit,
     /// The records are loaded after there is a registry that they are published to.
     admin: OnceLock<Admin>,
-    told: Mutex<HashMap<IpAddr, Instant>>,
+    /// Wrong keys, by source.
+    keys: Sparse<IpAddr>,
+    /// Connections that came to nothing: who, from where, whereto.
+    refusals: Sparse<(String, Option<IpAddr>, String)>,
 }
 
 impl Watch {
     /// Tells `audit`.
     pub fn new(audit: Audit) -> Watch {
-        Watch(Arc::new(Shared { audit, admin: OnceLock::new(), told: Mutex::default() }))
+        let (keys, refusals) = (Sparse::default(), Sparse::default());
+        Watch(Arc::new(Shared { audit, admin: OnceLock::new(), keys, refusals }))
     }
 
     /// From now on the nodes that are seen are noted, and refused keys are told apart.
@@ -49,22 +47,52 @@ impl Watch {
     /// Tells of connections too.
     pub fn observe(&self, ledger: &Ledger) {
         let watch = self.clone();
-        ledger.observe(move |event| told(event).into_iter().for_each(|event| watch.0.audit.record(event)));
+        ledger.observe(move |event| {
+            if let Some(event) = watch.told(event) {
+                watch.0.audit.record(event);
+            }
+        });
     }
 
-    fn is_news(&self, source: IpAddr) -> bool {
-        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let source = accept::source(source);
-        if told.len() >= SOURCES {
-            told.retain(|_, last| now < *last + SPARSE);
+    /// Tells from time to time of what was only counted, until `drain` stops.
+    pub async fn run(self, drain: Drain) {
+        while tokio::time::timeout(PERIOD, drain.stopping()).await.is_err() {
+            self.tell_rest();
         }
-        match told.get(&source) {
-            Some(last) if now < *last + SPARSE => false,
-            None if told.len() >= SOURCES => false,
-            _ => {
-                told.insert(source, now);
-                true
+    }
+
+    /// Tells of what was only counted until now.
+    pub fn tell_rest(&self) {
+        let dworker = Actor::local("dworker");
+        let ((keys, other_keys), (refusals, others)) = (self.0.keys.rest(), self.0.refusals.rest());
+        keys.into_iter().chain(refusals).for_each(|event| self.0.audit.record(event));
+        if other_keys > 0 {
+            let text = format!("{other_keys} more, from other sources");
+            self.0.audit.record(dworker.did(EventKind::KeyRefused, "unknown", text));
+        }
+        if others > 0 {
+            let text = format!("{others} more connections, of others or to other targets");
+            self.0.audit.record(dworker.did(EventKind::StreamRefused, "many", text));
+        }
+    }
+
+    /// A connection's event: each has one, when its target is dialled or when that came to nothing; but what comes to
+    /// nothing again and again is counted.
+    fn told(&self, event: &FlowEvent<'_>) -> Option<NewEvent> {
+        match event {
+            FlowEvent::Dialled(flow) => {
+                let by = flow.carrier().map(|carrier| format!(", carried by {carrier}")).unwrap_or_default();
+                let text = format!("connection {}{by}", flow.id);
+                Some(opener(flow).did(EventKind::StreamOpened, flow.target.to_string(), text))
+            }
+            FlowEvent::Ended(flow) => {
+                let refusal = flow.outcome()?.err().filter(|_| !flow.is_dialled())?;
+                let (who, target) = (opener(flow), flow.target.to_string());
+                // Each process has a number of its own.
+                let name = flow.origin.process.as_ref().map_or_else(|| who.name.clone(), |p| p.comm.clone());
+                self.0.refusals.note((name, who.source, target.clone()), || {
+                    who.did(EventKind::StreamRefused, target, format!("connection {}: {refusal}", flow.id))
+                })
             }
         }
     }
@@ -136,31 +164,15 @@ impl Witness for Watch {
 
     fn refused(&self, key: Option<&str>, address: SocketAddr) {
         let source = address.ip().to_canonical();
-        if !self.is_news(source) {
-            return;
+        let news = self.0.keys.note(accept::source(source), || {
+            let hash = key.and_then(|key| key.parse::<Key>().ok()).map(|key| key.hash());
+            let (subject, text) = self.explain(hash);
+            Actor::at("unknown", source).did(EventKind::KeyRefused, subject, text)
+        });
+        if let Some(event) = news {
+            self.0.audit.record(event);
         }
-        let hash = key.and_then(|key| key.parse::<Key>().ok()).map(|key| key.hash());
-        let (subject, text) = self.explain(hash);
-        let actor = Actor::at("unknown", source);
-        self.0.audit.record(actor.did(EventKind::KeyRefused, subject, text));
     }
-}
-
-/// A connection's event: each has one, when its target is dialled or when that came to nothing.
-fn told(event: &FlowEvent<'_>) -> Option<NewEvent> {
-    let (flow, kind, text) = match event {
-        FlowEvent::Dialled(flow) => {
-            let by = flow.carrier().map(|carrier| format!(", carried by {carrier}")).unwrap_or_default();
-            (flow, EventKind::StreamOpened, format!("connection {}{by}", flow.id))
-        }
-        FlowEvent::Ended(flow) => match flow.outcome() {
-            Some(Err(refusal)) if !flow.is_dialled() => {
-                (flow, EventKind::StreamRefused, format!("connection {}: {refusal}", flow.id))
-            }
-            _ => return None,
-        },
-    };
-    Some(opener(flow).did(kind, flow.target.to_string(), text))
 }
 
 /// Who opened a connection.
@@ -177,40 +189,66 @@ fn opener(flow: &Flow) -> Actor {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::appliance::audit::{Event, EventQuery, Limits};
+    use crate::appliance::store::Store;
+    use crate::appliance::store::sqlite::Sqlite;
     use crate::inspect::ledger::{Entry, Origin};
     use crate::refusal::{Code, Refusal};
     use crate::tunnel::message::OpenOk;
 
-    #[test]
-    fn a_connection_is_told_once_as_opened_or_as_refused() {
-        let ledger = Ledger::default();
-        let events: Arc<Mutex<Vec<NewEvent>>> = Arc::default();
-        let kept = events.clone();
-        ledger.observe(move |event| kept.lock().unwrap().extend(told(event)));
-        let open = |port| {
-            let origin = Origin { from: Some("site-a".into()), ..Origin::default() };
-            let target = crate::target::Target { host: "vc.example".parse().unwrap(), port };
+    #[tokio::test]
+    async fn a_connection_is_told_once_as_opened_or_as_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Arc::new(Sqlite::open(directory.path()).await.expect("a store"));
+        let drain = Drain::new(Duration::from_secs(10));
+        let limits = Limits { age: Duration::from_secs(3600), count: 1000 };
+        let audit = Audit::start(store.clone(), limits, &drain);
+        let (watch, ledger) = (Watch::new(audit.clone()), Ledger::default());
+        watch.observe(&ledger);
+        let open = |port, source: &str| {
+            let source = Some(source.parse().expect("an address"));
+            let origin = Origin { from: Some("site-a".into()), source, ..Origin::default() };
+            let target = crate::target::Target { host: "vc.example".parse().expect("a host"), port };
             ledger.open(Entry::Relayed, 1, target, origin)
         };
-        open(1).end(Err(Refusal::new(Code::Denied, "not yours")));
-        let dialled = open(2);
+        let told = async || {
+            audit.flush().await;
+            let events = store.events(&EventQuery::default()).await.expect("events");
+            events.into_iter().rev().collect::<Vec<Event>>()
+        };
+        open(1, "192.0.2.1:1000").end(Err(Refusal::new(Code::Denied, "not yours")));
+        let dialled = open(2, "192.0.2.1:1001");
         dialled.carried_by("site-b/node".into());
         dialled.dialled(OpenOk {
-            address: "192.0.2.1:2".parse().unwrap(),
+            address: "192.0.2.1:2".parse().expect("an address"),
             dial: Duration::ZERO,
             proxied: false,
         });
         dialled.end(Err(Refusal::new(Code::Reset, "cut")));
-        let told: Vec<(EventKind, String, String)> =
-            events.lock().unwrap().drain(..).map(|event| (event.kind, event.subject, event.text)).collect();
+        // Again and again, each from a port of its own.
+        for port in 1002..1500 {
+            open(1, &format!("192.0.2.1:{port}")).end(Err(Refusal::new(Code::Denied, "not yours")));
+        }
+        open(1, "192.0.2.2:1").end(Err(Refusal::new(Code::Denied, "not yours")));
+        open(3, "192.0.2.1:1").end(Err(Refusal::new(Code::Denied, "not yours")));
+        watch.tell_rest();
+        watch.tell_rest();
+        let (opened, refused) = (EventKind::StreamOpened, EventKind::StreamRefused);
+        let told: Vec<_> = told().await.into_iter().map(|e| (e.kind, e.subject, e.text)).collect();
         let event = |kind, port, text: &str| (kind, format!("vc.example:{port}"), text.to_owned());
         assert_eq!(
             told,
             [
-                event(EventKind::StreamRefused, 1, "connection 1: denied: not yours"),
-                event(EventKind::StreamOpened, 2, "connection 2, carried by site-b/node"),
+                event(refused, 1, "connection 1: denied: not yours"),
+                event(opened, 2, "connection 2, carried by site-b/node"),
+                event(refused, 1, "connection 501: denied: not yours"),
+                event(refused, 3, "connection 502: denied: not yours"),
+                event(refused, 1, "connection 1: denied: not yours; and 498 more like it"),
             ]
         );
+        assert_eq!(drain.finish().await, 0);
     }
 }

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::document::{Origin, Origins, is_worker};
 use super::fault::mask_secrets;
-use super::schema::{self, Kind, Section, TOP, join};
+use super::schema::{Kind, Section, TOP, join};
 
 /// Every key of the sections that are there.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,9 +66,9 @@ impl Effective {
                 (None, Some(default)) => (Some(default), Some(Origin::Default)),
                 (None, None) => (None, None),
             };
-            let value = value.map(|value| match schema::hides(key.name, value) {
-                true => Value::String("***".into()),
-                false => shown(value),
+            let value = value.map(|value| match key.instead(value) {
+                Some(text) => Value::String(masked(&text)),
+                None => shown(value),
             });
             let (key, name) = (join(path, key.name), key.name);
             self.settings.push(Setting { key, value, origin, header: header.take(), name });

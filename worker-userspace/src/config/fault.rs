@@ -195,7 +195,8 @@ pub(crate) fn mask_secrets(text: &str, longest: usize) -> String {
     let mut masked = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, behind)) = rest.split_once("://") {
-        let end = behind.find(|c: char| c.is_whitespace() || "/?#\"'`<>".contains(c)).unwrap_or(behind.len());
+        // A password may have quotes in it: rather too much is masked than too little.
+        let end = behind.find(|c: char| c.is_whitespace() || "/?#".contains(c)).unwrap_or(behind.len());
         let user = behind[..end].rfind('@');
         masked.extend([before, "://", if user.is_some() { "***" } else { "" }]);
         rest = &behind[user.unwrap_or(0)..];

@@ -85,10 +85,12 @@ impl<'d> Table<'d> {
     }
 
     fn value(&self, name: &str, value: &'d DeValue<'d>, offset: Option<usize>) -> Value<'d> {
-        let shown = match value {
-            DeValue::Table(_) => None,
-            other if schema::hides(name, other) => Some("***".to_owned()),
-            other => Some(show(other)),
+        let instead = self.section.key(name).and_then(|key| key.instead(value));
+        let shown = match (value, instead) {
+            (DeValue::Table(_), _) => None,
+            (_, Some(hidden)) if hidden == "***" => Some(hidden),
+            (_, Some(text)) => Some(quote(&text)),
+            (other, None) => Some(show(other)),
         };
         Value { place: Place { offset, key: join(&self.path, name), value: shown }, value }
     }

@@ -43,6 +43,23 @@ pub(super) struct Key {
     pub(super) credential: Option<&'static str>,
     /// Only a worker has it.
     pub(super) of_worker: bool,
+    /// How its values are shown.
+    shown: Shown,
+}
+
+/// How values of a key are shown, in faults and by `dworker config show`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// As they are, but for what is masked in all texts.
+    Plain,
+    /// Not at all: they are secrets.
+    Never,
+    /// Where they are absolute paths: what is no path of a secret may be the secret itself.
+    Path,
+    /// Without a colon: Basic writes the password behind one.
+    User,
+    /// A proxy's URL, without user and password.
+    ProxyUrl,
 }
 
 /// What a key's values are, and so how a text that comes from elsewhere becomes one.
@@ -63,7 +80,16 @@ pub(super) enum Kind {
 
 impl Key {
     const fn new(name: &'static str, kind: Kind, about: &'static str) -> Key {
-        Key { name, kind, about, default: None, example: "", credential: None, of_worker: false }
+        Key {
+            name,
+            kind,
+            about,
+            default: None,
+            example: "",
+            credential: None,
+            of_worker: false,
+            shown: Shown::Plain,
+        }
     }
 
     /// With a default.
@@ -76,14 +102,31 @@ impl Key {
         Key { example, ..self }
     }
 
-    /// With the name of a credential.
+    /// With the name of a credential: it is the path of a secret.
     const fn credential(self, name: &'static str) -> Key {
-        Key { credential: Some(name), ..self }
+        Key { credential: Some(name), shown: Shown::Path, ..self }
     }
 
     /// That only a worker has, so that it is a fault elsewhere.
     const fn of_worker(self) -> Key {
         Key { of_worker: true, ..self }
+    }
+
+    /// Whose values are not shown as they are.
+    const fn shown(self, shown: Shown) -> Key {
+        Key { shown, ..self }
+    }
+
+    /// What is shown instead of a value: `***`, or a text; none where it is shown itself.
+    pub(super) fn instead(&self, value: &DeValue<'_>) -> Option<String> {
+        let hidden = || Some("***".to_owned());
+        match (self.shown, value.as_str()) {
+            (Shown::Plain, _) => None,
+            (Shown::Path, Some(path)) if path.starts_with('/') => None,
+            (Shown::User, Some(user)) if !user.contains(':') => None,
+            (Shown::ProxyUrl, Some(url)) => Some(super::upstream::shown(url)),
+            _ => hidden(),
+        }
     }
 
     /// The value that holds where nobody sets it.
@@ -151,13 +194,15 @@ pub(super) static TOP: Section = Section {
             .such_as("\"https://appliance.example\""),
         text("apikey", "The key of a VDI gateway: kept for later, any value is taken and none is needed")
             .such_as("\"API KEY FOR THIS GATEWAY\"")
+            .shown(Shown::Never)
             .of_worker(),
         text("apikey_file", "The file that holds it, instead of `apikey`")
             .such_as("\"/etc/dworker/apikey\"")
             .credential("apikey")
             .of_worker(),
         text("worker_key", "The worker's key: dwk_ and 43 characters")
-            .such_as("\"dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG\""),
+            .such_as("\"dwk_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG\"")
+            .shown(Shown::Never),
         text("worker_key_file", "The file that holds it alone, mode 600, instead of `worker_key`")
             .such_as("\"/etc/dworker/worker.key\"")
             .credential("worker_key"),
@@ -186,6 +231,7 @@ pub(super) static TOP: Section = Section {
             "The HTTP proxy on the way to the appliance and to targets, with user:password@ where it asks",
         )
         .such_as("\"http://proxy.example:3128\"")
+        .shown(Shown::ProxyUrl)
         .of_worker(),
         text("proxy_address_password_file", "The file that holds the user's password alone, mode 600")
             .such_as("\"/etc/dworker/upstream.password\"")
@@ -262,7 +308,8 @@ pub(super) static GROUP: Section = Section {
     keys: &[
         text("name", "1 to 63 of a-z, 0-9 and -").such_as("\"site-a\""),
         text("key_sha256", "What `dworker key hash` prints for their key")
-            .such_as("\"f333873adc6c2a0578de5b5ec0ed501d3cfc4906ea185c5fdc71bfa66fa058b9\""),
+            .such_as("\"f333873adc6c2a0578de5b5ec0ed501d3cfc4906ea185c5fdc71bfa66fa058b9\"")
+            .shown(Shown::Never),
         list(
             "proxy_hosts",
             "What they carry: names, *.suffixes, addresses and networks, with ports where not all are meant",
@@ -281,9 +328,8 @@ pub(super) static STEER: Section = Section {
         list("cgroups", "What is captured: cgroup v2 directories").such_as("[\"appliance.slice\"]"),
         list("exclude_cgroups", "Cgroups below those that are not captured, with all that is below them")
             .or("[]"),
-        list("exclude_users", "Users that are not captured, by name or number")
-            .or("[]")
-            .such_as("[\"backup\", 1000]"),
+        list("exclude_users", "Users that are not captured, by name or number, as in [\"backup\", 1000]")
+            .or("[]"),
         list("proxy_hosts", "On a worker's host: what is captured. On an appliance the groups say it")
             .such_as("[\"vcenter.corp.example\"]"),
         text("synthetic4", "IPv4 addresses that stand for names; the prefix has a length of 8 to 28")
@@ -311,7 +357,9 @@ pub(super) static PROXY: Section = Section {
     keys: &[
         list("http", "For HTTP CONNECT").such_as("[\"127.0.0.1:3128\"]"),
         list("socks", "For SOCKS5").such_as("[\"127.0.0.1:1080\"]"),
-        text("user", "Who is let in; else everybody, on loopback addresses only").such_as("\"backup\""),
+        text("user", "Who is let in; else everybody, on loopback addresses only")
+            .such_as("\"backup\"")
+            .shown(Shown::User),
         text("password_file", "The file that holds the user's password alone, mode 600")
             .such_as("\"/etc/dworker/proxy.password\"")
             .credential("proxy_password"),
@@ -342,25 +390,6 @@ impl Section {
             Some(secret) => self.key(secret),
             None => self.key(&format!("{name}_file")),
         }
-    }
-}
-
-/// True where the value of a known key is not shown: it is a secret, or somebody may have pasted one there.
-pub(super) fn hides(key: &str, value: &DeValue<'_>) -> bool {
-    match key {
-        "worker_key" | "key_sha256" | "apikey" => true,
-        // The path of a secret may be shown; what is no path may be the secret itself.
-        "worker_key_file"
-        | "apikey_file"
-        | "password_file"
-        | "proxy_address_password_file"
-        | "pkcs12_password_file"
-        | "client_key"
-        | "key" => !value.as_str().is_some_and(|text| text.starts_with('/')),
-        "proxy_address" => value.as_str().is_none_or(super::upstream::may_hold_secret),
-        // As Basic writes it, with the password behind a colon.
-        "user" => value.as_str().is_none_or(|text| text.contains(':')),
-        _ => false,
     }
 }
 

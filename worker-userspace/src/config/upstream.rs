@@ -86,12 +86,20 @@ struct Parts {
     login: Option<(String, Option<Password>)>,
 }
 
-/// True where a URL that is shown could show a password: what stands in front of an `@` is masked anyway, but in
-/// `host:port:user:password`, or where the `@` was forgotten, nobody knows where it is.
-pub(super) fn may_hold_secret(text: &str) -> bool {
-    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-    let behind = rest.split_once(':').map_or("", |(_, behind)| behind);
-    !rest.contains(['@', '[']) && !behind.trim_end_matches('/').bytes().all(|b| b.is_ascii_digit())
+/// A URL as it is shown: `***` for all that stands in front of the host; and for the whole of it where nobody knows what of
+/// it is a password, as in `host:port:user:password`, or where the `@` was forgotten.
+pub(super) fn shown(text: &str) -> String {
+    let (scheme, rest) = match text.find("://") {
+        Some(at) => text.split_at(at + 3),
+        None => ("", text),
+    };
+    let is_scheme = scheme.trim_end_matches("://").bytes().all(|b| b.is_ascii_alphanumeric());
+    let behind = rest.split_once(':').map_or("", |(_, behind)| behind.trim_end_matches('/'));
+    match rest.rsplit_once('@') {
+        Some((_, host)) if is_scheme => format!("{scheme}***@{host}"),
+        None if rest.contains('[') || behind.bytes().all(|b| b.is_ascii_digit()) => text.to_owned(),
+        _ => "***".to_owned(),
+    }
 }
 
 pub(super) fn read<'d>(r: &mut Reader<'d>, top: &Table<'d>, named: &mut Named) -> Option<Upstream> {
@@ -276,6 +284,22 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_a_password_is_not_shown() {
+        for (text, expected) in [
+            ("http://proxy.example:3128", "http://proxy.example:3128"),
+            ("http://[2001:db8::1]:3128", "http://[2001:db8::1]:3128"),
+            ("u:hunter2@proxy.example:3128", "***@proxy.example:3128"),
+            ("http://u:hun'ter2@h:1", "http://***@h:1"),
+            ("http://u:hunter2@x@h:1", "http://***@h:1"),
+            ("u:hunter2://x@h:1", "***"),
+            ("http://proxy.example:3128:u:hunter2", "***"),
+            ("http://u:hunter2.proxy.example", "***"),
+        ] {
+            assert_eq!(shown(text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn its_text_has_no_password() {
         let login = |user: &str| {
             let password = PasswordSource::Inline(Password::inline("hunter2".into()));
@@ -300,8 +324,18 @@ mod tests {
         }
 
         #[test]
+        fn no_password_that_is_taken_is_shown(
+            scheme in "(https?://)?", user in "[a-z]{1,4}", password in "Z[^\\s\\p{Cc}/?#\\\\@%]{5,12}"
+        ) {
+            let text = format!("{scheme}{user}:{password}@proxy.example:3128");
+            let parts = parse(&text);
+            prop_assume!(parts.is_ok());
+            prop_assert_eq!(shown(&text), format!("{}***@proxy.example:3128", scheme));
+        }
+
+        #[test]
         fn no_text_panics(text in "(https?://)?[a-z%\\[\\]:/@.?0-9é]{0,16}") {
-            let _ = (parse(&text), may_hold_secret(&text));
+            let _ = (parse(&text), shown(&text));
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::fault::{SECRETS, Wrong, wrong};
+use super::fault::{SECRETS, Wrong, holds_secret, wrong};
 use super::{ApplianceUrl, WorkerUrl};
 use crate::target::{Host, Target};
 
@@ -123,6 +123,9 @@ fn api_target(text: &str) -> Result<Target, Wrong> {
     if text.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return Err(wrong("white space or a control character stands in it", API_FORM));
     }
+    if holds_secret(text) {
+        return Err(wrong("a key or token stands in it, and others will read it", "remove it here"));
+    }
     let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong("not a URL", API_FORM))?;
     let plaintext = match scheme.to_ascii_lowercase().as_str() {
         "https" => false,
@@ -231,6 +234,25 @@ mod tests {
             let problem = parse(text, false, Plaintext::KEY).expect_err(text).problem;
             assert!(problem.contains(says), "{text:?} gave {problem:?}, without {says:?}");
         }
+    }
+
+    #[test]
+    fn a_token_stands_nowhere_in_the_url_of_a_cloud() {
+        let token = format!("dwa_{}", "t".repeat(43));
+        for text in [
+            format!("https://vc.example/{token}"),
+            format!("https://vc.example/sdk/{token}/x"),
+            format!("https://vc.example/sdk;token={token}"),
+            format!("https://{token}.example"),
+            format!("https://vc.example:{token}"),
+            format!("https://vc.example?{token}"),
+            token.clone(),
+        ] {
+            let wrong = ApiUrl::parse(&text).expect_err(&text);
+            assert!(wrong.problem.contains("a key or token"), "{text}: {}", wrong.problem);
+            assert!(!format!("{wrong:?}").contains(&token), "{wrong:?}");
+        }
+        assert!(ApiUrl::parse("https://vc.example/dwa_/dwk_x").is_ok(), "that is none");
     }
 
     proptest! {

@@ -48,6 +48,7 @@ pub(super) struct Appliance {
     store: Arc<Sqlite>,
     admin: Admin,
     audit: Audit,
+    watch: Watch,
     /// What keeps events: it stops when nothing happens any more.
     keeping: Drain,
     login: Login,
@@ -127,6 +128,7 @@ impl Appliance {
             Admin::start(store.clone(), audit.clone(), publish, SystemResolver::default(), &keeping).await?;
         watch.note_in(admin.clone());
         watch.observe(ledger);
+        drain.spawn("watch", watch.clone().run(drain.clone()));
         if let Some(steer) = &config.steer {
             admin.add_check(Steerable::new(steer.synthetic4, steer.synthetic6));
         }
@@ -135,7 +137,7 @@ impl Appliance {
         if admin.admin_token().is_none() {
             first_token(&admin).await?;
         }
-        let appliance = Appliance { listen: bound, registry, store, admin, audit, keeping, login };
+        let appliance = Appliance { listen: bound, registry, store, admin, audit, watch, keeping, login };
         Ok((appliance, Port { tls, listeners }))
     }
 
@@ -215,6 +217,7 @@ impl Appliance {
 
     /// Keeps the last events, and lets go of the files. All other tasks have ended.
     pub(super) async fn close(&self, replaced: bool) {
+        self.watch.tell_rest();
         if !replaced {
             self.audit.record(Actor::local("dworker").did(EventKind::Stopped, "dworker", "stopped in order"));
         }

@@ -15,8 +15,8 @@ use socket2::SockRef;
 
 use crate::sockets::Named;
 
-/// The variable by which a process knows its end.
-pub(super) const VARIABLE: &str = "DWORKER_HANDOVER";
+/// The variable by which a process knows its end. What begins with `DWORKER_` is configuration.
+pub(super) const VARIABLE: &str = "_DWORKER_HANDOVER";
 /// The kernel passes 253 descriptors at once.
 const AT_ONCE: usize = 128;
 /// The longest message: the names of that many descriptors, or why it did not work.

@@ -5,6 +5,7 @@
 //! end; a worker that is just being restarted is waited for.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,7 @@ use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin, Process};
 use crate::refusal::{Code, Refusal};
 use crate::route::Router;
 use crate::splice::reset_on_close;
+use crate::steer::kernel::Arrival;
 use crate::steer::steering::Steering;
 use crate::target::Target;
 
@@ -47,11 +49,15 @@ impl Forwarder {
     fn accept(&self, socket: TcpStream, port: u16, source: SocketAddr) {
         // Whatever happens before the splice ends in order, the application must see a reset.
         reset_on_close(&socket);
-        let Some(record) = self.steering.take_flow(port, source) else {
-            if self.steering.is_own(source) {
-                return;
+        let record = match self.steering.take_flow(port, source, socket.as_fd()) {
+            Arrival::Captured(record) => record,
+            Arrival::Gone => {
+                return tracing::debug!(%source, "a connection was reset before it was accepted");
             }
-            return tracing::warn!(%source, "reset a connection to the forwarder that the kernel did not send here");
+            Arrival::Foreign if self.steering.is_own(source) => return,
+            Arrival::Foreign => {
+                return tracing::warn!(%source, "reset a connection to the forwarder that the kernel did not send here");
+            }
         };
         let process = Process {
             pid: record.process.id,

@@ -53,10 +53,7 @@ async fn splice_secured<S: AsyncRead + AsyncWrite + Unpin>(
     meter: &Meter,
     reads: Reads,
 ) -> Result<(), Refusal> {
-    let (sent, received) = match reads {
-        Reads::Up => (&meter.up, &meter.down),
-        Reads::Down => (&meter.down, &meter.up),
-    };
+    let (sent, received) = reads.counters(meter);
     let shared = Shared(Mutex::new(Pin::new(tls)));
     let outcome = tokio::try_join!(shared.read_into(stream, sent), shared.write_from(stream, received));
     if let Err(refusal) = &outcome {

@@ -49,8 +49,8 @@ pub trait Resolvers: Send + Sync + 'static {
     }
 
     /// Takes the record that the kernel wrote for a captured TCP connection, and with it the right to talk:
-    /// false for connections that it did not capture, and the second time.
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> bool;
+    /// false for connections that it did not capture, for those that are reset already, and the second time.
+    fn take_flow(&self, listener: u16, source: SocketAddr, socket: BorrowedFd<'_>) -> bool;
 
     /// Marks a socket as ours, so that the kernel redirects to it and to no squatter's.
     ///

@@ -229,7 +229,7 @@ impl State {
             listener,
             flags,
         };
-        self.flows.insert(FlowKey { source: source.ip().into(), port: source.port(), listener }, flow);
+        self.flows.insert(FlowKey::new(source, listener), flow);
         Outcome::To(SocketAddr::new(dest.addr.loopback().into(), listener))
     }
 
@@ -350,9 +350,13 @@ impl Kernel for FakeKernel {
         Ok(self.state().rules.iter().map(|(net, entry)| (*net, *entry)).collect())
     }
 
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
-        let key = FlowKey { source: source.ip().into(), port: source.port(), listener };
-        Ok(self.state().flows.remove(&key).as_ref().map(FlowRecord::from))
+    fn flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
+        Ok(self.state().flows.get(&FlowKey::new(source, listener)).map(FlowRecord::from))
+    }
+
+    fn forget_flow(&self, listener: u16, source: SocketAddr) -> Result<(), KernelError> {
+        self.state().flows.remove(&FlowKey::new(source, listener));
+        Ok(())
     }
 
     fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError> {
@@ -469,9 +473,9 @@ mod tests {
         );
         kernel.mark_listener(listener.as_fd()).unwrap();
         assert_eq!(kernel.connect(source, target), Outcome::To(here));
-        let flow = kernel.take_flow(here.port(), source).unwrap().unwrap();
+        let flow = kernel.take_flow(here.port(), source, listener.as_fd()).unwrap().captured().unwrap();
         assert_eq!((flow.target, flow.purpose), (target, Purpose::Rule { rule: 1, group: 5 }));
-        assert_eq!(kernel.take_flow(here.port(), source).unwrap(), None);
+        assert_eq!(kernel.take_flow(here.port(), source, listener.as_fd()).unwrap(), Arrival::Foreign);
         assert_eq!(kernel.connect(source, addr("198.51.100.7:80")), Outcome::Direct);
         assert_eq!(kernel.connect(source, addr("240.64.0.2:443")), Outcome::Refused(libc::EHOSTUNREACH));
         kernel.set_down(target, libc::ETIMEDOUT, Duration::from_secs(60)).unwrap();
@@ -496,8 +500,12 @@ mod tests {
         assert_eq!(kernel.resolver_of(here.port()).unwrap(), Some(resolver));
         assert_eq!(kernel.connect(addr("127.0.0.1:1"), addr("192.0.2.53:53")), Outcome::To(here));
         assert_eq!(
-            kernel.take_flow(here.port(), addr("127.0.0.1:1")).unwrap().unwrap().purpose,
-            Purpose::Dns
+            kernel
+                .take_flow(here.port(), addr("127.0.0.1:1"), socket.as_fd())
+                .unwrap()
+                .captured()
+                .map(|flow| flow.purpose),
+            Some(Purpose::Dns)
         );
 
         kernel.set_synthetic("240.64.0.0/16".parse().unwrap(), "2001:2::/48".parse().unwrap()).unwrap();

@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use socket2::SockRef;
 pub use worker_common::{Counter, Reason};
 use worker_common::{Entry, Event, Flow};
 
@@ -46,10 +47,29 @@ pub trait Kernel: Send + Sync + 'static {
     /// All rules that are there: those that a daemon before this one left, too.
     fn rules(&self) -> Result<Vec<(IpNet, Entry)>, KernelError>;
 
-    /// Takes the record of a connection that was accepted on `listener` from `source`; a second call finds nothing.
-    ///
-    /// `None`: the kernel did not send this connection here. Somebody connected by himself: reset it.
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError>;
+    /// The record of a connection to `listener` from `source`, if the kernel sent one.
+    fn flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError>;
+
+    /// Forgets it. It is no error when there is none.
+    fn forget_flow(&self, listener: u16, source: SocketAddr) -> Result<(), KernelError>;
+
+    /// Takes the record of `socket`, which was accepted on `listener` from `source`; a second call finds nothing.
+    fn take_flow(
+        &self,
+        listener: u16,
+        source: SocketAddr,
+        socket: BorrowedFd<'_>,
+    ) -> Result<Arrival, KernelError> {
+        let record = self.flow(listener, source)?;
+        // A connection that was reset before it was accepted has freed its port: the record may be the next one's, which
+        // waits behind it. Asked after the record was read: what lives now has had its port all the time.
+        if !matches!(SockRef::from(&socket).take_error(), Ok(None)) {
+            return Ok(Arrival::Gone);
+        }
+        let Some(record) = record else { return Ok(Arrival::Foreign) };
+        self.forget_flow(listener, source)?;
+        Ok(Arrival::Captured(record))
+    }
 
     /// Makes `connect()` to `target`, as applications write it, fail at once with `errno`, for this long.
     fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError>;
@@ -149,6 +169,27 @@ pub struct FlowRecord {
     pub cookie: u64,
     /// When, by `CLOCK_MONOTONIC`.
     pub at: Duration,
+}
+
+/// What the kernel says of a connection that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// It sent the connection here.
+    Captured(FlowRecord),
+    /// The connection was reset before it was accepted: nobody waits for it, and its record is nobody's.
+    Gone,
+    /// It did not. Somebody connected by himself: reset it.
+    Foreign,
+}
+
+impl Arrival {
+    /// The record of a captured connection that is still there.
+    pub fn captured(self) -> Option<FlowRecord> {
+        match self {
+            Arrival::Captured(record) => Some(record),
+            Arrival::Gone | Arrival::Foreign => None,
+        }
+    }
 }
 
 /// What a captured connection is for.

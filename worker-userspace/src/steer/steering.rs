@@ -11,11 +11,12 @@
 
 mod lifetime;
 mod plan;
+mod report;
 mod slots;
 mod table;
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
@@ -27,18 +28,18 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::dns::{self, Resolvers, Server, ServerError};
-use super::kernel::{FlowRecord, Kernel, KernelError, Refused, next_event};
+use super::kernel::{Arrival, FlowRecord, Kernel, KernelError, next_event};
 use super::names::{
     Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
 };
 use super::pins::{Pins, PinsError};
 use super::probe::ProbeError;
 use super::programs::{Programs, ProgramsError};
-use super::rules::{Rule, RulesError};
+use super::rules::RulesError;
 use super::scope::Scope;
 use crate::config::{Steer, User};
 use crate::drain::Gate;
-use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
+use crate::inspect::status::RefusedStatus;
 use crate::sockets::{Sockets, name};
 use crate::target::{Host, Name, Pattern};
 use lifetime::{Attached, Attaching};
@@ -46,10 +47,6 @@ use plan::{Plan, Planner};
 use slots::Slots;
 use table::Table;
 
-/// Refusals of the kernel that `status` remembers.
-const REMEMBERED: usize = 64;
-/// Names that `status` lists.
-const LISTED: usize = 1024;
 /// The locks that are handed on with what they guard.
 const PINS_LOCK: &str = "lock of steer.pins";
 const NAMES_LOCK: &str = "lock of the names";
@@ -385,11 +382,11 @@ impl Steering {
         Ok((written, table.keep(&wanted)?))
     }
 
-    /// Takes the kernel's record of a connection to the forwarder; `None`: the kernel did not send it here.
-    pub fn take_flow(&self, listener: u16, source: SocketAddr) -> Option<FlowRecord> {
-        self.kernel.take_flow(listener, source).unwrap_or_else(|error| {
+    /// Takes the kernel's record of a connection that the forwarder accepted.
+    pub fn take_flow(&self, listener: u16, source: SocketAddr, socket: BorrowedFd<'_>) -> Arrival {
+        self.kernel.take_flow(listener, source, socket).unwrap_or_else(|error| {
             tracing::error!(%source, "a captured connection's record can't be read: {error}");
-            None
+            Arrival::Foreign
         })
     }
 
@@ -451,79 +448,6 @@ impl Steering {
                 }
             }
         }
-    }
-
-    fn note(&self, event: &Refused) {
-        let name = self.names.name_of(event.target.ip()).map(|name| name.to_string());
-        let (target, process, reason) =
-            (event.target, event.process.to_string(), event.reason.counter().word().to_owned());
-        let shown = name.clone().unwrap_or_default();
-        match event.errno {
-            Some(errno) => {
-                tracing::warn!(%target, name = %shown, %process, errno, "refused in connect(): {reason}")
-            }
-            None => {
-                tracing::warn!(%target, name = %shown, %process, "went direct although a rule names it: {reason}")
-            }
-        }
-        let mut refused = lock(&self.refused);
-        refused.truncate(REMEMBERED - 1);
-        refused.push_front(RefusedStatus { target, name, process, reason, errno: event.errno });
-    }
-
-    /// What `status` shows.
-    pub fn status(&self) -> SteerStatus {
-        let programs = self.kernel.programs().unwrap_or_else(|error| {
-            tracing::warn!("the programs can't be read: {error}");
-            Vec::new()
-        });
-        let counters = self.kernel.counters().unwrap_or_default();
-        let resolvers = self.kernel.resolvers().unwrap_or_default();
-        let counts = self.dns.snapshot();
-        let dns = [
-            ("queries", counts.queries),
-            ("answered", counts.answered),
-            ("forwarded", counts.forwarded),
-            ("stripped", counts.stripped),
-            ("failed", counts.failed),
-            ("dropped", counts.dropped),
-        ];
-        let plan = self.rules.plan();
-        let carriers: HashMap<u16, &str> =
-            plan.carriers.values().map(|(slot, name)| (*slot, name.as_str())).collect();
-        let rule = |rule: &Rule| RuleStatus {
-            id: rule.number.get(),
-            pattern: rule.pattern.to_string(),
-            carrier: carriers.get(&rule.group).copied().unwrap_or_default().to_owned(),
-        };
-        let named = |(name, addresses): (Name, Synthetic)| NameStatus {
-            name: name.to_string(),
-            addresses: [addresses.v4.into(), addresses.v6.into()],
-        };
-        SteerStatus {
-            listeners: self.listeners.clone(),
-            programs: programs.into_iter().map(program).collect(),
-            problem: lock(&self.problem).clone(),
-            rules: plan.rules.iter().map(rule).collect(),
-            names: self.names.all().into_iter().take(LISTED).map(named).collect(),
-            resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
-            counters: counters.into_iter().map(|(counter, n)| (counter.word().to_owned(), n)).collect(),
-            dns: dns.into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
-            refused: lock(&self.refused).iter().cloned().collect(),
-        }
-    }
-}
-
-fn program(program: super::kernel::ProgramStatus) -> ProgramStatus {
-    let link =
-        |link: super::kernel::LinkStatus| LinkStatus { id: link.id, cgroup: link.cgroup, alive: link.alive };
-    ProgramStatus {
-        id: program.id,
-        name: program.name.to_owned(),
-        attach_type: program.attach_type.to_owned(),
-        run_time_ns: program.run_time.as_nanos() as u64,
-        run_cnt: program.run_count,
-        links: program.links.into_iter().map(link).collect(),
     }
 }
 
@@ -611,8 +535,8 @@ impl Resolvers for KernelResolvers {
         self.0.adopt_dns_ports(ports).map_err(io::Error::other)
     }
 
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> bool {
-        matches!(self.0.take_flow(listener, source), Ok(Some(_)))
+    fn take_flow(&self, listener: u16, source: SocketAddr, socket: BorrowedFd<'_>) -> bool {
+        self.0.take_flow(listener, source, socket).is_ok_and(|arrival| arrival.captured().is_some())
     }
 
     fn mark_listener(&self, socket: BorrowedFd<'_>) -> io::Result<()> {

@@ -1,6 +1,9 @@
 //! What surrounds every route: deadlines, sizes, security headers, and problem documents for whatever error
 //! comes without one.
 
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,7 +20,7 @@ use tokio::time::timeout;
 
 use super::problem::{Kind, MEDIA_TYPE, Problem};
 
-/// Time from a request's head to its answer's, the request's body included.
+/// Time from a request's head to its answer's, the request's body included; but see [`no_return`].
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Most bytes of a request's body.
 pub const LARGEST_BODY: usize = 64 * 1024;
@@ -40,13 +43,30 @@ pub fn is_api(path: &str) -> bool {
     matches!(path, "/api" | "/healthz" | "/readyz") || path.starts_with("/api/")
 }
 
+tokio::task_local! {
+    /// True once the request that the task answers is past its point of no return.
+    static NO_RETURN: Arc<AtomicBool>;
+}
+
+/// To be called by a request's own task when it begins what is not taken back any more: from then on the deadline
+/// does not cut it, since "timeout" would say that it did not happen. What was begun must end by itself, and soon.
+pub fn no_return() {
+    // Elsewhere than in a request there is no deadline.
+    let _ = NO_RETURN.try_with(|begun| begun.store(true, Ordering::Relaxed));
+}
+
 /// In time.
 async fn bounded(request: Request, next: Next) -> Response {
     let late = |_| {
         let detail = format!("head and body must arrive, and be answered, within {DEADLINE:?}");
         Problem::new(Kind::Timeout, detail).into_response()
     };
-    timeout(DEADLINE, next.run(request)).await.unwrap_or_else(late)
+    let begun = Arc::new(AtomicBool::new(false));
+    let mut answer = pin!(NO_RETURN.scope(begun.clone(), next.run(request)));
+    match timeout(DEADLINE, &mut answer).await {
+        Err(_) if begun.load(Ordering::Relaxed) => answer.await,
+        answer => answer.unwrap_or_else(late),
+    }
 }
 
 /// True where a request says that its body is larger than any may be. The body need not be read then; where it

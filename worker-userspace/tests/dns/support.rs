@@ -75,7 +75,7 @@ impl Resolvers for Kernel {
         Ok(())
     }
 
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> bool {
+    fn take_flow(&self, listener: u16, source: SocketAddr, _: BorrowedFd<'_>) -> bool {
         self.flows.lock().unwrap().remove(&(listener, source))
     }
 

@@ -354,8 +354,6 @@ impl State {
             Call::ConnectOften(to, count) => {
                 for _ in 0..count {
                     let socket = open(if to.is_ipv4() { Kind::Tcp4 } else { Kind::Tcp6 })?;
-                    // Closed by a reset: thousands of sockets in TIME-WAIT would use up the ports.
-                    socket.set_linger(Some(Duration::ZERO))?;
                     socket.connect(&to.into())?;
                 }
             }

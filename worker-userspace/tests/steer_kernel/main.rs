@@ -33,6 +33,7 @@ const TESTS: &[(&str, fn())] = tests! {
         only_rules_addresses_and_captured_processes_are_steered
         ipv6_and_v4_mapped_sockets_are_captured_too
         a_record_is_taken_once_and_only_the_kernel_makes_one
+        a_connection_that_was_reset_before_it_was_accepted_does_not_take_its_ports_next_record
         a_socket_that_was_steered_before_does_not_lie_later
         a_connect_that_failed_leaves_nothing_that_lies_later
         ports_and_nested_prefixes_choose_the_rule

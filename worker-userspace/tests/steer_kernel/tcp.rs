@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use dworker::steer::kernel::{Counter, Kernel, Purpose, Reason};
+use dworker::steer::kernel::{Arrival, Counter, Kernel, Purpose, Reason};
 
 use crate::client::{Client, Kind, Place};
 use crate::world::{Cgroup, DEVICE, Daemon, REMOTE4, REMOTE6, at, attached, is_idle, listen, port, run};
@@ -94,9 +95,10 @@ pub(crate) fn a_record_is_taken_once_and_only_the_kernel_makes_one() {
     let client = Client::inside(&cgroup.path);
     let socket = client.connect("198.51.100.1:443").unwrap();
     let (stream, source) = daemon.listener4.accept().unwrap();
-    assert!(daemon.kernel.take_flow(daemon.port6(), source).unwrap().is_none(), "another listener's");
-    assert!(daemon.kernel.take_flow(daemon.port4(), source).unwrap().is_some());
-    assert!(daemon.kernel.take_flow(daemon.port4(), source).unwrap().is_none());
+    let take = |port| daemon.kernel.take_flow(port, source, stream.as_fd()).unwrap();
+    assert_eq!(take(daemon.port6()), Arrival::Foreign, "another listener's");
+    assert!(matches!(take(daemon.port4()), Arrival::Captured(_)));
+    assert_eq!(take(daemon.port4()), Arrival::Foreign);
     drop((stream, socket));
     for client in [&client, &Client::outside()] {
         let _socket = client.connect(&at("127.0.0.1", daemon.port4())).unwrap();
@@ -104,6 +106,26 @@ pub(crate) fn a_record_is_taken_once_and_only_the_kernel_makes_one() {
         let _socket = client.connect(&at("::1", daemon.port6())).unwrap();
         assert_eq!(daemon.accept6().1, None);
     }
+}
+
+pub(crate) fn a_connection_that_was_reset_before_it_was_accepted_does_not_take_its_ports_next_record() {
+    let cgroup = Cgroup::new();
+    let daemon = Daemon::new(&cgroup, &["198.51.100.1:443", "198.51.100.2:443"]);
+    let client = Client::inside(&cgroup.path);
+    let first = client.connect("198.51.100.1:443").unwrap();
+    let local = first.local();
+    first.disconnect();
+    let second = client.socket(Kind::Tcp4);
+    second.bind(&local);
+    second.connect("198.51.100.2:443").unwrap();
+    assert_eq!(second.local(), local);
+    let accept = || {
+        let (stream, source) = daemon.listener4.accept().unwrap();
+        assert_eq!(source.to_string(), local);
+        daemon.kernel.take_flow(daemon.port4(), source, stream.as_fd()).unwrap()
+    };
+    assert_eq!(accept(), Arrival::Gone);
+    assert_eq!(accept().captured().expect("a record").target.to_string(), "198.51.100.2:443");
 }
 
 pub(crate) fn a_socket_that_was_steered_before_does_not_lie_later() {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -73,7 +74,8 @@ impl House {
     /// The next captured connection.
     fn accept(&self) -> (TcpStream, FlowRecord) {
         let (stream, source) = self.forwarder.accept().expect("a captured connection");
-        (stream, self.steering.take_flow(port(&self.forwarder), source).expect("a record"))
+        let arrival = self.steering.take_flow(port(&self.forwarder), source, stream.as_fd());
+        (stream, arrival.captured().expect("a record"))
     }
 
     /// What the next captured connection is for.

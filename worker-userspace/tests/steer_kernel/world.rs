@@ -190,7 +190,8 @@ impl Daemon {
 
     pub(crate) fn accept(&self, listener: &TcpListener) -> (TcpStream, Option<FlowRecord>) {
         let (stream, source) = listener.accept().expect("a connection");
-        (stream, self.kernel.take_flow(port(listener), source).unwrap())
+        let arrival = self.kernel.take_flow(port(listener), source, stream.as_fd()).unwrap();
+        (stream, arrival.captured())
     }
 
     /// Where the next captured connection wanted to go.

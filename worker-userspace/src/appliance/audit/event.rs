@@ -79,9 +79,35 @@ impl Actor {
     }
 }
 
-/// The kinds, each with its word. A macro, so that no kind can lack one.
+/// What an event belongs to. Of all events that are kept each class is sure of its share, so that what comes by
+/// itself, however fast, takes no place from what people did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// What was done by somebody who may, and by the appliance itself.
+    Deed,
+    /// Who came and went, or came in vain: strangers and workers can make as many as they like.
+    Visit,
+    /// Connections.
+    Stream,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: &[Class] = &[Class::Deed, Class::Visit, Class::Stream];
+
+    /// The word for it in the store.
+    pub fn word(self) -> &'static str {
+        match self {
+            Class::Deed => "deed",
+            Class::Visit => "visit",
+            Class::Stream => "stream",
+        }
+    }
+}
+
+/// The kinds, each with its class and its word. A macro, so that no kind can lack one.
 macro_rules! kinds {
-    ($($(#[doc = $doc:literal])+ $kind:ident = $word:literal,)+) => {
+    ($($(#[doc = $doc:literal])+ $kind:ident: $class:ident = $word:literal,)+) => {
         /// What kind of thing happened.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
         // What the words are, too; the document of the API does not look into macros.
@@ -98,73 +124,78 @@ macro_rules! kinds {
             pub fn word(self) -> &'static str {
                 match self { $(EventKind::$kind => $word),+ }
             }
+
+            /// What it belongs to.
+            pub fn class(self) -> Class {
+                match self { $(EventKind::$kind => Class::$class),+ }
+            }
         }
     };
 }
 
 kinds! {
     /// A worker was added.
-    WorkerAdded = "worker-added",
+    WorkerAdded: Deed = "worker-added",
     /// A worker was changed.
-    WorkerChanged = "worker-changed",
+    WorkerChanged: Deed = "worker-changed",
     /// A worker was enabled.
-    WorkerEnabled = "worker-enabled",
+    WorkerEnabled: Deed = "worker-enabled",
     /// A worker was disabled.
-    WorkerDisabled = "worker-disabled",
+    WorkerDisabled: Deed = "worker-disabled",
     /// A worker was removed.
-    WorkerRemoved = "worker-removed",
+    WorkerRemoved: Deed = "worker-removed",
     /// A new worker's key was shown.
-    KeyShown = "key-shown",
+    KeyShown: Deed = "key-shown",
     /// A worker got another key, which was shown.
-    KeyRotated = "key-rotated",
+    KeyRotated: Deed = "key-rotated",
     /// Somebody came with a key that does not work.
-    KeyRefused = "key-refused",
+    KeyRefused: Visit = "key-refused",
     /// A cloud was added.
-    CloudAdded = "cloud-added",
+    CloudAdded: Deed = "cloud-added",
     /// A cloud was changed.
-    CloudChanged = "cloud-changed",
+    CloudChanged: Deed = "cloud-changed",
     /// A cloud was removed.
-    CloudRemoved = "cloud-removed",
+    CloudRemoved: Deed = "cloud-removed",
     /// A node connected for the first time.
-    NodeAdded = "node-added",
+    NodeAdded: Visit = "node-added",
     /// A node got another priority.
-    NodeChanged = "node-changed",
+    NodeChanged: Deed = "node-changed",
     /// A node was forgotten.
-    NodeForgotten = "node-forgotten",
+    NodeForgotten: Deed = "node-forgotten",
     /// A node connected.
-    NodeConnected = "node-connected",
+    NodeConnected: Visit = "node-connected",
     /// A node's last lane was lost or closed.
-    NodeDisconnected = "node-disconnected",
+    NodeDisconnected: Visit = "node-disconnected",
     /// A node became primary or standby.
-    RoleChanged = "role-changed",
+    RoleChanged: Visit = "role-changed",
     /// A stream was opened.
-    StreamOpened = "stream-opened",
+    StreamOpened: Stream = "stream-opened",
     /// A stream was refused.
-    StreamRefused = "stream-refused",
+    StreamRefused: Stream = "stream-refused",
     /// A stream was closed by hand.
-    StreamClosed = "stream-closed",
+    StreamClosed: Deed = "stream-closed",
     /// Somebody signed in.
-    LoginOk = "login-ok",
+    LoginOk: Deed = "login-ok",
     /// Somebody came with a token or password that does not work.
-    LoginFailed = "login-failed",
+    LoginFailed: Visit = "login-failed",
     /// Somebody tried too often.
-    LoginLimited = "login-limited",
+    LoginLimited: Visit = "login-limited",
     /// Somebody signed out.
-    Logout = "logout",
+    Logout: Deed = "logout",
     /// The admin token was made or changed.
-    TokenChanged = "token-changed",
+    TokenChanged: Deed = "token-changed",
     /// A request was refused for a reason that smells of an attack.
-    RequestRefused = "request-refused",
+    RequestRefused: Visit = "request-refused",
     /// A save was refused.
-    SaveRefused = "save-refused",
+    SaveRefused: Deed = "save-refused",
     /// The appliance started.
-    Started = "started",
+    Started: Deed = "started",
     /// The appliance stopped in order.
-    Stopped = "stopped",
+    Stopped: Deed = "stopped",
     /// Events came faster than they could be kept.
-    EventsLost = "events-lost",
+    EventsLost: Visit = "events-lost",
     /// Another version of dworker knows what it was.
-    Other = "other",
+    Other: Visit = "other",
 }
 
 impl fmt::Display for EventKind {

@@ -126,7 +126,7 @@ async fn recording_never_waits_and_what_is_lost_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_costs_events_and_nothing_else() {
+async fn a_store_that_fails_costs_time_and_no_events() {
     let store = Slow::new(1000);
     let (audit, drain) = audit(store.clone());
     store.broken.store(true, Ordering::SeqCst);
@@ -135,13 +135,57 @@ async fn a_store_that_fails_costs_events_and_nothing_else() {
     audit.flush().await;
     assert_eq!(store.texts(), [""; 0]);
     store.broken.store(false, Ordering::SeqCst);
-    // Said even where nothing happens for a long time.
-    tokio::time::sleep(Duration::from_secs(61)).await;
-    assert_eq!(store.texts(), ["2 events were not kept"]);
+    // Tried again even where nothing happens for a long time.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(store.texts(), ["one", "two"]);
     audit.record(event("three"));
     audit.flush().await;
-    assert_eq!(store.texts(), ["2 events were not kept", "three"]);
+    assert_eq!(store.texts(), ["one", "two", "three"]);
     assert_eq!(drain.finish().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_store_fails_only_what_does_not_fit_is_lost() {
+    let store = Slow::new(1000);
+    let (audit, drain) = audit(store.clone());
+    store.broken.store(true, Ordering::SeqCst);
+    audit.record(event("first"));
+    audit.flush().await;
+    for i in 0..QUEUE + 7 {
+        audit.record(event(format!("{i}")));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let tried = store.saves.load(Ordering::SeqCst);
+    assert!((10..100).contains(&tried), "{tried} times, with pauses");
+    store.broken.store(false, Ordering::SeqCst);
+    audit.flush().await;
+    let (lost, kept): (Vec<String>, Vec<String>) =
+        store.texts().into_iter().partition(|text| text.contains("not kept"));
+    assert_eq!(lost, ["7 events were not kept"]);
+    let all = (0..QUEUE).map(|i| i.to_string());
+    assert_eq!(kept, std::iter::once("first".to_owned()).chain(all).collect::<Vec<_>>(), "in their order");
+    assert_eq!(drain.finish().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_tries_a_store_that_fails_once_more_and_ends() {
+    for fails in [true, false] {
+        let store = Slow::new(1000);
+        let (audit, drain) = audit(store.clone());
+        store.broken.store(true, Ordering::SeqCst);
+        audit.record(event("one"));
+        audit.flush().await;
+        for i in 0..1000 {
+            audit.record(event(format!("{i}")));
+        }
+        store.broken.store(fails, Ordering::SeqCst);
+        let (began, tried) = (tokio::time::Instant::now(), store.saves.load(Ordering::SeqCst));
+        assert_eq!(drain.finish().await, 0);
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        let kept = if fails { 0 } else { 1001 };
+        assert_eq!(store.texts().len(), kept);
+        assert!(!fails || store.saves.load(Ordering::SeqCst) <= tried + 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,11 +1,13 @@
 //! The audit's writer: keeps events in batches, and removes old ones in small steps.
+//!
+//! What the store refuses is tried again after a pause; meanwhile the queue fills, and what no longer fits in is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::{Event, EventKind, Limits, NewEvent, Shared, clean, oldest, stamp};
 use crate::drain::Drain;
@@ -14,6 +16,8 @@ use crate::drain::Drain;
 const BATCH: usize = 256;
 /// How long the first event of a batch waits for others: each batch costs a write to the disk.
 const GATHER: Duration = Duration::from_millis(50);
+/// How long a batch waits that the store refused.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How often old events are looked for.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// Events that one step removes, so that no save waits long behind it.
@@ -33,11 +37,15 @@ pub(super) struct Writer {
     messages: mpsc::Receiver<Message>,
     shared: Arc<Shared>,
     limits: Limits,
+    /// What was taken from the queue and is not kept yet.
+    events: Vec<Event>,
+    /// When the store is tried again, after it refused.
+    again: Option<Instant>,
 }
 
 impl Writer {
     pub(super) fn new(messages: mpsc::Receiver<Message>, shared: Arc<Shared>, limits: Limits) -> Writer {
-        Writer { messages, shared, limits }
+        Writer { messages, shared, limits, events: Vec::new(), again: None }
     }
 
     /// Writes until `drain` stops and the queue is empty.
@@ -47,23 +55,40 @@ impl Writer {
         let mut pruning = false;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            let again = self.again;
             // The order matters: what is always there must not hide what is there now and then.
             tokio::select! {
                 biased;
-                () = drain.stopping(), if !self.messages.is_closed() => self.messages.close(),
+                () = drain.stopping(), if !self.messages.is_closed() => {
+                    self.messages.close();
+                    if again.is_some() {
+                        self.keep().await;
+                    }
+                }
                 _ = prune.tick() => {
                     pruning = true;
                     // What was lost may have been the last for a long time.
-                    self.keep(&mut batch).await;
+                    self.keep().await;
                 }
-                n = self.messages.recv_many(&mut batch, BATCH) => {
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    self.keep().await;
+                }
+                n = self.messages.recv_many(&mut batch, BATCH), if again.is_none() => {
                     if n == 0 {
                         return;
                     }
                     self.gather(&mut batch, &drain).await;
-                    self.keep(&mut batch).await;
+                    let waiting = self.take(&mut batch);
+                    self.keep().await;
+                    for done in waiting {
+                        // Who waited may be gone.
+                        let _ = done.send(());
+                    }
                 }
                 () = tokio::task::yield_now(), if pruning => {}
+            }
+            if self.again.is_some() && self.messages.is_closed() {
+                return self.give_up();
             }
             // One step a turn: a million events that are too old must not keep the queue from being read.
             pruning = pruning && !drain.is_stopping() && self.prune().await;
@@ -83,17 +108,23 @@ impl Writer {
         }
     }
 
-    async fn keep(&self, batch: &mut Vec<Message>) {
-        let (mut events, mut waiting) = (Vec::with_capacity(batch.len() + 1), Vec::new());
+    /// Takes the events of a batch, and gives back who waits for them.
+    fn take(&mut self, batch: &mut Vec<Message>) -> Vec<oneshot::Sender<()>> {
+        let mut waiting = Vec::new();
         for message in batch.drain(..) {
             match message {
-                Message::Event(event) => events.push(clean(event)),
+                Message::Event(event) => self.events.push(clean(event)),
                 Message::Flush(done) => waiting.push(done),
             }
         }
-        let lost = self.shared.lost.swap(0, Ordering::Relaxed);
+        waiting
+    }
+
+    /// Tries to keep what was taken, and tells of what was lost.
+    async fn keep(&mut self) {
+        let lost = self.shared.lost.load(Ordering::Relaxed);
+        let mut events = self.events.clone();
         if lost > 0 {
-            tracing::warn!(lost, "events came faster than they could be kept");
             events.push(stamp(NewEvent {
                 kind: EventKind::EventsLost,
                 actor: "dworker".into(),
@@ -102,20 +133,35 @@ impl Writer {
                 source: None,
             }));
         }
-        let count = events.len() as u64 - u64::from(lost > 0);
-        if !events.is_empty() {
-            match self.shared.store.save(&[], events).await {
-                Ok(saved) => self.shared.publish(saved.events),
-                Err(error) => {
-                    tracing::error!("{count} events were not kept: {error}");
-                    self.shared.lost.fetch_add(lost + count, Ordering::Relaxed);
+        if events.is_empty() {
+            return;
+        }
+        match self.shared.store.save(&[], events).await {
+            Ok(saved) => {
+                if lost > 0 {
+                    tracing::warn!(lost, "events came faster than they could be kept");
+                    self.shared.lost.fetch_sub(lost, Ordering::Relaxed);
                 }
+                self.events.clear();
+                self.again = None;
+                self.shared.publish(saved.events);
+            }
+            Err(error) => {
+                if self.again.is_none() {
+                    tracing::error!("events can't be kept, which is tried again and again: {error}");
+                }
+                self.again = Some(Instant::now() + PAUSE);
             }
         }
-        for done in waiting {
-            // Who waited may be gone.
-            let _ = done.send(());
+    }
+
+    /// The end has come, and the store refuses still.
+    fn give_up(&mut self) {
+        let mut lost = self.shared.lost.load(Ordering::Relaxed) + self.events.len() as u64;
+        while let Ok(message) = self.messages.try_recv() {
+            lost += u64::from(matches!(message, Message::Event(_)));
         }
+        tracing::error!("{lost} events were not kept: the store refused them until the end");
     }
 
     /// Removes some events that are too old or too many; true where there may be more.

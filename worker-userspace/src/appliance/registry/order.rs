@@ -40,6 +40,8 @@ struct Standing {
     up_since: Option<Instant>,
     /// Times that it was lost before it had proven steady.
     losses: u32,
+    /// Rises with each that comes down or is ranked: who is down with the lowest has been so the longest.
+    down: u64,
 }
 
 /// The nodes of one group that have connected in this daemon's life.
@@ -48,12 +50,14 @@ pub(super) struct Order {
     settle: Duration,
     nodes: HashMap<Id, Standing>,
     primary: Option<Id>,
+    /// The last number of a [`Standing::down`].
+    downs: u64,
 }
 
 impl Order {
     /// An order without nodes. Who was lost must be up for `settle` before it is primary again.
     pub(super) fn new(settle: Duration) -> Order {
-        Order { settle, nodes: HashMap::new(), primary: None }
+        Order { settle, nodes: HashMap::new(), primary: None, downs: 0 }
     }
 
     /// The node that carries new streams.
@@ -66,9 +70,20 @@ impl Order {
         self.nodes.get(&id).map(|node| node.rank)
     }
 
-    /// Notes a node's rank; it may have changed.
+    /// Notes a node's rank; it may have changed. Where it is one too many, who has been down longest is forgotten.
     pub(super) fn rank(&mut self, id: Id, rank: Rank) {
-        self.nodes.entry(id).or_insert(Standing { rank, up_since: None, losses: 0 }).rank = rank;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.rank = rank;
+            return;
+        }
+        if self.nodes.len() >= REMEMBERED {
+            let down = self.nodes.iter().filter(|(_, node)| node.up_since.is_none());
+            if let Some(longest) = down.min_by_key(|(_, node)| node.down).map(|(id, _)| *id) {
+                self.nodes.remove(&longest);
+            }
+        }
+        self.downs += 1;
+        self.nodes.insert(id, Standing { rank, up_since: None, losses: 0, down: self.downs });
     }
 
     /// Notes whether a ranked node is up. Saying again what is known changes nothing.
@@ -79,14 +94,11 @@ impl Order {
             (None, true) => node.up_since = Some(now),
             (Some(since), false) => {
                 node.up_since = None;
+                self.downs += 1;
+                node.down = self.downs;
                 node.losses = if now.duration_since(since) >= steady { 1 } else { node.losses + 1 };
             }
             _ => {}
-        }
-        if self.nodes.len() > REMEMBERED
-            && let Some(id) = self.nodes.iter().find(|(_, n)| n.up_since.is_none()).map(|(id, _)| *id)
-        {
-            self.nodes.remove(&id);
         }
     }
 
@@ -261,6 +273,38 @@ mod tests {
                 order.set_up(id, false, now);
             }
             prop_assert!(order.nodes.len() <= REMEMBERED);
+        }
+
+        /// Between its rank and its being up, a newcomer is never the one that is forgotten for others.
+        #[test]
+        fn who_comes_is_not_forgotten_for_who_has_gone(gone in 0u16..600, stay in prop::collection::vec(any::<bool>(), 1..40)) {
+            let (mut order, now) = (Order::new(SETTLE), Instant::now());
+            let node = |n: usize| {
+                let mut id = id(0);
+                id[..2].copy_from_slice(&(n as u16).to_be_bytes());
+                id
+            };
+            // Most have gone; then some come to stay.
+            let stays = |n: usize| n.checked_sub(usize::from(gone)).is_some_and(|n| stay[n]);
+            for n in 0..usize::from(gone) + stay.len() {
+                order.rank(node(n), Rank::new(None, UNIX_EPOCH, node(n)));
+                // Others are looked at before it is up.
+                for up in order.up() {
+                    order.set_up(up, true, now);
+                }
+                order.set_up(node(n), true, now);
+                order.elect(now);
+                prop_assert!(order.up().contains(&node(n)), "{} is not known", n);
+                order.set_up(node(n), stays(n), now);
+                order.elect(now);
+                prop_assert!(order.nodes.len() <= REMEMBERED);
+                let last = n.saturating_sub(100);
+                prop_assert!((last..n).all(|n| order.rank_of(node(n)).is_some()), "who went last is remembered");
+            }
+            let mut up = order.up();
+            up.sort_unstable();
+            let expected = (0..usize::from(gone) + stay.len()).filter(|n| stays(*n)).map(node);
+            prop_assert_eq!(up, expected.collect::<Vec<_>>());
         }
     }
 }

@@ -21,17 +21,20 @@ use sqlx::{Connection, SqliteConnection, raw_sql};
 
 use super::{Change, Pending, Saved, Snapshot, Store, StoreError};
 use crate::appliance::audit::{Event, EventQuery};
+use crate::web::layers::DEADLINE;
 
 /// The file's name in the state directory.
 pub const FILE: &str = "registry.db";
 /// What tells our files from others' (`PRAGMA application_id`): `dwkr`.
 const APPLICATION: i64 = 0x6477_6b72;
 /// The schema's steps; step `n` makes schema `n + 1`. A step that was released is never edited.
-const STEPS: &[&str] = &[include_str!("migrations/0001.sql")];
+const STEPS: &[&str] = &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 /// How long a statement waits for another process that has the file locked.
-const BUSY: Duration = Duration::from_secs(5);
-/// How long a request waits for a connection.
-const ACQUIRE: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(3);
+/// How long a save or a search waits for a connection.
+const ACQUIRE: Duration = Duration::from_secs(4);
+/// So that who asks for a change hears within the time of a request that it can't be saved.
+const _: () = assert!(ACQUIRE.as_millis() + BUSY.as_millis() < DEADLINE.as_millis());
 /// Connections that read events, so that a long search does not hold up a save.
 const READERS: u32 = 2;
 
@@ -59,7 +62,8 @@ impl Sqlite {
             .synchronous(SqliteSynchronous::Full);
         let pool = |most| {
             let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE);
-            pool.max_lifetime(None).idle_timeout(None).test_before_acquire(false)
+            let pool = pool.max_lifetime(None).idle_timeout(None).test_before_acquire(false);
+            pool.after_release(|connection, _| Box::pin(is_free(connection)))
         };
         let writer = pool(1).connect_lazy_with(options.clone());
         let readers = pool(READERS).connect_lazy_with(options.read_only(true));
@@ -121,6 +125,8 @@ impl Sqlite {
             "PRAGMA quick_check(nodes)",
             "PRAGMA quick_check(clouds)",
             "PRAGMA quick_check(tokens)",
+            "PRAGMA quick_check(event_counts)",
+            "PRAGMA quick_check(probes)",
         ] {
             let said: Vec<String> =
                 sqlx::query_scalar(check).fetch_all(&mut *connection).await.map_err(|e| self.error(e))?;
@@ -163,6 +169,14 @@ mod libsqlite {
     pub(super) const NOTADB: i32 = 26;
 }
 
+/// Whether a connection that was given back may be used again. A full disk makes SQLite roll back by itself; then
+/// there is nothing that COMMIT or ROLLBACK could end, and sqlx takes the transaction for open for ever.
+async fn is_free(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // A rollback that was begun where a save was dropped is behind us after this.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
+}
+
 /// Makes the file where it is missing, for its owner alone. SQLite gives its other files the same mode.
 fn prepare(path: &Path) -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
@@ -200,7 +214,7 @@ impl Store for Sqlite {
     }
 
     fn probe(&self) -> Pending<'_, ()> {
-        Box::pin(self.write_nothing_new())
+        Box::pin(self.write_probe())
     }
 
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {

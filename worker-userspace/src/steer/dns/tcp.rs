@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub(super) async fn serve(
 
 /// Starts a captured connection's task, within the limit; any other gets a reset.
 fn admit(stream: TcpStream, source: SocketAddr, port: u16, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) {
-    let captured = shared.resolvers.take_flow(port, source);
+    let captured = shared.resolvers.take_flow(port, source, stream.as_fd());
     let resolver = shared.resolvers.resolver_of(port).filter(|_| captured);
     let permit = shared.connections.clone().try_acquire_owned().ok();
     let (Some(resolver), Some(permit)) = (resolver, permit) else {

@@ -176,17 +176,17 @@ impl Kernel for Programs {
         Ok(all)
     }
 
-    fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
-        let key = FlowKey { source: source.ip().into(), port: source.port(), listener };
-        let mut flows = lock(&self.maps.flows);
-        let flow = match flows.get(&key, 0) {
-            Ok(flow) => flow,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(error) => return Err(failed(format!("looking up the connection from {source}"))(error)),
-        };
-        absent_is_fine(flows.remove(&key))
-            .map_err(KernelError::io(format!("taking the connection from {source}")))?;
-        Ok(Some(FlowRecord::from(&flow)))
+    fn flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
+        match lock(&self.maps.flows).get(&FlowKey::new(source, listener), 0) {
+            Ok(flow) => Ok(Some(FlowRecord::from(&flow))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(format!("looking up the connection from {source}"))(error)),
+        }
+    }
+
+    fn forget_flow(&self, listener: u16, source: SocketAddr) -> Result<(), KernelError> {
+        absent_is_fine(lock(&self.maps.flows).remove(&FlowKey::new(source, listener)))
+            .map_err(KernelError::io(format!("taking the connection from {source}")))
     }
 
     fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError> {

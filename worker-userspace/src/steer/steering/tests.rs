@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -64,10 +65,16 @@ impl House {
             Outcome::Direct => Ok(None),
             Outcome::Refused(errno) => Err(errno),
             Outcome::To(forwarder) => {
-                let flow = self.steering.take_flow(forwarder.port(), source).expect("a record");
+                let flow = self.captured(forwarder.port(), source);
                 Ok(Some(self.steering.host_of(&flow).expect("a host").to_string()))
             }
         }
+    }
+
+    fn captured(&self, listener: u16, source: SocketAddr) -> FlowRecord {
+        // Any socket that lives: the fake kernel has none.
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        self.steering.take_flow(listener, source, socket.as_fd()).captured().expect("a record")
     }
 
     /// The synthetic IPv4 address that DNS answers for a name, if any.
@@ -204,7 +211,7 @@ async fn a_name_that_is_no_proxy_host_any_more_is_neither_answered_nor_reached()
         panic!("not captured")
     };
     house.update(vec![]);
-    let flow = house.steering.take_flow(forwarder.port(), source).unwrap();
+    let flow = house.captured(forwarder.port(), source);
     assert_eq!(house.steering.host_of(&flow).unwrap().to_string(), "b.lab.example");
 
     // In another place among the names, and after a restart, it has its old address.

@@ -2,9 +2,15 @@
 
 use std::sync::atomic::AtomicU32;
 
+use axum::Router;
+use axum::routing::post;
+use http::{Request, StatusCode};
+use tower::ServiceExt;
+
 use super::*;
 use crate::appliance::login::Login;
 use crate::appliance::store::{Change, Pending, Saved, Snapshot};
+use crate::web::layers::around;
 
 #[tokio::test]
 async fn a_change_that_is_based_on_an_older_state_says_who_was_faster() {
@@ -232,4 +238,77 @@ async fn a_new_token_is_in_force_once_it_is_saved_whoever_waits_for_it() {
     store.gate.add_permits(1);
     house.admin.set_admin_token(KeyHash::of("third"), &me()).await.expect_err("a full disk");
     assert!(opens("third") && !opens("second"));
+}
+
+/// A store in memory, so that the clock may be paused; it holds changes until it is told to let them through.
+#[derive(Debug)]
+struct Held {
+    /// A save has begun.
+    begun: tokio::sync::Semaphore,
+    gate: tokio::sync::Semaphore,
+    ids: AtomicU32,
+}
+
+impl Store for Held {
+    fn load(&self) -> Pending<'_, Snapshot> {
+        Box::pin(async { Ok(Snapshot::default()) })
+    }
+
+    fn save<'a>(&'a self, changes: &'a [Change], events: Vec<Event>) -> Pending<'a, Saved> {
+        Box::pin(async move {
+            if !changes.is_empty() {
+                self.begun.add_permits(1);
+                self.gate.acquire().await.expect("open").forget();
+            }
+            let ids = changes.iter().map(|_| i64::from(self.ids.fetch_add(1, Ordering::SeqCst)));
+            Ok(Saved { ids: ids.collect(), events })
+        })
+    }
+
+    fn events<'a>(&'a self, _: &'a EventQuery) -> Pending<'a, Vec<Event>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn prune(&self, _: Timestamp, _: u64, _: u32) -> Pending<'_, u64> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_answered_with_an_error_does_not_happen_later() {
+    let closed = || tokio::sync::Semaphore::new(0);
+    let store = Arc::new(Held { begun: closed(), gate: closed(), ids: AtomicU32::new(1) });
+    let drain = Drain::new(Duration::from_secs(10));
+    let audit = Audit::start(store.clone(), LIMITS, &drain);
+    let admin = Admin::start(store.clone(), audit, |_: Roster| {}, Names::default(), &drain).await;
+    let admin = admin.expect("an administration");
+    let adds = admin.clone();
+    let add = async move |name: String| match adds.add_worker(worker(&name, ""), &me()).await {
+        Ok(_) => StatusCode::CREATED,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let router = around(Router::new().route("/api/v1/workers", post(add)));
+    let ask = |name: &'static str| {
+        let request = Request::post("/api/v1/workers").body(name.to_owned()).expect("a request");
+        let answer = router.clone().oneshot(request.map(axum::body::Body::from));
+        tokio::spawn(async move { answer.await.expect("an answer").status() })
+    };
+    let first = ask("first");
+    store.begun.acquire().await.expect("open").forget();
+    let (second, third) = (ask("second"), ask("third"));
+    // They have waited for the first for as long as a request may take: they did not happen.
+    assert_eq!(second.await.expect("no panic"), StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(third.await.expect("no panic"), StatusCode::REQUEST_TIMEOUT);
+    // The first may happen still, so nobody has said that it did not, however long it takes.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!first.is_finished());
+    store.gate.add_permits(100);
+    assert_eq!(first.await.expect("no panic"), StatusCode::CREATED);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let names = admin.workers(&WorkerFilter::default(), Page::ALL).items;
+    assert_eq!(names.iter().map(|worker| worker.name.as_str()).collect::<Vec<_>>(), ["first"]);
 }

@@ -153,15 +153,15 @@ async fn only_the_owner_may_read_it_and_each_save_is_on_disk() {
     assert_eq!(pragma("PRAGMA journal_mode").await, "wal");
     assert_eq!(pragma("PRAGMA synchronous").await, "2", "FULL");
     assert_eq!(pragma("PRAGMA foreign_keys").await, "1");
-    assert_eq!(pragma("PRAGMA busy_timeout").await, "5000");
+    assert_eq!(pragma("PRAGMA busy_timeout").await, "3000");
 }
 
 #[tokio::test]
 async fn what_a_newer_version_made_is_refused() {
-    let directory = edited("PRAGMA user_version = 2").await;
+    let directory = edited("PRAGMA user_version = 3").await;
     assert_eq!(
         refused(&directory).await,
-        "DIR/registry.db: made by a newer dworker: its schema is 2, and this dworker knows schemas up to 1: install the \
+        "DIR/registry.db: made by a newer dworker: its schema is 3, and this dworker knows schemas up to 2: install the \
          newer version again, or put back the file of a backup; nothing was changed"
     );
 }
@@ -271,6 +271,54 @@ async fn events_are_found_by_each_filter() {
     }
 }
 
+/// Prunes by number until nothing is left to do.
+async fn prune_to(store: &Sqlite, keep: u64, step: u32) {
+    while store.prune(Timestamp::UNIX_EPOCH, keep, step).await.expect("a step") > 0 {}
+}
+
+/// How many events of a kind there are, and the text of the oldest.
+async fn of_kind(store: &Sqlite, kind: EventKind) -> (usize, String) {
+    let query = EventQuery { kinds: vec![kind], limit: 1000, ..EventQuery::default() };
+    let events = store.events(&query).await.expect("events");
+    (events.len(), events.last().map(|event| event.text.clone()).unwrap_or_default())
+}
+
+/// So many events of a kind, with their numbers as texts.
+fn many(kind: EventKind, count: usize) -> Vec<Event> {
+    (0..count).map(|n| Event { kind, ..event(&n.to_string()) }).collect()
+}
+
+#[tokio::test]
+async fn what_comes_by_itself_takes_no_place_from_what_people_did() {
+    let directory = directory();
+    let store = open(&directory).await;
+    for (kind, count) in [
+        (EventKind::WorkerChanged, 20),
+        (EventKind::StreamRefused, 300),
+        (EventKind::NodeConnected, 60),
+        (EventKind::StreamOpened, 300),
+    ] {
+        store.save(&[], many(kind, count)).await.expect("a save");
+    }
+    let of = async |kind| of_kind(&store, kind).await;
+    // Who is alone may have all that nobody else needs.
+    prune_to(&store, 380, 7).await;
+    assert_eq!(of(EventKind::StreamRefused).await, (0, String::new()), "the oldest of its class go first");
+    assert_eq!(of(EventKind::StreamOpened).await, (300, "0".into()));
+    prune_to(&store, 150, 1000).await;
+    assert_eq!(of(EventKind::WorkerChanged).await, (20, "0".into()));
+    assert_eq!(of(EventKind::NodeConnected).await, (60, "0".into()));
+    assert_eq!(of(EventKind::StreamOpened).await, (70, "230".into()));
+    // A class is sure of its third, whatever the others are.
+    prune_to(&store, 90, 1000).await;
+    assert_eq!(of(EventKind::WorkerChanged).await, (20, "0".into()));
+    assert_eq!((of(EventKind::NodeConnected).await.0, of(EventKind::StreamOpened).await.0), (40, 30));
+    store.save(&[], many(EventKind::WorkerChanged, 1000)).await.expect("a save");
+    prune_to(&store, 90, 1000).await;
+    assert_eq!(of(EventKind::WorkerChanged).await, (30, "970".into()));
+    assert_eq!((of(EventKind::NodeConnected).await.0, of(EventKind::StreamOpened).await.0), (30, 30));
+}
+
 #[tokio::test]
 async fn old_events_go_in_steps() {
     let directory = directory();
@@ -288,4 +336,69 @@ async fn old_events_go_in_steps() {
     assert_eq!(store.prune(at(30), 90, 15).await.expect("a step"), 15);
     assert_eq!(store.prune(at(30), 90, 15).await.expect("a step"), 5);
     assert_eq!(count().await, 70);
+}
+
+#[tokio::test]
+async fn a_save_that_nobody_waits_for_leaves_the_next_one_alone() {
+    let directory = directory();
+    let store = open(&directory).await;
+    for turns in 0..200 {
+        let events = vec![event("dropped"), event("dropped too")];
+        let mut save = store.save(&[], events);
+        for _ in 0..turns {
+            tokio::select! {
+                biased;
+                _ = &mut save => break,
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        drop(save);
+        store.save(&[], vec![event("one")]).await.expect("a save");
+    }
+}
+
+#[tokio::test]
+async fn a_probe_writes_to_the_disk() {
+    let directory = directory();
+    let store = open(&directory).await;
+    let wal = || fs::metadata(directory.path().join("registry.db-wal")).expect("the WAL").len();
+    store.probe().await.expect("a probe");
+    let before = wal();
+    store.probe().await.expect("a probe");
+    assert!(wal() > before, "nothing was written");
+}
+
+#[tokio::test]
+async fn events_of_the_first_schema_get_their_classes() {
+    let directory = directory();
+    prepare(&directory.path().join(FILE)).expect("a file");
+    let options = SqliteConnectOptions::new().filename(directory.path().join(FILE));
+    let mut connection = SqliteConnection::connect_with(&options).await.expect("a connection");
+    raw_sql(STEPS[0]).execute(&mut connection).await.expect("the first schema");
+    let words = EventKind::ALL.iter().map(|kind| kind.word()).chain(["of-another-version"]);
+    for word in words.clone() {
+        let insert = "INSERT INTO events (time, kind, actor, subject, text) VALUES (1, ?, 'a', 's', 't')";
+        sqlx::query(insert).bind(word).execute(&mut connection).await.expect("an event");
+    }
+    connection.close().await.expect("an end");
+    let store = open(&directory).await;
+    let all: Vec<(String, String)> = sqlx::query_as("SELECT kind, class FROM events ORDER BY id")
+        .fetch_all(&store.writer)
+        .await
+        .expect("all");
+    let class = |word: &str| word.parse().unwrap_or(EventKind::Other).class().word().to_owned();
+    assert_eq!(all, words.map(|word| (word.to_owned(), class(word))).collect::<Vec<_>>());
+    // And they are counted, as those are that come and go.
+    store.save(&[], many(EventKind::NodeAdded, 5)).await.expect("a save");
+    prune_to(&store, 20, 3).await;
+    let counted: Vec<(String, i64)> = sqlx::query_as("SELECT class, count FROM event_counts ORDER BY class")
+        .fetch_all(&store.writer)
+        .await
+        .expect("counts");
+    let there: Vec<(String, i64)> =
+        sqlx::query_as("SELECT class, count(*) FROM events GROUP BY class ORDER BY class")
+            .fetch_all(&store.writer)
+            .await
+            .expect("events");
+    assert_eq!((counted.iter().map(|(_, n)| n).sum::<i64>(), &counted), (20, &there));
 }

@@ -5,7 +5,7 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{Connection, SqliteConnection};
 
 use super::Sqlite;
-use crate::appliance::audit::Event;
+use crate::appliance::audit::{Class, Event};
 use crate::appliance::records::{Cloud, Node, Worker};
 use crate::appliance::store::{Change, Saved, StoreError};
 use crate::tunnel::message::id_text;
@@ -27,11 +27,13 @@ impl Sqlite {
         }
         for event in &mut events {
             let insert = sqlx::query_scalar(
-                "INSERT INTO events (time, kind, actor, subject, text, source) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+                "INSERT INTO events (time, kind, class, actor, subject, text, source) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
             );
             event.id = insert
                 .bind(event.time.as_microsecond())
                 .bind(event.kind.word())
+                .bind(event.kind.class().word())
                 .bind(&event.actor)
                 .bind(&event.subject)
                 .bind(&event.text)
@@ -44,13 +46,12 @@ impl Sqlite {
         Ok(Saved { ids, events })
     }
 
-    /// Writes what is there already, as a save would: to the disk.
-    pub(super) async fn write_nothing_new(&self) -> Result<(), StoreError> {
+    /// Writes a number that nobody reads, as a save would: to the disk. What does not differ would not be written.
+    pub(super) async fn write_probe(&self) -> Result<(), StoreError> {
         let failed = |e| self.error(e);
         let mut connection = self.writer.acquire().await.map_err(failed)?;
         let mut save = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let again = "UPDATE sqlite_sequence SET seq = seq WHERE name = 'workers'";
-        sqlx::query(again).execute(&mut *save).await.map_err(failed)?;
+        sqlx::query("UPDATE probes SET count = count + 1").execute(&mut *save).await.map_err(failed)?;
         save.commit().await.map_err(failed)
     }
 
@@ -160,13 +161,30 @@ impl Sqlite {
     ) -> Result<u64, StoreError> {
         let failed = |e| self.error(e);
         let mut connection = self.writer.acquire().await.map_err(failed)?;
-        // Ids have no gaps but those of removed events, and the oldest go first.
-        let many = sqlx::query(
-            "DELETE FROM events WHERE id IN (SELECT id FROM events \
-             WHERE id <= (SELECT max(id) FROM events) - ?1 ORDER BY id LIMIT ?2)",
-        );
-        let many = many.bind(i64::try_from(keep).unwrap_or(i64::MAX)).bind(step);
-        let removed = self.run(&mut connection, many).await?;
+        let keep = i64::try_from(keep).unwrap_or(i64::MAX);
+        let mut removed = 0;
+        // The largest class gives, down to its share; where that is not enough another one is the largest.
+        while removed < u64::from(step) {
+            let over: Option<(String, i64)> = sqlx::query_as(
+                "SELECT class, min(count - ?1 / ?2, (SELECT sum(count) FROM event_counts) - ?1) \
+                 FROM event_counts ORDER BY count DESC LIMIT 1",
+            )
+            .bind(keep)
+            .bind(Class::ALL.len() as i64)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(failed)?;
+            let Some((class, over)) = over.filter(|(_, over)| *over > 0) else { break };
+            let oldest = sqlx::query(
+                "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE class = ?1 ORDER BY id LIMIT ?2)",
+            );
+            let oldest = oldest.bind(class).bind(over.min(i64::from(step) - removed as i64));
+            match self.run(&mut connection, oldest).await? {
+                // The counts are wrong: somebody edited the file by hand.
+                0 => break,
+                some => removed += some,
+            }
+        }
         let old = sqlx::query(
             "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE time < ?1 ORDER BY time LIMIT ?2)",
         );

@@ -1,0 +1,90 @@
+//! What the log and `status` say of steering.
+
+use std::collections::HashMap;
+
+use super::{Steering, lock};
+use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
+use crate::steer::kernel::{self, Refused};
+use crate::steer::names::Synthetic;
+use crate::steer::rules::Rule;
+use crate::target::Name;
+
+/// Refusals of the kernel that `status` remembers.
+const REMEMBERED: usize = 64;
+/// Names that `status` lists.
+const LISTED: usize = 1024;
+
+impl Steering {
+    /// Logs a refusal, and remembers it.
+    pub(super) fn note(&self, event: &Refused) {
+        let name = self.names.name_of(event.target.ip()).map(|name| name.to_string());
+        let (target, process, reason) =
+            (event.target, event.process.to_string(), event.reason.counter().word().to_owned());
+        let shown = name.clone().unwrap_or_default();
+        match event.errno {
+            Some(errno) => {
+                tracing::warn!(%target, name = %shown, %process, errno, "refused in connect(): {reason}")
+            }
+            None => {
+                tracing::warn!(%target, name = %shown, %process, "went direct although a rule names it: {reason}")
+            }
+        }
+        let mut refused = lock(&self.refused);
+        refused.truncate(REMEMBERED - 1);
+        refused.push_front(RefusedStatus { target, name, process, reason, errno: event.errno });
+    }
+
+    /// What `status` shows.
+    pub fn status(&self) -> SteerStatus {
+        let programs = self.kernel.programs().unwrap_or_else(|error| {
+            tracing::warn!("the programs can't be read: {error}");
+            Vec::new()
+        });
+        let counters = self.kernel.counters().unwrap_or_default();
+        let resolvers = self.kernel.resolvers().unwrap_or_default();
+        let counts = self.dns.snapshot();
+        let dns = [
+            ("queries", counts.queries),
+            ("answered", counts.answered),
+            ("forwarded", counts.forwarded),
+            ("stripped", counts.stripped),
+            ("failed", counts.failed),
+            ("dropped", counts.dropped),
+        ];
+        let plan = self.rules.plan();
+        let carriers: HashMap<u16, &str> =
+            plan.carriers.values().map(|(slot, name)| (*slot, name.as_str())).collect();
+        let rule = |rule: &Rule| RuleStatus {
+            id: rule.number.get(),
+            pattern: rule.pattern.to_string(),
+            carrier: carriers.get(&rule.group).copied().unwrap_or_default().to_owned(),
+        };
+        let named = |(name, addresses): (Name, Synthetic)| NameStatus {
+            name: name.to_string(),
+            addresses: [addresses.v4.into(), addresses.v6.into()],
+        };
+        SteerStatus {
+            listeners: self.listeners.clone(),
+            programs: programs.into_iter().map(program).collect(),
+            problem: lock(&self.problem).clone(),
+            rules: plan.rules.iter().map(rule).collect(),
+            names: self.names.all().into_iter().take(LISTED).map(named).collect(),
+            resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
+            counters: counters.into_iter().map(|(counter, n)| (counter.word().to_owned(), n)).collect(),
+            dns: dns.into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
+            refused: lock(&self.refused).iter().cloned().collect(),
+        }
+    }
+}
+
+fn program(program: kernel::ProgramStatus) -> ProgramStatus {
+    let link = |link: kernel::LinkStatus| LinkStatus { id: link.id, cgroup: link.cgroup, alive: link.alive };
+    ProgramStatus {
+        id: program.id,
+        name: program.name.to_owned(),
+        attach_type: program.attach_type.to_owned(),
+        run_time_ns: program.run_time.as_nanos() as u64,
+        run_cnt: program.run_count,
+        links: program.links.into_iter().map(link).collect(),
+    }
+}
