@@ -229,6 +229,26 @@ fn a_daemon_that_was_killed_is_started_again_and_nobody_goes_unsteered() -> Resu
 }
 
 #[test]
+fn a_start_that_fails_at_its_last_step_captures_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.explain(|| {
+        let host = lab.appliance();
+        let taken = format!("{}:7777", net::APPLIANCE.v4);
+        let _squatter = host.within(|| std::net::TcpListener::bind(&taken))??;
+        let group = Group::new("site-a", HOSTS)?;
+        let config = Config::new().appliance(&lab.appliance_identity()?, &[&group]).steer(&[host.cgroup()]);
+        let config = config.set("proxy.http", vec![taken.clone()]).set("proxy.allow_anonymous", true);
+        let file = host.configure("appliance", config)?;
+        let output = host.dworker(["run", "--config"])?.arg(file).output()?;
+        assert_eq!(output.status.code(), Some(1), "{output}");
+        assert!(output.stderr.contains(&format!("proxy.http = {taken}")), "{output}");
+        wait_for_programs(host, 0)?;
+        assert!(!host.pins("appliance").exists(), "something is left");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_reload_that_does_not_work_out_changes_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let house = House::new(&lab, |config| config)?;

@@ -161,7 +161,9 @@ pub struct Inherited {
     /// Steering was switched off by hand.
     pub off: bool,
     /// The programs, where they were loaded ahead.
-    pub programs: Mutex<Option<Programs>>,
+    pub programs: Option<Programs>,
+    /// A process before this one serves until this one [takes over](Steering::take_over), with whatever pins.
+    pub follows: bool,
 }
 
 impl Default for Inherited {
@@ -170,7 +172,8 @@ impl Default for Inherited {
             sockets: Sockets::default(),
             gate: Gate::always_open(),
             off: false,
-            programs: Mutex::default(),
+            programs: None,
+            follows: false,
         }
     }
 }
@@ -186,8 +189,9 @@ pub struct Started {
 }
 
 impl Steering {
-    /// Loads and attaches the programs; needs root and a tokio runtime. `carriers` may be none yet. What the process
-    /// before this one left is taken out of `inherited`; questions come through its gate.
+    /// Loads the programs and makes all that a captured connection leads to; needs root and a tokio runtime.
+    /// [`capture`](Self::capture) follows. `carriers` may be none yet. What the process before this one left is taken out
+    /// of `inherited`; questions come through its gate.
     ///
     /// # Errors
     /// The first thing that does not work; what was attached before stays so, and nothing else.
@@ -195,40 +199,30 @@ impl Steering {
         config: &Steer,
         state_dir: &Path,
         carriers: Vec<Carrier>,
-        inherited: &Inherited,
+        mut inherited: Inherited,
     ) -> Result<Started, SteerError> {
         let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
         let found = scope.find(true)?;
         let users = config.exclude_users.iter().map(user).collect::<Result<Vec<u32>, _>>()?;
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
         check_overlap(&prefixes)?;
-        let pins_lock = inherited.sockets.one(PINS_LOCK);
-        let follows = pins_lock.is_some();
-        let programs = match lock(&inherited.programs).take() {
-            Some(programs) => programs,
-            None => Steering::load_ahead(config)?,
-        };
+        let programs = inherited.programs.take().map_or_else(|| Steering::load_ahead(config), Ok)?;
         if let Some(pins) = programs.pins() {
-            pins.lock_by(pins_lock)?;
+            pins.lock_by(inherited.sockets.one(PINS_LOCK))?;
         }
         let programs = Arc::new(programs);
-        if !follows {
+        if !inherited.follows {
             programs.forget_predecessors()?;
         }
         programs.set_excluded(&users, &found.excluded)?;
         let (hosts, kernel) = (Path::new(HOSTS), programs.clone());
-        let started = Steering::prepare(kernel, config, prefixes, state_dir, hosts, carriers, inherited)?;
+        let started = Steering::prepare(kernel, config, prefixes, state_dir, hosts, carriers, &inherited)?;
         for path in &found.missing {
             tracing::warn!("nothing is captured in {} yet: there is no such cgroup", path.display());
         }
-        // Last of all: now everything is there that a captured connection leads to.
-        let cgroups = if inherited.off { &[][..] } else { &found.captured };
-        started.steering.registered().extend(programs.attach(cgroups)?);
-        if !follows {
-            programs.settle()?;
-        }
         let now = Mutex::new(Attached { off: inherited.off, found });
-        let _ = started.steering.attaching.set(Attaching { programs, scope, users, now });
+        let attaching = Attaching { programs, scope, users, alone: !inherited.follows, now };
+        let _ = started.steering.attaching.set(attaching);
         Ok(started)
     }
 

@@ -52,10 +52,11 @@ impl House {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let context = runtime.enter();
-        let started = Steering::start(&config, state.path(), carriers, &Inherited::default())
+        let started = Steering::start(&config, state.path(), carriers, Inherited::default())
             .unwrap_or_else(|e| panic!("{e}"));
         drop(context);
         let Started { steering, forwarder, dns } = started;
+        steering.capture().unwrap_or_else(|e| panic!("{e}"));
         runtime.spawn(dns.run(std::future::pending()));
         let forwarder = forwarder.into_iter().next().expect("on 127.0.0.1");
         forwarder.set_nonblocking(false).unwrap();

@@ -19,6 +19,8 @@ pub(super) struct Attaching {
     pub(super) programs: Arc<Programs>,
     pub(super) scope: Scope,
     pub(super) users: Vec<u32>,
+    /// No other process serves until this one takes over.
+    pub(super) alone: bool,
     /// Also the lock that orders changes.
     pub(super) now: Mutex<Attached>,
 }
@@ -31,8 +33,25 @@ pub(super) struct Attached {
 }
 
 impl Steering {
+    /// Captures from now on, where it is not switched off. Call it last of all: now everything is there that a captured
+    /// connection leads to.
+    ///
+    /// # Errors
+    /// Nothing is captured then, but by the process before this one.
+    pub fn capture(&self) -> Result<(), SteerError> {
+        let Some(Attaching { programs, alone, now, .. }) = self.attaching.get() else { return Ok(()) };
+        let now = lock(now);
+        let cgroups = if now.off { &[][..] } else { &now.found.captured };
+        let attached = programs.attach(cgroups).and_then(|source| {
+            self.registered().extend(source);
+            if *alone { programs.settle() } else { Ok(()) }
+        });
+        // What it has attached would outlive this process.
+        Ok(attached.inspect_err(|_| self.kernel.detach())?)
+    }
+
     /// Attaches to what is there of the captured cgroups now, and lets go of what is not. Blocks for a moment.
-    fn follow_scope(&self, Attaching { programs, scope, users, now }: &Attaching) -> Result<(), SteerError> {
+    fn follow_scope(&self, Attaching { programs, scope, users, now, .. }: &Attaching) -> Result<(), SteerError> {
         let mut now = lock(now);
         let found = scope.find(false)?;
         let new: Vec<Cgroup> =
