@@ -296,6 +296,26 @@ fn a_reload_that_does_not_work_out_changes_nothing() -> Result<()> {
 }
 
 #[test]
+fn what_the_configuration_drops_is_kept_for_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let entries = ["127.0.0.1:3128", "127.0.0.1:3129"];
+    let house = House::new(&lab, |config| config.set("proxy.http", entries.to_vec()))?;
+    let (service, host) = (&house.appliance, lab.appliance());
+    lab.explain(|| {
+        let of = |name: &str| service.stored().iter().filter(|stored| *stored == name).count();
+        let before = ["appliance", "control", "dns", "forwarder"].map(of);
+        assert_eq!(of("entry"), 2, "{:?}", service.stored());
+        host.configure("appliance", house.config.clone().set("proxy.http", entries[..1].to_vec()))?;
+        let ready = service.ready();
+        service.reload(host)?.check()?;
+        service.wait_until_ready(ready + 1)?;
+        assert_eq!(of("entry"), 1, "{:?}", service.stored());
+        assert_eq!(["appliance", "control", "dns", "forwarder"].map(of), before);
+        Ok(())
+    })
+}
+
+#[test]
 fn whoever_is_killed_in_a_reload_somebody_serves() -> Result<()> {
     let lab = Lab::new()?;
     let house = House::new(&lab, |config| config)?;

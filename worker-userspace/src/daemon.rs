@@ -372,9 +372,7 @@ impl Daemon {
             End::Stopped => {
                 tracing::info!("stopping; a second signal cuts what is open");
                 notify::stopping();
-                for name in [name::CONTROL, name::APPLIANCE, name::ENTRY, name::FORWARDER, name::DNS] {
-                    notify::forget(name);
-                }
+                name::ALL.into_iter().for_each(notify::forget);
                 self.sockets.let_go();
                 // First of all nothing is captured any more.
                 if let Some(steering) = &self.roles.steering {
@@ -416,6 +414,8 @@ impl Daemon {
         self.control_left.store(false, Ordering::Relaxed);
         self.sockets.close_rest();
         if notify::is_on() {
+            // What it keeps from before may be nobody's any more.
+            name::ALL.into_iter().for_each(notify::forget);
             self.sockets.observe(notify::store);
         }
         if let Some(predecessor) = predecessor {

@@ -33,6 +33,8 @@ pub mod name {
     pub const FORWARDER: &str = "forwarder";
     /// One of the sockets of a port that stands for a resolver.
     pub const DNS: &str = "dns";
+    /// All of them.
+    pub const ALL: [&str; 5] = [CONTROL, APPLIANCE, ENTRY, FORWARDER, DNS];
 }
 
 /// A descriptor with what it is for.
