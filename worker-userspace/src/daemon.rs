@@ -135,8 +135,8 @@ pub struct Daemon {
     invocation: Invocation,
     orders: mpsc::Receiver<Order>,
     predecessor: Option<Predecessor>,
-    /// Keeps other daemons off the state directory.
-    own_state: File,
+    /// Keeps other daemons off the state directory, while this process is the daemon.
+    own_state: Option<File>,
 }
 
 /// How a process stops to be the daemon.
@@ -318,7 +318,7 @@ impl Daemon {
             invocation,
             orders,
             predecessor: None,
-            own_state,
+            own_state: Some(own_state),
         })
     }
 
@@ -442,10 +442,11 @@ impl Daemon {
     }
 
     /// Leaves everything to the process that is the daemon now, and ends what is open here.
-    fn leave(&self) {
+    fn leave(&mut self) {
         self.control_left.store(true, Ordering::Relaxed);
         self.control.abort();
         self.sockets.let_go();
+        self.own_state = None;
         if let Some(steering) = &self.roles.steering {
             steering.leave();
         }
@@ -467,8 +468,9 @@ impl Standing for Daemon {
         }
         let no_descriptor = |error: io::Error| format!("what is to be handed on: {error}");
         let mut all = self.sockets.all().map_err(no_descriptor)?;
-        let lock = self.own_state.try_clone().map_err(no_descriptor)?;
-        all.push((STATE_LOCK.to_owned(), lock.into()));
+        if let Some(lock) = &self.own_state {
+            all.push((STATE_LOCK.to_owned(), lock.try_clone().map_err(no_descriptor)?.into()));
+        }
         let Some(steering) = self.roles.steering.clone() else { return Ok((all, false)) };
         let off = steering.is_off();
         let paused = tokio::task::spawn_blocking(move || steering.pause()).await;

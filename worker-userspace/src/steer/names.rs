@@ -177,6 +177,14 @@ impl Names {
         self.frozen.store(false, Ordering::Relaxed);
     }
 
+    /// Leaves the file for ever to the process that it was [handed on](Self::freeze) to: a third one may follow that one
+    /// while this one lets its connections end.
+    pub fn leave(&self) {
+        let mut file = self.changes();
+        self.frozen.store(true, Ordering::Relaxed);
+        file.leave();
+    }
+
     /// The addresses of `name`, where a pattern covers it; a name's first look-up assigns them, for ever.
     /// Blocks on the disk then: see [`assigned`](Self::assigned).
     ///

@@ -19,7 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -74,8 +74,8 @@ pub struct Pins {
     directory: PathBuf,
     /// Tells this daemon's links from those of the one before it.
     daemon: String,
-    /// Set once it is taken.
-    lock: OnceLock<File>,
+    /// While it is taken.
+    lock: Mutex<Option<File>>,
 }
 
 impl Pins {
@@ -97,7 +97,7 @@ impl Pins {
     pub fn beside(directory: &Path) -> Result<Pins, PinsError> {
         make(directory)?;
         let daemon = format!("{:016x}", rand::random::<u64>());
-        let pins = Pins { directory: directory.to_owned(), daemon, lock: OnceLock::new() };
+        let pins = Pins { directory: directory.to_owned(), daemon, lock: Mutex::default() };
         for part in [pins.maps(), pins.links()] {
             make_private(&part).map_err(failed("making", &part))?;
         }
@@ -119,8 +119,18 @@ impl Pins {
             Some(lock) => lock,
             None => take(directory)?,
         };
-        let _ = self.lock.set(lock);
+        *self.held() = Some(lock);
         Ok(())
+    }
+
+    /// Leaves the directory to the daemon that it was handed on to: a third one may follow that one while this one lets
+    /// its connections end. Closed and not unlocked, since the lock is that one's, too.
+    pub fn leave(&self) {
+        *self.held() = None;
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<File>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is.
@@ -143,7 +153,7 @@ impl Pins {
         let pins = Pins {
             directory: directory.to_owned(),
             daemon: String::new(),
-            lock: OnceLock::from(take(directory)?),
+            lock: Mutex::new(Some(take(directory)?)),
         };
         pins.remove_all()?;
         Ok(true)
@@ -154,8 +164,7 @@ impl Pins {
     /// # Errors
     /// No descriptor is left.
     pub fn lock(&self) -> io::Result<OwnedFd> {
-        let lock = self.lock.get().ok_or(io::ErrorKind::NotFound)?;
-        Ok(lock.try_clone()?.into())
+        Ok(self.held().as_ref().ok_or(io::ErrorKind::NotFound)?.try_clone()?.into())
     }
 
     /// Where a map is.

@@ -146,10 +146,16 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
     first.kernel.leave();
     wait_for(&cgroup, PROGRAMS);
     assert!(ids(&cgroup).is_disjoint(&before));
+    // A third one can follow as soon as the second has ended, though the first one is still there.
+    first.kernel.pins().unwrap().leave();
+    drop(lock);
+    let wrong = Pins::take(&directory, None).unwrap_err().to_string();
+    assert!(wrong.contains("another dworker"), "{wrong}");
     drop(client.connect(&to).unwrap());
     assert_eq!(first.target4(), to);
     drop(second);
     wait_for(&cgroup, 0);
+    drop(take(&directory));
 }
 
 pub(crate) fn what_is_left_can_be_removed_without_a_daemon() {

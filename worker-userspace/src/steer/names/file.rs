@@ -93,7 +93,8 @@ pub enum FileError {
 /// The open and locked file.
 #[derive(Debug)]
 pub(super) struct NameFile {
-    file: File,
+    /// `None`: it was left to another process.
+    file: Option<File>,
     path: PathBuf,
     prefixes: Prefixes,
     /// The length of what is known to be on the disk.
@@ -137,7 +138,7 @@ impl NameFile {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io("read it"))?;
 
-        let mut names = NameFile { file, path: path.to_owned(), prefixes, end: 0, torn: false };
+        let mut names = NameFile { file: Some(file), path: path.to_owned(), prefixes, end: 0, torn: false };
         let header = format!("{MAGIC}{VERSION} {} {}\n", prefixes.v4(), prefixes.v6());
         // Also after a crash at the very first start: then the header is there in part, or as zeros.
         let cut = header.as_bytes().starts_with(&bytes) || bytes.iter().all(|b| *b == 0);
@@ -151,7 +152,16 @@ impl NameFile {
 
     /// The file with its lock, for the process that follows.
     pub(super) fn hand_on(&self) -> io::Result<OwnedFd> {
-        Ok(self.file.try_clone()?.into())
+        Ok(self.file()?.try_clone()?.into())
+    }
+
+    /// Leaves the file to the process that follows: closed and not unlocked, since the lock is that one's, too.
+    pub(super) fn leave(&mut self) {
+        self.file = None;
+    }
+
+    fn file(&self) -> io::Result<&File> {
+        self.file.as_ref().ok_or_else(|| io::Error::other("it is another process's"))
     }
 
     /// Where the file is.
@@ -166,13 +176,14 @@ impl NameFile {
     pub(super) fn append(&mut self, index: u32, name: &Name) -> io::Result<()> {
         let line = self.line(index, name)? + "\n";
         if self.torn {
-            self.file.set_len(self.end)?;
+            self.file()?.set_len(self.end)?;
             self.torn = false;
         }
-        let written = self.file.write_all_at(line.as_bytes(), self.end).and_then(|()| self.file.sync_data());
+        let file = self.file()?;
+        let written = file.write_all_at(line.as_bytes(), self.end).and_then(|()| file.sync_data());
         match written {
             Ok(()) => self.end += line.len() as u64,
-            Err(_) => self.torn = self.file.set_len(self.end).is_err(),
+            Err(_) => self.torn = file.set_len(self.end).is_err(),
         }
         written
     }
@@ -183,9 +194,10 @@ impl NameFile {
     }
 
     fn create(&mut self, header: &str) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.write_all_at(header.as_bytes(), 0)?;
-        self.file.sync_all()?;
+        let file = self.file()?;
+        file.set_len(0)?;
+        file.write_all_at(header.as_bytes(), 0)?;
+        file.sync_all()?;
         // The file's entry in its directory, without which its content is worth nothing.
         if let Some(directory) = self.path.parent() {
             File::open(if directory.as_os_str().is_empty() { Path::new(".") } else { directory })?
@@ -272,16 +284,17 @@ impl NameFile {
     /// Cuts the file at `self.end`, or appends `missing` there, and says so in the log.
     fn repair(&mut self, kept: usize, what: &'static str, missing: Option<&[u8]>) -> Result<(), FileError> {
         tracing::warn!(path = %self.path.display(), names = kept, "repaired the file of names: {what}");
-        let done = match missing {
-            Some(bytes) => {
-                let at = self.end;
-                self.end += bytes.len() as u64;
-                self.file.write_all_at(bytes, at)
+        let at = self.end;
+        self.end += missing.map_or(0, |bytes| bytes.len() as u64);
+        let repair = || {
+            let file = self.file()?;
+            match missing {
+                Some(bytes) => file.write_all_at(bytes, at)?,
+                None => file.set_len(at)?,
             }
-            None => self.file.set_len(self.end),
+            file.sync_data()
         };
-        let io = |source| FileError::Io { path: self.path.clone(), action: "repair it", source };
-        done.and_then(|()| self.file.sync_data()).map_err(io)
+        repair().map_err(|source| FileError::Io { path: self.path.clone(), action: "repair it", source })
     }
 }
 
@@ -299,13 +312,13 @@ mod tests {
         names.append(1, &name("a.example")).unwrap();
 
         let read_only = File::open(&path).unwrap();
-        let working = std::mem::replace(&mut names.file, read_only);
+        let working = names.file.replace(read_only).unwrap();
         names.append(2, &name("a-long-name-that-did-not-make-it.example")).unwrap_err();
         let line = b"2 a-long-name-that-did-not-make-it.example 240.64.0.2 2001:2::2\n";
         working.write_all_at(line, names.end).unwrap();
         names.append(2, &name("b.example")).unwrap_err();
 
-        names.file = working;
+        names.file = Some(working);
         names.append(2, &name("c.example")).unwrap();
         drop(names);
         let (_, found) = NameFile::open(&path, Prefixes::default(), None).unwrap();

@@ -178,6 +178,10 @@ impl Steering {
             true => self.kernel.leave(),
             false => self.kernel.detach(),
         }
+        self.names.leave();
+        if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
+            pins.leave();
+        }
     }
 
     fn dns_ports(&self) -> HashSet<u16> {
