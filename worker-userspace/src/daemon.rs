@@ -472,9 +472,9 @@ impl Standing for Daemon {
             all.push((STATE_LOCK.to_owned(), lock.try_clone().map_err(no_descriptor)?.into()));
         }
         let Some(steering) = self.roles.steering.clone() else { return Ok((all, false)) };
-        let off = steering.is_off();
         let paused = tokio::task::spawn_blocking(move || steering.pause()).await;
-        all.extend(paused.map_err(io::Error::other).flatten().map_err(no_descriptor)?);
+        let (locks, off) = paused.map_err(io::Error::other).flatten().map_err(no_descriptor)?;
+        all.extend(locks);
         Ok((all, off))
     }
 

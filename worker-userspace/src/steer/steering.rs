@@ -22,6 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -107,6 +108,9 @@ pub enum SteerError {
         #[source]
         source: io::Error,
     },
+    /// It stands still.
+    #[error("another process takes over: ask again when it has")]
+    Standing,
     /// The forwarder's listener.
     #[error("listening on {address}: {source}")]
     Listen {
@@ -149,6 +153,9 @@ pub struct Steering {
     registered: Mutex<HashSet<SocketAddr>>,
     /// What attaches; set once, by a start on the real kernel.
     attaching: OnceLock<Attaching>,
+    /// Another process takes over, or has. Changes under the locks of both who plans and what is attached, so whoever has
+    /// either may ask.
+    standing: AtomicBool,
 }
 
 /// What a start takes over from the process before it, and how it waits for its turn.
@@ -300,6 +307,7 @@ impl Steering {
             refused: Mutex::default(),
             registered: Mutex::default(),
             attaching: OnceLock::new(),
+            standing: AtomicBool::new(false),
         });
         steering.update(carriers)?;
         Ok(Started { steering, forwarder, dns: server })
@@ -314,9 +322,13 @@ impl Steering {
     /// A carrier that was not there before is taken to be up until [`set_carrier`](Self::set_carrier) says otherwise.
     ///
     /// # Errors
-    /// Then what was steered before is steered on, and `status` says why.
+    /// Then what was steered before is steered on, and `status` says why; but for [`SteerError::Standing`], which is no
+    /// fault.
     pub fn update(&self, carriers: Vec<Carrier>) -> Result<(), SteerError> {
         let mut planner = lock(&self.planner);
+        if self.is_standing() {
+            return Err(SteerError::Standing);
+        }
         let result = self.replace(&mut planner, carriers);
         planner.slots.settle(self.rules.plan().carriers.keys().copied());
         *lock(&self.problem) = result.as_ref().err().map(ToString::to_string);
@@ -412,18 +424,22 @@ impl Steering {
     }
 
     /// Says whether a carrier is there. While it is not, `connect()` fails at once. Of carriers that nothing is steered
-    /// for it need not be said.
-    pub fn set_carrier(&self, carrier: i64, up: bool) {
+    /// for it need not be said. False: steering [stands still](Self::pause), so say it again.
+    pub fn set_carrier(&self, carrier: i64, up: bool) -> bool {
         let planner = lock(&self.planner);
+        if self.is_standing() {
+            return false;
+        }
         match up {
             true => drop(lock(&self.down).remove(&carrier)),
             false => drop(lock(&self.down).insert(carrier)),
         }
-        let Some(slot) = planner.slots.of(carrier) else { return };
+        let Some(slot) = planner.slots.of(carrier) else { return true };
         let errno = (!up).then_some(libc::EHOSTUNREACH);
         if let Err(error) = self.kernel.set_group_state(slot, errno) {
             tracing::error!(carrier, "the kernel can't be told who carries: {error}");
         }
+        true
     }
 
     /// Captures nothing any more. What was captured goes on.

@@ -76,6 +76,7 @@ const TESTS: &[(&str, fn())] = tests! {
         ports_for_resolvers_live_on_with_their_sockets
         excluded_users_and_cgroups_are_left_alone;
     update:
+        nothing_is_switched_while_another_process_takes_over
         what_is_added_is_steered_and_what_is_removed_goes_direct
         a_name_that_is_removed_is_asked_of_its_resolver_again
         rules_are_replaced_under_live_traffic

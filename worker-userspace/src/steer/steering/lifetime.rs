@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{NAMES_LOCK, PINS_LOCK, SteerError, Steering, lock};
@@ -53,6 +54,9 @@ impl Steering {
     /// Attaches to what is there of the captured cgroups now, and lets go of what is not. Blocks for a moment.
     fn follow_scope(&self, Attaching { programs, scope, users, now, .. }: &Attaching) -> Result<(), SteerError> {
         let mut now = lock(now);
+        if self.is_standing() {
+            return Err(SteerError::Standing);
+        }
         let found = scope.find(false)?;
         let new: Vec<Cgroup> =
             found.captured.iter().filter(|cgroup| !now.found.captured.contains(cgroup)).cloned().collect();
@@ -89,6 +93,8 @@ impl Steering {
             let outcome = tokio::task::spawn_blocking(look).await;
             let why = match outcome {
                 Ok(Ok(())) => None,
+                // What has changed is looked at when it goes on.
+                Ok(Err(SteerError::Standing)) => continue,
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(panicked) => Some(panicked.to_string()),
             };
@@ -103,10 +109,13 @@ impl Steering {
     /// Captures nothing until it is switched on again, or captures again. False: it was so.
     ///
     /// # Errors
-    /// The kernel.
+    /// The kernel; or it [stands still](Self::pause).
     pub fn switch(&self, on: bool) -> Result<bool, SteerError> {
         let Some(Attaching { programs, now, .. }) = self.attaching.get() else { return Ok(false) };
         let mut now = lock(now);
+        if self.is_standing() {
+            return Err(SteerError::Standing);
+        }
         if now.off != on {
             return Ok(false);
         }
@@ -118,24 +127,27 @@ impl Steering {
         Ok(true)
     }
 
-    /// True where it was switched off by hand.
-    pub fn is_off(&self) -> bool {
-        self.attaching.get().is_some_and(|attaching| lock(&attaching.now).off)
+    /// True while another process takes over, or has.
+    pub(super) fn is_standing(&self) -> bool {
+        self.standing.load(Ordering::Relaxed)
     }
 
-    /// Stands still: from when this returns nothing here changes the kernel's tables of rules or the names, until
-    /// [`resume`](Self::resume). The answer is what the process that follows needs to own them.
+    /// Stands still: from when this returns nothing here changes the kernel's tables, the names or what is attached, until
+    /// [`resume`](Self::resume). The answer is what the process that follows needs to own them, and whether capturing is
+    /// switched off by hand.
     ///
     /// # Errors
-    /// No descriptor is left.
-    pub fn pause(&self) -> io::Result<Vec<Named>> {
+    /// No descriptor is left. It stands still all the same.
+    pub fn pause(&self) -> io::Result<(Vec<Named>, bool)> {
         // A change that is under way is waited for.
         let _planner = lock(&self.planner);
+        let now = self.attaching.get().map(|attaching| lock(&attaching.now));
+        self.standing.store(true, Ordering::Relaxed);
         let mut locks = vec![(NAMES_LOCK.to_owned(), self.names.freeze()?)];
         if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
             locks.push((PINS_LOCK.to_owned(), pins.lock()?));
         }
-        Ok(locks)
+        Ok((locks, now.is_some_and(|now| now.off)))
     }
 
     /// Goes on after [`pause`](Self::pause): nobody has taken over, but whoever was to may have changed the kernel's
@@ -146,10 +158,12 @@ impl Steering {
     pub fn resume(&self) -> Result<(), SteerError> {
         self.names.thaw();
         let planner = lock(&self.planner);
+        let now = self.attaching.get().map(|attaching| lock(&attaching.now));
+        self.standing.store(false, Ordering::Relaxed);
         let change = self.names.change();
         let plan = self.rules.plan();
-        if let Some(Attaching { programs, users, now, .. }) = self.attaching.get() {
-            programs.set_excluded(users, &lock(now).found.excluded)?;
+        if let Some((Attaching { programs, users, .. }, now)) = self.attaching.get().zip(now) {
+            programs.set_excluded(users, &now.found.excluded)?;
         }
         self.kernel.take_back()?;
         self.kernel.adopt_dns_ports(&self.dns_ports())?;

@@ -311,6 +311,24 @@ async fn a_carrier_that_is_down_stays_so_over_changes_and_a_new_one_is_up() {
 }
 
 #[tokio::test]
+async fn nothing_changes_while_another_process_takes_over() {
+    let house = House::new(vec![carrier(1, &["10.0.0.1"])], "");
+    let (handed_on, off) = house.steering.pause().unwrap();
+    assert_eq!((handed_on.len(), off), (1, false));
+    assert!(matches!(house.steering.update(vec![]), Err(SteerError::Standing)));
+    assert!(!house.steering.set_carrier(1, false));
+    assert_eq!(house.connect("10.0.0.1:1"), Ok(Some("10.0.0.1".into())));
+    assert!(house.kernel.take_writes().is_empty());
+    assert_eq!(house.steering.status().problem, None, "it is no fault");
+    drop(handed_on);
+    house.steering.resume().unwrap();
+    assert!(house.steering.set_carrier(1, false));
+    assert_eq!(house.connect("10.0.0.1:1"), Err(libc::EHOSTUNREACH));
+    house.update(vec![]);
+    assert_eq!(house.connect("10.0.0.1:1"), Ok(None));
+}
+
+#[tokio::test]
 async fn more_carriers_than_the_kernel_has_room_for_are_a_fault() {
     let house = House::new(vec![carrier(1, &["10.0.0.1"])], "");
     let many = |count: i64| -> Vec<Carrier> {
