@@ -5,6 +5,7 @@
 //! name, so that no connection in its queue is lost; what nobody wants is closed, and the log says so; every
 //! listener of ours is among what is handed on.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -182,6 +183,14 @@ impl Sockets {
         *lock(&self.0.observer) = Some(Box::new(observer));
     }
 
+    /// The ports of those of this name that are kept.
+    pub fn ports(&self, name: &str) -> HashSet<u16> {
+        let kept = lock(&self.0.kept);
+        let bound = kept.iter().filter(|(found, _)| found == name);
+        let bound = bound.filter_map(|(_, socket)| SockRef::from(socket).local_addr().ok()?.as_socket());
+        bound.map(|address| address.port()).collect()
+    }
+
     /// All that is kept, for who comes next.
     ///
     /// # Errors
@@ -223,6 +232,8 @@ mod tests {
         first.keep(name::ENTRY, &waiting).unwrap();
         first.keep(name::APPLIANCE, &listener).unwrap();
         first.keep(name::CONTROL, &control).unwrap();
+        assert_eq!(first.ports(name::DNS), HashSet::from([address.port()]));
+        assert!(first.ports(name::CONTROL).is_empty());
         let handed_on = first.all().unwrap();
         first.let_go();
         drop((listener, control));

@@ -226,7 +226,8 @@ impl Kernel for Programs {
         }
         for found in stands.iter().collect::<Result<Vec<_>, _>>().map_err(failed(reading))? {
             let (port, _): (u16, Addr) = found;
-            if !kept.contains(&port) {
+            // Not those that are new since the look at the resolvers: a question may have taken one meanwhile.
+            if !ports.contains(&port) {
                 absent_is_fine(stands.remove(&port))
                     .map_err(KernelError::io(format!("forgetting the resolver of port {port}")))?;
             }

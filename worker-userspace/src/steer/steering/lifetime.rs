@@ -166,7 +166,10 @@ impl Steering {
             programs.set_excluded(users, &now.found.excluded)?;
         }
         self.kernel.take_back()?;
-        self.kernel.adopt_dns_ports(&self.dns_ports())?;
+        let ports = self.sockets.ports(name::DNS);
+        for port in ports.difference(&self.kernel.adopt_dns_ports(&ports)?) {
+            self.kernel.offer_dns_port(*port)?;
+        }
         let (v4, v6) = planner.synthetic;
         self.rules.table.look(&[v4.into(), v6.into()])?;
         for (id, (slot, _)) in &plan.carriers {
@@ -196,14 +199,6 @@ impl Steering {
         if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
             pins.leave();
         }
-    }
-
-    fn dns_ports(&self) -> HashSet<u16> {
-        let all = self.sockets.all().unwrap_or_default();
-        let dns = all.iter().filter(|(found, _)| found == name::DNS);
-        let bound =
-            dns.filter_map(|(_, socket)| socket2::SockRef::from(socket).local_addr().ok()?.as_socket());
-        bound.map(|address| address.port()).collect()
     }
 
     pub(super) fn registered(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {

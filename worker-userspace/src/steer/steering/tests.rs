@@ -329,6 +329,26 @@ async fn nothing_changes_while_another_process_takes_over() {
 }
 
 #[tokio::test]
+async fn after_a_take_over_that_failed_the_ports_for_resolvers_are_ours_again() {
+    let house = House::new(vec![], "");
+    let resolver = |last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+    let before = house.kernel.ask(resolver(1)).expect("a port");
+    let spare = worker_common::limits::RESOLVERS;
+    drop(house.steering.pause().unwrap());
+    // The other one had no socket of ours, and a port of its own.
+    house.kernel.adopt_dns_ports(&HashSet::new()).unwrap();
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    house.kernel.mark_listener(socket.as_fd()).unwrap();
+    house.kernel.offer_dns_port(socket.local_addr().unwrap().port()).unwrap();
+    house.steering.resume().unwrap();
+    let ours = house.steering.sockets.ports(name::DNS);
+    assert!(ours.contains(&before.port()) && ours.len() < spare);
+    let given: HashSet<u16> =
+        (1..).map_while(|last| Some(house.kernel.ask(resolver(last))?.port())).take(spare).collect();
+    assert_eq!(given, ours);
+}
+
+#[tokio::test]
 async fn more_carriers_than_the_kernel_has_room_for_are_a_fault() {
     let house = House::new(vec![carrier(1, &["10.0.0.1"])], "");
     let many = |count: i64| -> Vec<Carrier> {
