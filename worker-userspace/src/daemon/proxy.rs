@@ -16,7 +16,7 @@ use crate::sockets::name;
 
 /// The entries, bound and not served yet.
 pub(super) struct Entries {
-    proxy: Arc<Proxy>,
+    proxy: Proxy,
     http: Vec<TcpListener>,
     socks: Vec<TcpListener>,
     status: ProxyStatus,

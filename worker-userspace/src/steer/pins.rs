@@ -1,9 +1,9 @@
 //! What of steering outlives the daemon: links and maps that hang on names in a bpf file system.
 //!
 //! ```text
-//! <steer.pins>/maps-<layout>/RULES4 ...     adopted by the next daemon, where it reads the same layout
+//! <steer.pins>/maps/RULES4-<layout> ...             adopted by the next daemon that reads the same layout of this one
 //! <steer.pins>/links/<daemon>-<cgroup>-dw_connect4 ...
-//! <steer.pins>/owner-<daemon>         an empty directory: the daemon that captures here, or would
+//! <steer.pins>/owner-<daemon>                     an empty directory: the daemon that captures here, or would
 //! ```
 //!
 //! A daemon always loads its own programs, with the maps that it finds, and attaches them before it removes the links of
@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use worker_common::LAYOUT;
+use worker_common::{Layout, MAPS};
 
 /// Where systems mount the bpf file system, and where it is mounted for the default of `steer.pins` if they do not.
 const SYSTEMS: &str = "/sys/fs/bpf";
@@ -168,8 +168,9 @@ impl Pins {
     }
 
     /// Where a map is.
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+    pub(super) fn map(&self, map: &Layout) -> PathBuf {
+        let Layout { name, key, value, entries, meaning } = map;
+        self.maps().join(format!("{name}-{key}-{value}-{entries}-{meaning}"))
     }
 
     /// Where this daemon's link of a program to a cgroup is.
@@ -183,10 +184,12 @@ impl Pins {
         let owner = self.owner();
         make_private(&owner).map_err(failed("making", &owner))?;
         self.remove_links(|owner| owner != self.daemon)?;
-        for part in read(&self.directory)? {
-            if part != self.maps() && part != self.links() && part != owner {
-                remove_all(&part).map_err(failed("removing", &part))?;
-            }
+        let kept = [self.maps(), self.links(), owner];
+        let maps: Vec<PathBuf> = MAPS.iter().map(|map| self.map(map)).collect();
+        let parts = read(&self.directory)?.into_iter().filter(|part| !kept.contains(part));
+        let old = read(&self.maps())?.into_iter().filter(|map| !maps.contains(map));
+        for surplus in parts.chain(old) {
+            remove_all(&surplus).map_err(failed("removing", &surplus))?;
         }
         Ok(())
     }
@@ -246,7 +249,7 @@ impl Pins {
     }
 
     fn maps(&self) -> PathBuf {
-        self.directory.join(format!("maps-{LAYOUT:016x}"))
+        self.directory.join("maps")
     }
 
     fn owner(&self) -> PathBuf {

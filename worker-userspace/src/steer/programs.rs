@@ -18,7 +18,7 @@ use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use socket2::{Domain, Protocol, Socket, Type};
-use worker_common::mark;
+use worker_common::{MAPS, mark};
 
 use super::kernel::{LinkStatus, ProgramStatus};
 use super::pins::{Pins, PinsError};
@@ -167,8 +167,8 @@ impl Programs {
         let Features { set_retval, mptcp } = probe::features()?;
         let (set_retval, mptcp) = (u8::from(set_retval), u8::from(mptcp));
         let mut loader = EbpfLoader::new();
-        for (name, pins) in maps::NAMES.iter().zip(pins.iter().cycle()) {
-            loader.map_pin_path(name, pins.map(name));
+        for (map, pins) in MAPS.iter().zip(pins.iter().cycle()) {
+            loader.map_pin_path(map.name, pins.map(map));
         }
         let mut ebpf = loader
             // No program looks into the kernel's own types, so its BTF need not be read, nor be there.

@@ -8,6 +8,7 @@ use std::path::Path;
 use dworker::steer::kernel::{Counter, Kernel};
 use dworker::steer::pins::Pins;
 use dworker::steer::programs::Programs;
+use worker_common::MAPS;
 
 use crate::client::{Client, Kind, Place};
 use crate::world::{Cgroup, Daemon, REMOTE4, at, attached, listen, pins, port, run};
@@ -92,6 +93,44 @@ pub(crate) fn what_a_killed_daemon_captured_is_adopted_by_the_next() {
     drop(second);
     wait_for(&cgroup, 0);
     assert!(!directory.exists(), "a daemon that ends in order leaves nothing");
+}
+
+/// The names in a directory below the pins.
+fn names(directory: &Path, below: &str) -> HashSet<String> {
+    let entries = fs::read_dir(directory.join(below)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+pub(crate) fn a_map_that_has_changed_takes_no_other_with_it() {
+    let directory = pins();
+    let first = Daemon::with(Programs::load(Some(take(&directory))).unwrap(), &["192.0.2.1"]);
+    first.kernel.settle().unwrap();
+    let before = names(&directory, "maps");
+    assert_eq!(before.len(), MAPS.len());
+    // A name says what is in the map: a ring buffer has no size of its own for its records.
+    for map in before.iter().filter(|map| !map.starts_with("EVENTS")) {
+        let path = directory.join("maps").join(map);
+        let shown = run("bpftool", &["-j", "map", "show", "pinned", path.to_str().unwrap()]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let name = map.split('-').next().unwrap();
+        let [key, value, entries] =
+            ["bytes_key", "bytes_value", "max_entries"].map(|field| shown[field].as_u64().unwrap());
+        assert_eq!(*map, format!("{name}-{key}-{value}-{entries}-1"), "{shown}");
+    }
+    kill(first);
+
+    // Another daemon's FLOWS.
+    let ours = before.iter().find(|map| map.starts_with("FLOWS")).unwrap();
+    let path = |name: &str| directory.join("maps").join(name);
+    fs::rename(path(ours), path("FLOWS-20-88-65536-0")).unwrap();
+    let second = Programs::load(Some(take(&directory))).unwrap();
+    let nets: Vec<_> = second.rules().unwrap().into_iter().map(|(net, _)| net.to_string()).collect();
+    assert!(nets.contains(&"192.0.2.1/32".to_owned()), "{nets:?}");
+    assert_eq!(names(&directory, "maps").len(), MAPS.len() + 1, "it may be used yet");
+    second.settle().unwrap();
+    assert_eq!(names(&directory, "maps"), before);
+    drop(second);
+    assert!(!directory.exists());
 }
 
 pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {

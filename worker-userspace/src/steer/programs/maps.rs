@@ -21,26 +21,6 @@ use super::super::kernel::{FlowRecord, Kernel, KernelError, ProgramStatus, Refus
 use super::super::rules;
 use super::{Programs, ProgramsError};
 
-/// All maps, as `worker-ebpf/src/maps.rs` has them.
-pub(super) const NAMES: [&str; 16] = [
-    "CONFIG",
-    "DAEMONS",
-    "EXCLUDED_USERS",
-    "EXCLUDED_CGROUPS",
-    "RULES4",
-    "RULES6",
-    "GROUP_STATE",
-    "DOWN",
-    "ORIG",
-    "MARK",
-    "FLOWS",
-    "SPARES",
-    "RESOLVERS",
-    "STANDS",
-    "COUNTERS",
-    "EVENTS",
-];
-
 /// The maps, each behind a lock of its own; no lock is held across more than a few system calls.
 pub(super) struct Maps {
     config: Mutex<(Array<MapData, Config>, Config)>,

@@ -127,6 +127,11 @@ impl Steering {
         Ok(true)
     }
 
+    /// True where it was switched off by hand.
+    pub fn is_off(&self) -> bool {
+        self.attaching.get().is_some_and(|attaching| lock(&attaching.now).off)
+    }
+
     /// True while another process takes over, or has.
     pub(super) fn is_standing(&self) -> bool {
         self.standing.load(Ordering::Relaxed)
