@@ -37,8 +37,9 @@ pub mod limits {
 pub mod mark {
     /// A listener or DNS socket of the daemon: connections may be sent to it.
     pub const LISTENER: u32 = 1;
-    /// The socket by which the daemon tells the programs its process id.
-    pub const REGISTER: u32 = 2;
+    /// The socket by which the daemon tells the programs its process id, which they put below it: where it is captured
+    /// itself it is so told, too.
+    pub const REGISTER: u32 = 1 << 31;
 }
 
 /// What the daemon tells the programs; the one element of CONFIG.

@@ -3,6 +3,7 @@
 //! ```text
 //! <steer.pins>/maps/RULES4-<layout> ...             adopted by the next daemon that reads the same layout of this one
 //! <steer.pins>/links/<daemon>-<cgroup>-dw_connect4 ...
+//! <steer.pins>/alive/<process id>                 an empty directory, locked by a daemon that is captured itself
 //! <steer.pins>/owner-<daemon>                     an empty directory: the daemon that captures here, or would
 //! ```
 //!
@@ -178,13 +179,36 @@ impl Pins {
         self.links().join(format!("{}-{cgroup}-{program}", self.daemon))
     }
 
+    /// Notes that the process with this id, which is ours, is alive: for as long as the result is open, in whatever pid
+    /// namespace somebody asks. `None`: it is noted already.
+    pub(super) fn note_alive(&self, id: u32) -> Result<Option<File>, PinsError> {
+        let note = self.alive().join(id.to_string());
+        for part in [self.alive(), note.clone()] {
+            make_private(&part).map_err(failed("making", &part))?;
+        }
+        try_lock(&note)
+    }
+
+    /// True where a process that was noted with this id has not ended. The note of one that has is removed.
+    pub(super) fn is_alive(&self, id: u32) -> Result<bool, PinsError> {
+        let note = self.alive().join(id.to_string());
+        if !note.exists() {
+            return Ok(false);
+        }
+        let ended = try_lock(&note)?.is_some();
+        if ended {
+            fs::remove_dir(&note).map_err(failed("removing", &note))?;
+        }
+        Ok(!ended)
+    }
+
     /// Makes this daemon the owner: removes the links of others, and maps that this one does not read. Its own must be
     /// attached.
     pub(super) fn own(&self) -> Result<(), PinsError> {
         let owner = self.owner();
         make_private(&owner).map_err(failed("making", &owner))?;
         self.remove_links(|owner| owner != self.daemon)?;
-        let kept = [self.maps(), self.links(), owner];
+        let kept = [self.maps(), self.links(), self.alive(), owner];
         let maps: Vec<PathBuf> = MAPS.iter().map(|map| self.map(map)).collect();
         let parts = read(&self.directory)?.into_iter().filter(|part| !kept.contains(part));
         let old = read(&self.maps())?.into_iter().filter(|map| !maps.contains(map));
@@ -252,6 +276,10 @@ impl Pins {
         self.directory.join("maps")
     }
 
+    fn alive(&self) -> PathBuf {
+        self.directory.join("alive")
+    }
+
     fn owner(&self) -> PathBuf {
         self.directory.join(format!("{OWNER}{}", self.daemon))
     }
@@ -296,10 +324,15 @@ fn is_bpf(path: &Path) -> io::Result<bool> {
 }
 
 fn take(directory: &Path) -> Result<File, PinsError> {
+    try_lock(directory)?.ok_or_else(|| PinsError::Taken(directory.to_owned()))
+}
+
+/// `None`: somebody has it.
+fn try_lock(directory: &Path) -> Result<Option<File>, PinsError> {
     let lock = File::open(directory).map_err(failed("opening", directory))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(PinsError::Taken(directory.to_owned())),
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(source)) => Err(failed("locking", directory)(source)),
     }
 }

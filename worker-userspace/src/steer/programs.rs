@@ -60,8 +60,16 @@ pub struct Programs {
     maps: Maps,
     pins: Option<Pins>,
     left: AtomicBool,
-    /// Our process id in the initial pid namespace, where we are captured.
-    own: Mutex<Option<u32>>,
+    /// Set where we are captured ourselves.
+    own: Mutex<Option<Own>>,
+}
+
+/// What the programs know us by.
+struct Own {
+    /// Our process id in the initial pid namespace.
+    id: u32,
+    /// Tells whoever asks that we live.
+    _note: Option<File>,
 }
 
 struct Attached {
@@ -246,7 +254,18 @@ impl Programs {
             };
             attached.links.push(Attachment { program, cgroup, link });
         }
-        Ok(pins.own()?)
+        pins.own()?;
+        self.forget_ended(pins)
+    }
+
+    /// Forgets the daemons that have ended: another process may get the id of one, and would go where it wants.
+    fn forget_ended(&self, pins: &Pins) -> Result<(), ProgramsError> {
+        for daemon in self.maps.daemons()? {
+            if !pins.is_alive(daemon)? {
+                self.maps.forget_daemon(daemon)?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets go of the cgroups that were removed since: nobody is captured there any more.
@@ -296,25 +315,23 @@ impl Programs {
     /// connect(), whatever pid namespace we are in; if they do not see it, we are not captured.
     fn register(&self) -> Result<Option<SocketAddr>, ProgramsError> {
         let port = self.maps.listener4();
-        let before = self.maps.daemons()?;
         let register = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             self.maps.mark(&socket, mark::REGISTER)?;
             socket.connect(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())?;
-            Ok(socket.local_addr()?.as_socket())
+            Ok((socket.local_addr()?.as_socket(), self.maps.registered(&socket)?))
         };
-        let source = register().map_err(|source| ProgramsError::Register { port, source })?;
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        *own = own.or(self.maps.daemons()?.difference(&before).next().copied());
+        let (source, id) = register().map_err(|source| ProgramsError::Register { port, source })?;
+        let mut own = self.own();
+        if let (None, Some(id)) = (&*own, id) {
+            let note = self.pins.as_ref().map(|pins| pins.note_alive(id)).transpose()?;
+            *own = Some(Own { id, _note: note.flatten() });
+        }
         Ok(source)
     }
 
-    /// Forgets the daemons before this one: none of them runs any more.
-    ///
-    /// # Errors
-    /// When the map can't be written.
-    pub fn forget_predecessors(&self) -> Result<(), ProgramsError> {
-        Ok(self.maps.forget_daemons(self.maps.daemons()?)?)
+    fn own(&self) -> MutexGuard<'_, Option<Own>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Attached> {
@@ -354,8 +371,8 @@ impl fmt::Debug for Programs {
 
 impl Drop for Programs {
     fn drop(&mut self) {
-        let own = *self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.maps.forget_daemons(own) {
+        let own = self.own().take();
+        if let Some(Err(error)) = own.map(|own| self.maps.forget_daemon(own.id)) {
             tracing::warn!("{error}");
         }
         if !self.left.load(Ordering::Relaxed) {

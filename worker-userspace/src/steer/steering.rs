@@ -218,9 +218,6 @@ impl Steering {
             pins.lock_by(inherited.sockets.one(PINS_LOCK))?;
         }
         let programs = Arc::new(programs);
-        if !inherited.follows {
-            programs.forget_predecessors()?;
-        }
         programs.set_excluded(&users, &found.excluded)?;
         let (hosts, kernel) = (Path::new(HOSTS), programs.clone());
         let started = Steering::prepare(kernel, config, prefixes, state_dir, hosts, carriers, &inherited)?;

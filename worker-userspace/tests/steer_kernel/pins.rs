@@ -197,6 +197,32 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
     drop(take(&directory));
 }
 
+pub(crate) fn the_id_of_a_daemon_that_has_ended_is_forgotten() {
+    let cgroup = Cgroup::new();
+    let directory = pins();
+    let known = || {
+        let map = names(&directory, "maps").into_iter().find(|map| map.starts_with("DAEMONS")).unwrap();
+        let path = directory.join("maps").join(map);
+        let dump = run("bpftool", &["-j", "map", "dump", "pinned", path.to_str().unwrap()]);
+        serde_json::from_str::<Vec<serde_json::Value>>(&dump).unwrap().len()
+    };
+    // Daemons that are captured themselves. One dies, another one lets its connections end yet.
+    let [dead, draining] = [(); 2].map(|()| {
+        let daemon = Client::inside(&cgroup.path);
+        daemon.steer_with(Some(&cgroup.path), Some(&directory)).unwrap();
+        daemon
+    });
+    assert_eq!(known(), 2);
+    dead.kill();
+    let next = Programs::load(Some(take(&directory))).unwrap();
+    assert_eq!(known(), 2, "nobody has told");
+    next.settle().unwrap();
+    assert_eq!(known(), 1, "the one that lives");
+    draining.kill();
+    next.settle().unwrap();
+    assert_eq!(known(), 0);
+}
+
 pub(crate) fn what_is_left_can_be_removed_without_a_daemon() {
     let cgroup = Cgroup::new();
     let directory = pins();

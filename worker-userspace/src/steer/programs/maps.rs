@@ -79,20 +79,22 @@ impl Maps {
         lock(&self.marks).insert(socket, value, 0).map_err(io_error)
     }
 
+    /// The process id that the programs have noted for a socket that was marked to register; `None`: they did not see it.
+    pub(super) fn registered(&self, socket: &impl AsRawFd) -> io::Result<Option<u32>> {
+        let mark = lock(&self.marks).get(socket, 0).map_err(io_error)?;
+        Ok(Some(mark & !mark::REGISTER).filter(|id| *id != 0))
+    }
+
     /// The process ids of the daemons that are captured themselves, in the initial pid namespace.
     pub(super) fn daemons(&self) -> Result<HashSet<u32>, KernelError> {
         let daemons = lock(&self.daemons);
         daemons.keys().collect::<Result<_, _>>().map_err(failed("reading which daemons there are"))
     }
 
-    /// Forgets daemons that have ended: another process may get their ids.
-    pub(super) fn forget_daemons(&self, ended: impl IntoIterator<Item = u32>) -> Result<(), KernelError> {
-        let mut daemons = lock(&self.daemons);
-        for daemon in ended {
-            absent_is_fine(daemons.remove(&daemon))
-                .map_err(KernelError::io("forgetting a daemon that has ended"))?;
-        }
-        Ok(())
+    /// Forgets a daemon that has ended.
+    pub(super) fn forget_daemon(&self, ended: u32) -> Result<(), KernelError> {
+        absent_is_fine(lock(&self.daemons).remove(&ended))
+            .map_err(KernelError::io("forgetting a daemon that has ended"))
     }
 
     /// The port of the listener on 127.0.0.1.
