@@ -232,13 +232,18 @@ impl Shared {
         verdict
     }
 
-    /// The reply to a query whose name gets its first addresses now.
-    pub(super) async fn assign(self: &Arc<Self>, pending: Pending) -> Vec<u8> {
+    /// The reply to a query whose name gets its first addresses now. `None`: another process gives them from now on, and
+    /// answers whoever asks again.
+    pub(super) async fn assign(self: &Arc<Self>, pending: Pending) -> Option<Vec<u8>> {
         let _turn = self.assigning.acquire().await;
         let (shared, name) = (self.clone(), pending.name().clone());
         let looked_up = tokio::task::spawn_blocking(move || shared.names.lookup(&name)).await;
         let addresses = match looked_up {
             Ok(Ok(addresses)) => addresses,
+            Ok(Err(NamesError::Frozen { .. })) => {
+                self.counters.dropped.add();
+                return None;
+            }
             Ok(Err(error)) => {
                 // A full prefix was said loudly when it filled up.
                 if !matches!(error, NamesError::Full { .. }) {
@@ -255,7 +260,7 @@ impl Shared {
             Some(_) => self.counters.answered.add(),
             None => self.counters.failed.add(),
         }
-        pending.finish(addresses)
+        Some(pending.finish(addresses))
     }
 
     fn used_ports(&self) -> MutexGuard<'_, HashSet<u16>> {
