@@ -480,8 +480,12 @@ impl Standing for Daemon {
 
     async fn resume(&self) {
         if let Some(steering) = self.roles.steering.clone() {
-            let resumed = tokio::task::spawn_blocking(move || steering.resume().map_err(|e| e.to_string()));
-            if let Err(why) = resumed.await.map_err(|panicked| panicked.to_string()).flatten() {
+            let resumed = tokio::task::spawn_blocking(move || steering.resume()).await;
+            let errors = match resumed {
+                Ok(errors) => errors.iter().map(ToString::to_string).collect(),
+                Err(panicked) => vec![panicked.to_string()],
+            };
+            for why in errors {
                 tracing::error!("steering is not all as it was: {why}");
             }
         }

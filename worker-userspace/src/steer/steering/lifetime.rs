@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::{NAMES_LOCK, PINS_LOCK, SteerError, Steering, lock};
 use crate::drain::Gate;
 use crate::sockets::{Named, name};
-use crate::steer::kernel::Kernel;
+use crate::steer::kernel::{Kernel, KernelError};
 use crate::steer::probe::Cgroup;
 use crate::steer::programs::Programs;
 use crate::steer::scope::{Found, Scope, Watch};
@@ -156,33 +156,36 @@ impl Steering {
     }
 
     /// Goes on after [`pause`](Self::pause): nobody has taken over, but whoever was to may have changed the kernel's
-    /// tables.
-    ///
-    /// # Errors
-    /// The kernel. It goes on all the same, and the next change puts right what it can.
-    pub fn resume(&self) -> Result<(), SteerError> {
+    /// tables. The answer is what could not be taken back; it goes on all the same, and the next change puts right what it
+    /// can.
+    pub fn resume(&self) -> Vec<SteerError> {
         self.names.thaw();
         let planner = lock(&self.planner);
         let now = self.attaching.get().map(|attaching| lock(&attaching.now));
         self.standing.store(false, Ordering::Relaxed);
         let change = self.names.change();
         let plan = self.rules.plan();
-        if let Some((Attaching { programs, users, .. }, now)) = self.attaching.get().zip(now) {
-            programs.set_excluded(users, &now.found.excluded)?;
-        }
-        self.kernel.take_back()?;
-        let ports = self.sockets.ports(name::DNS);
-        for port in ports.difference(&self.kernel.adopt_dns_ports(&ports)?) {
-            self.kernel.offer_dns_port(*port)?;
-        }
+        let mut errors: Vec<SteerError> = Vec::new();
+        let mut note = |done: Result<(), KernelError>| errors.extend(done.err().map(SteerError::from));
+        // First what decides for all connections: which addresses are synthetic, where the forwarder is, what is attached.
         let (v4, v6) = planner.synthetic;
-        self.rules.table.look(&[v4.into(), v6.into()])?;
+        note(self.kernel.set_synthetic(v4, v6));
+        note(self.kernel.take_back());
+        if let Some((Attaching { programs, users, .. }, now)) = self.attaching.get().zip(now) {
+            note(programs.set_excluded(users, &now.found.excluded));
+        }
+        let ports = self.sockets.ports(name::DNS);
+        match self.kernel.adopt_dns_ports(&ports) {
+            Ok(known) => ports.difference(&known).for_each(|port| note(self.kernel.offer_dns_port(*port))),
+            Err(error) => note(Err(error)),
+        }
+        note(self.rules.table.look(&[v4.into(), v6.into()]));
         for (id, (slot, _)) in &plan.carriers {
             let errno = lock(&self.down).contains(id).then_some(libc::EHOSTUNREACH);
-            self.kernel.set_group_state(*slot, errno)?;
+            note(self.kernel.set_group_state(*slot, errno));
         }
-        self.bring(&change, &plan)?;
-        Ok(())
+        note(self.bring(&change, &plan).map(drop));
+        errors
     }
 
     /// From now on this is the process that steers, and no other.
