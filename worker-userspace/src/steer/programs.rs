@@ -238,22 +238,7 @@ impl Programs {
     /// A name can't be made or removed.
     pub fn settle(&self) -> Result<(), ProgramsError> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        let mut attached = self.lock();
-        for Attachment { program, cgroup, link } in std::mem::take(&mut attached.links) {
-            let path = pins.link(cgroup.id, program);
-            let link = match path.exists() {
-                true => link,
-                false => match link.pin(&path) {
-                    Ok(pinned) => pinned.into(),
-                    Err(error) => {
-                        let (cgroup, source) =
-                            (cgroup.path.display().to_string(), ProgramError::from_link(error));
-                        return Err(ProgramsError::Attach { program, cgroup, source: Box::new(source) });
-                    }
-                },
-            };
-            attached.links.push(Attachment { program, cgroup, link });
-        }
+        self.lock().name_all(pins)?;
         pins.own()?;
         self.forget_ended(pins)
     }
@@ -392,28 +377,53 @@ impl Attached {
             if self.has(cgroup) || links.iter().any(|link| link.cgroup.id == cgroup.id) {
                 continue;
             }
-            let failed = |program, source| ProgramsError::Attach {
-                program,
-                cgroup: cgroup.path.display().to_string(),
-                source: Box::new(source),
-            };
-            let directory = File::open(&cgroup.path)
-                .map_err(|error| failed(HOOKS[0].name, ProgramError::IOError(error)))?;
             for hook in &HOOKS {
-                let program = program(&mut self.ebpf, hook.name)?;
-                if program.fd().is_err() {
-                    // A hook that this kernel lacks.
-                    continue;
-                }
-                let mut link = attach(program, &directory).map_err(|error| failed(hook.name, error))?;
-                if let Some(pins) = pins {
-                    let pinned = link.pin(pins.link(cgroup.id, hook.name));
-                    link = pinned.map_err(|error| failed(hook.name, ProgramError::from_link(error)))?.into();
-                }
-                links.push(Attachment { program: hook.name, cgroup: cgroup.clone(), link });
+                links.extend(self.attach_one(hook, cgroup, pins)?);
             }
         }
         Ok(links)
+    }
+
+    /// Attaches a program, with a name where there are pins. `None`: this kernel lacks the hook.
+    fn attach_one(
+        &mut self,
+        hook: &Hook,
+        cgroup: &Cgroup,
+        pins: Option<&Pins>,
+    ) -> Result<Option<Attachment>, ProgramsError> {
+        let failed = |source| ProgramsError::Attach {
+            program: hook.name,
+            cgroup: cgroup.path.display().to_string(),
+            source: Box::new(source),
+        };
+        let program = program(&mut self.ebpf, hook.name)?;
+        if program.fd().is_err() {
+            return Ok(None);
+        }
+        let directory = File::open(&cgroup.path).map_err(|error| failed(ProgramError::IOError(error)))?;
+        let mut link = attach(program, &directory).map_err(failed)?;
+        if let Some(pins) = pins {
+            let pinned = link.pin(pins.link(cgroup.id, hook.name));
+            link = pinned.map_err(|error| failed(ProgramError::from_link(error)))?.into();
+        }
+        Ok(Some(Attachment { program: hook.name, cgroup: cgroup.clone(), link }))
+    }
+
+    /// Has all that is attached have its names, which another daemon may have removed. A link that has lost its name is
+    /// given up only for a new one beside it: what can't be named stays attached for as long as this process lives.
+    fn name_all(&mut self, pins: &Pins) -> Result<(), ProgramsError> {
+        for at in 0..self.links.len() {
+            let Attachment { program, ref cgroup, .. } = self.links[at];
+            let hook = HOOKS.iter().find(|hook| hook.name == program);
+            let (Some(hook), cgroup) = (hook, cgroup.clone()) else { continue };
+            if cgroup.is_alive()
+                && !pins.link(cgroup.id, program).exists()
+                && let Some(fresh) = self.attach_one(hook, &cgroup, Some(pins))?
+            {
+                self.links[at] = fresh;
+            }
+        }
+        Ok(())
     }
 }
 

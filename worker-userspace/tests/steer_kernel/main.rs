@@ -73,6 +73,7 @@ const TESTS: &[(&str, fn())] = tests! {
         what_a_killed_daemon_captured_is_adopted_by_the_next
         a_map_that_has_changed_takes_no_other_with_it
         nobody_is_unsteered_while_one_daemon_follows_another
+        what_can_not_be_named_stays_attached
         the_id_of_a_daemon_that_has_ended_is_forgotten
         what_is_left_can_be_removed_without_a_daemon
         ports_for_resolvers_live_on_with_their_sockets

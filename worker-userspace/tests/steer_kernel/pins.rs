@@ -197,6 +197,29 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
     drop(take(&directory));
 }
 
+pub(crate) fn what_can_not_be_named_stays_attached() {
+    let cgroup = Cgroup::new();
+    let directory = pins();
+    let daemon = Daemon::with(Programs::load(Some(take(&directory))).unwrap(), &[]);
+    daemon.attach(&[&cgroup]);
+    // As another daemon's take-over that came to nothing.
+    let links = directory.join("links");
+    for name in names(&directory, "links") {
+        fs::remove_file(links.join(name)).unwrap();
+    }
+    fs::remove_dir(&links).unwrap();
+    let before = ids(&cgroup);
+    assert_eq!(before.len(), PROGRAMS);
+    daemon.kernel.settle().unwrap_err();
+    assert_eq!(ids(&cgroup), before);
+    fs::create_dir(&links).unwrap();
+    daemon.kernel.settle().unwrap();
+    wait_for(&cgroup, PROGRAMS);
+    assert_eq!(names(&directory, "links").len(), PROGRAMS);
+    kill(daemon);
+    assert_eq!(ids(&cgroup), before, "it has its names");
+}
+
 pub(crate) fn the_id_of_a_daemon_that_has_ended_is_forgotten() {
     let cgroup = Cgroup::new();
     let directory = pins();
