@@ -219,12 +219,15 @@ impl Pins {
     }
 
     /// True where another daemon is the owner.
-    pub(super) fn has_other_owner(&self) -> bool {
+    ///
+    /// # Errors
+    /// It can't be seen: then there may be one.
+    pub(super) fn has_other_owner(&self) -> Result<bool, PinsError> {
         let other = |part: &PathBuf| {
             let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.starts_with(OWNER) && *part != self.owner()
         };
-        read(&self.directory).is_ok_and(|parts| parts.iter().any(other))
+        Ok(read(&self.directory)?.iter().any(other))
     }
 
     /// Removes this daemon's links.
@@ -235,7 +238,7 @@ impl Pins {
     /// Removes this daemon's links; and all the rest, where no other daemon is the owner.
     pub(super) fn remove_own(&self) -> Result<(), PinsError> {
         self.remove_own_links()?;
-        if self.has_other_owner() { Ok(()) } else { self.remove_all() }
+        if self.has_other_owner()? { Ok(()) } else { self.remove_all() }
     }
 
     /// Removes the links of all daemons first: from then on nothing is captured.
@@ -254,7 +257,7 @@ impl Pins {
     }
 
     fn remove_links(&self, of: impl Fn(&str) -> bool) -> Result<(), PinsError> {
-        let Ok(links) = read(&self.links()) else { return Ok(()) };
+        let links = read(&self.links())?;
         let owner = |path: &Path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.split('-').next().unwrap_or_default().to_owned()
@@ -337,9 +340,13 @@ fn try_lock(directory: &Path) -> Result<Option<File>, PinsError> {
     }
 }
 
+/// What is in a directory; in one that is not there, nothing.
 fn read(directory: &Path) -> Result<Vec<PathBuf>, PinsError> {
     let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>();
-    list().map_err(failed("listing", directory))
+    match list() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(failed("listing", directory)),
+    }
 }
 
 /// As the standard library's, which first tries what a bpf file system does not have.
@@ -351,4 +358,31 @@ fn remove_all(path: &Path) -> io::Result<()> {
         remove_all(&entry?.path())?;
     }
     fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a directory on a file system that answers nothing but errors.
+    #[test]
+    fn what_can_not_be_seen_counts_as_another_daemons() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |directory: PathBuf| Pins { directory, daemon: "a".to_owned(), lock: Mutex::default() };
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let unreadable = of(file.clone());
+        let error = unreadable.has_other_owner().unwrap_err().to_string();
+        assert!(error.contains(&format!("listing {}", file.display())), "{error}");
+        assert!(unreadable.remove_own().is_err());
+        assert!(file.exists());
+
+        let pins = of(directory.path().join("pins"));
+        assert!(!pins.has_other_owner().unwrap(), "there is nothing");
+        for owner in ["a", "b"] {
+            assert!(!pins.has_other_owner().unwrap());
+            fs::create_dir_all(pins.directory.join(format!("{OWNER}{owner}"))).unwrap();
+        }
+        assert!(pins.has_other_owner().unwrap());
+    }
 }

@@ -263,8 +263,11 @@ impl Programs {
     }
 
     /// True where another daemon has settled with the same pins.
-    pub fn is_followed(&self) -> bool {
-        self.pins.as_ref().is_some_and(Pins::has_other_owner)
+    ///
+    /// # Errors
+    /// It can't be seen: then one may have.
+    pub fn is_followed(&self) -> Result<bool, ProgramsError> {
+        Ok(self.pins.as_ref().map_or(Ok(false), Pins::has_other_owner)?)
     }
 
     /// Detaches all that this process attached. Maps stay, for the next [`attach`](Self::attach).

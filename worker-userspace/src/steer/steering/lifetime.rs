@@ -198,10 +198,14 @@ impl Steering {
 
     /// Leaves all that is captured to the process that follows, which steers with the same pins or not at all.
     pub fn leave(&self) {
-        let followed = self.attaching.get().is_none_or(|attaching| attaching.programs.is_followed());
+        let followed = self.attaching.get().map_or(Ok(true), |attaching| attaching.programs.is_followed());
         match followed {
-            true => self.kernel.leave(),
-            false => self.kernel.detach(),
+            Ok(true) => self.kernel.leave(),
+            Ok(false) => self.kernel.detach(),
+            Err(why) => {
+                tracing::error!("what is attached is left as it is: {why}");
+                self.kernel.leave();
+            }
         }
         self.names.leave();
         if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
