@@ -376,6 +376,51 @@ fn whoever_is_killed_in_a_reload_somebody_serves() -> Result<()> {
     })
 }
 
+/// A stop of a service whose reload would take much longer.
+fn stop_in_time(lab: &Lab, service: &Service) -> Result<()> {
+    let began = Instant::now();
+    service.stop()?;
+    assert!(began.elapsed() < Duration::from_secs(8), "a stop took {:?}", began.elapsed());
+    wait_for_programs(lab.appliance(), 0)?;
+    assert!(!lab.appliance().pins("appliance").exists(), "something is left");
+    Ok(())
+}
+
+#[test]
+fn a_stop_is_heard_while_a_new_process_does_not_get_ready() -> Result<()> {
+    let lab = Lab::new()?;
+    let house = House::new(&lab, |config| config)?;
+    let service = &house.appliance;
+    lab.explain(|| {
+        let (program, aside) = (service.program().to_owned(), service.program().with_extension("aside"));
+        let began = program.with_extension("began");
+        fs::rename(&program, &aside)?;
+        fs::write(&program, format!("#!/bin/sh\n: > {}\nexec sleep 25\n", began.display()))?;
+        fs::set_permissions(&program, fs::metadata(&aside)?.permissions())?;
+        service.signal(service.pid()?, Signal::SIGHUP)?;
+        let deadline = Instant::now() + SOON;
+        while !began.exists() {
+            anyhow::ensure!(Instant::now() < deadline, "no new process");
+        }
+        stop_in_time(&lab, service)
+    })
+}
+
+#[test]
+fn a_stop_is_heard_while_a_new_process_takes_over() -> Result<()> {
+    let lab = Lab::new()?;
+    let house = House::new(&lab, |config| config)?;
+    let service = &house.appliance;
+    lab.explain(|| {
+        service.signal(service.pid()?, Signal::SIGHUP)?;
+        let line = service.wait_for_line("a new process takes over")?;
+        let new = line.rsplit_once("pid=").context("no pid")?.1.trim().parse()?;
+        // It hangs, with all that is handed on to it.
+        service.signal(new, Signal::SIGSTOP)?;
+        stop_in_time(&lab, service)
+    })
+}
+
 #[test]
 fn steering_is_switched_off_with_and_without_a_daemon() -> Result<()> {
     let lab = Lab::new()?;

@@ -350,9 +350,18 @@ impl Daemon {
                 Some(order) = self.orders.recv() => Some(order),
             };
             notify::status("a new process takes over");
-            let outcome = reload::replace(&self.invocation, &self).await;
+            let mut stopped = false;
+            let stop = async {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                stopped = true;
+            };
+            let outcome = reload::replace(&self.invocation, &self, stop).await;
             match &outcome {
                 Ok(pid) => tracing::info!(pid, "another process has taken over"),
+                Err(why) if stopped => tracing::info!("not reloaded: {why}"),
                 Err(why) => {
                     tracing::error!("not reloaded, all is as before: {why}");
                     notify::ready();
@@ -365,6 +374,9 @@ impl Daemon {
             }
             if replaced {
                 break End::Replaced;
+            }
+            if stopped {
+                break End::Stopped;
             }
         };
         match end {

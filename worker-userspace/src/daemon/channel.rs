@@ -2,6 +2,7 @@
 //! deadline, over a pair of sockets.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -74,6 +75,12 @@ impl Channel {
                 None
             }
         }
+    }
+
+    /// Says and hears nothing any more: whoever waits on either side is told the end.
+    pub(super) fn end(&self) {
+        // The other side may have ended it.
+        let _ = SockRef::from(&self.0).shutdown(Shutdown::Both);
     }
 
     /// Sends a message, with descriptors.
