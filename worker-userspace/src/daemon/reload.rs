@@ -180,7 +180,7 @@ pub(super) async fn replace(
 ) -> Result<u32, String> {
     let stopped = async {
         stop.await;
-        Err("this one was asked to stop".to_owned())
+        "this one was asked to stop".to_owned()
     };
     tokio::pin!(stopped);
     let starting = |error| format!("{} can't be started: {error}", invocation.program.display());
@@ -189,7 +189,7 @@ pub(super) async fn replace(
     let prepared = |said: &Message| matches!(said, Message::Prepared { .. });
     let said = tokio::select! {
         said = successor.says(prepared, PREPARE, "reading its configuration") => said,
-        why = &mut stopped => why,
+        why = &mut stopped => Err(why),
     };
     let Message::Prepared { pid } = said? else {
         return Err("the new process does not say who it is".to_owned());
@@ -201,7 +201,7 @@ pub(super) async fn replace(
         Ok(handed_on) => tokio::select! {
             biased;
             taken = take_over(&successor, handed_on) => taken,
-            why = &mut stopped => why,
+            why = &mut stopped => Err(why),
         },
         Err(why) => Err(why),
     };
