@@ -66,8 +66,6 @@ pub use successor::{Inheritance, Predecessor};
 
 /// Orders that wait.
 const ORDERS: usize = 8;
-/// The lock of the state directory, where it is handed on.
-const STATE_LOCK: &str = "lock of state_dir";
 
 /// Why the daemon did not start. Each names what is wrong and where.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +186,7 @@ impl Daemon {
         };
         listening.keep(name::CONTROL, control.listener())?;
         let control_left = control.left();
-        let own_state = node::take(&config.state_dir, sockets.one(STATE_LOCK)).map_err(state)?;
+        let own_state = node::take(&config.state_dir, &sockets).map_err(state)?;
         let Some(own_state) = own_state else {
             return Err(StartError::StateTaken(config.state_dir.clone()));
         };
@@ -481,7 +479,7 @@ impl Standing for Daemon {
         let no_descriptor = |error: io::Error| format!("what is to be handed on: {error}");
         let mut all = self.sockets.all().map_err(no_descriptor)?;
         if let Some(lock) = &self.own_state {
-            all.push((STATE_LOCK.to_owned(), lock.try_clone().map_err(no_descriptor)?.into()));
+            all.push((name::STATE_LOCK.to_owned(), lock.try_clone().map_err(no_descriptor)?.into()));
         }
         let Some(steering) = self.roles.steering.clone() else { return Ok((all, false)) };
         let paused = tokio::task::spawn_blocking(move || steering.pause()).await;

@@ -15,16 +15,18 @@
 //! What must hold: one daemon at a time has the directory (a lock, which is handed on with it); a daemon that stops
 //! in order leaves nothing.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use worker_common::{Layout, MAPS};
+
+use crate::sockets::{self, Sockets, name};
 
 /// Where systems mount the bpf file system, and where it is mounted for the default of `steer.pins` if they do not.
 const SYSTEMS: &str = "/sys/fs/bpf";
@@ -80,14 +82,14 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Makes the directory, on a bpf file system that is mounted where there is none, and takes it. `lock` is the one of
-    /// the daemon that hands the directory on.
+    /// Makes the directory, on a bpf file system that is mounted where there is none, and takes it, by
+    /// the lock of the daemon that hands it on, if there is one.
     ///
     /// # Errors
     /// Another daemon has it, or it can't be made.
-    pub fn take(directory: &Path, lock: Option<OwnedFd>) -> Result<Pins, PinsError> {
+    pub fn take(directory: &Path, sockets: &Sockets) -> Result<Pins, PinsError> {
         let pins = Pins::beside(directory)?;
-        pins.lock_by(lock)?;
+        pins.lock_by(sockets)?;
         Ok(pins)
     }
 
@@ -109,17 +111,11 @@ impl Pins {
     ///
     /// # Errors
     /// Another daemon has it.
-    pub fn lock_by(&self, lock: Option<OwnedFd>) -> Result<(), PinsError> {
+    pub fn lock_by(&self, sockets: &Sockets) -> Result<(), PinsError> {
         let directory = &self.directory;
-        // The daemon before this one may have had another.
-        let is_of = |lock: &File| {
-            let (a, b) = (lock.metadata().ok()?, fs::metadata(directory).ok()?);
-            (a.dev() == b.dev() && a.ino() == b.ino()).then_some(())
-        };
-        let lock = match lock.map(File::from).filter(|lock| is_of(lock).is_some()) {
-            Some(lock) => lock,
-            None => take(directory)?,
-        };
+        let open = File::open(directory).map_err(failed("opening", directory))?;
+        let locked = sockets.lock(name::PINS_LOCK, open).map_err(failed("locking", directory))?;
+        let lock = locked.ok_or_else(|| PinsError::Taken(directory.clone()))?;
         *self.held() = Some(lock);
         Ok(())
     }
@@ -332,12 +328,8 @@ fn take(directory: &Path) -> Result<File, PinsError> {
 
 /// `None`: somebody has it.
 fn try_lock(directory: &Path) -> Result<Option<File>, PinsError> {
-    let lock = File::open(directory).map_err(failed("opening", directory))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(source)) => Err(failed("locking", directory)(source)),
-    }
+    let file = File::open(directory).map_err(failed("opening", directory))?;
+    sockets::try_lock(file).map_err(failed("locking", directory))
 }
 
 /// What is in a directory; in one that is not there, nothing.

@@ -48,9 +48,6 @@ use plan::{Plan, Planner};
 use slots::Slots;
 use table::Table;
 
-/// The locks that are handed on with what they guard.
-const PINS_LOCK: &str = "lock of steer.pins";
-const NAMES_LOCK: &str = "lock of the names";
 /// Where names are found before DNS is asked.
 const HOSTS: &str = "/etc/hosts";
 
@@ -215,7 +212,7 @@ impl Steering {
         check_overlap(&prefixes)?;
         let programs = inherited.programs.take().map_or_else(|| Steering::load_ahead(config), Ok)?;
         if let Some(pins) = programs.pins() {
-            pins.lock_by(inherited.sockets.one(PINS_LOCK))?;
+            pins.lock_by(&inherited.sockets)?;
         }
         let programs = Arc::new(programs);
         programs.set_excluded(&users, &found.excluded)?;
@@ -254,7 +251,7 @@ impl Steering {
         let table = Table::new(kernel.clone(), &apart)?;
         let next = NonZeroU32::MIN.saturating_add(table.highest());
         let rules = Arc::new(Installed { plan: RwLock::default(), table });
-        let names = Arc::new(Names::adopt(state_dir, prefixes, rules.clone(), sockets.one(NAMES_LOCK))?);
+        let names = Arc::new(Names::adopt(state_dir, prefixes, rules.clone(), sockets)?);
 
         let mut forwarder = Vec::new();
         for socket in sockets.named(name::FORWARDER) {

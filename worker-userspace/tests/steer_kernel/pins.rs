@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use dworker::sockets::{Sockets, name};
 use dworker::steer::kernel::{Counter, Kernel};
 use dworker::steer::pins::Pins;
 use dworker::steer::programs::Programs;
@@ -17,7 +18,7 @@ const NAMED: &str = "240.64.0.1";
 const PROGRAMS: usize = 9;
 
 fn take(directory: &Path) -> Pins {
-    Pins::take(directory, None).unwrap_or_else(|e| panic!("{e}"))
+    Pins::take(directory, &Sockets::default()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The ids of the programs that are attached.
@@ -61,7 +62,7 @@ pub(crate) fn what_a_killed_daemon_captured_is_adopted_by_the_next() {
     let _accepted = first.accept4();
     let before = ids(&cgroup);
     assert_eq!((before.len(), attached(&cgroup.path).len()), (PROGRAMS, PROGRAMS));
-    let wrong = Pins::take(&directory, None).unwrap_err().to_string();
+    let wrong = Pins::take(&directory, &Sockets::default()).unwrap_err().to_string();
     assert!(wrong.contains("another dworker steers with it"), "{wrong}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&directory).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o700);
@@ -144,7 +145,10 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
 
     // One that gives up before it is attached leaves all as it was.
     let before = ids(&cgroup);
-    let pins = |lock| Pins::take(&directory, Some(lock)).unwrap();
+    let pins = |lock| {
+        let handed_on = Sockets::new(vec![(name::PINS_LOCK.to_owned(), lock)]);
+        Pins::take(&directory, &handed_on).unwrap()
+    };
     drop(Programs::load(Some(pins(lock.try_clone().unwrap()))).unwrap());
     assert_eq!(ids(&cgroup), before);
     drop(client.connect(&to).unwrap());
@@ -188,7 +192,7 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
     // A third one can follow as soon as the second has ended, though the first one is still there.
     first.kernel.pins().unwrap().leave();
     drop(lock);
-    let wrong = Pins::take(&directory, None).unwrap_err().to_string();
+    let wrong = Pins::take(&directory, &Sockets::default()).unwrap_err().to_string();
     assert!(wrong.contains("another dworker"), "{wrong}");
     drop(client.connect(&to).unwrap());
     assert_eq!(first.target4(), to);

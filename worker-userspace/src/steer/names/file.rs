@@ -14,13 +14,14 @@
 //! answered after that and applications keep it for as long as they run. So a line that a crash left in
 //! pieces was never answered and may go; anything else that doesn't read is an error, never discarded.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::prefixes::Prefixes;
+use crate::sockets::{Sockets, name};
 use crate::target::Name;
 
 const MAGIC: &str = "dworker names ";
@@ -105,32 +106,19 @@ pub(super) struct NameFile {
 
 impl NameFile {
     /// Opens or creates the file, locks it against other processes and reads the names, the first with index 1.
-    /// `inherited` is the file of the process before this one, whose lock it is.
     pub(super) fn open(
         path: &Path,
         prefixes: Prefixes,
-        inherited: Option<File>,
+        sockets: &Sockets,
     ) -> Result<(NameFile, Vec<Name>), FileError> {
         let io = |action| move |source| FileError::Io { path: path.to_owned(), action, source };
-        let same = |file: &File| {
-            let (a, b) = (file.metadata().ok()?, std::fs::metadata(path).ok()?);
-            (a.dev() == b.dev() && a.ino() == b.ino()).then_some(())
-        };
-        let inherited = inherited.filter(|file| same(file).is_some());
-        let locked = inherited.is_some();
         let opened =
-            || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let mut file = match inherited {
-            Some(mut file) => file.rewind().map(|()| file),
-            None => opened(),
-        }
-        .map_err(io("open or create it"))?;
-        // A lock that was handed on is held already.
-        let lock = if locked { Ok(()) } else { file.try_lock() };
-        lock.map_err(|error| match error {
-            TryLockError::WouldBlock => FileError::Locked { path: path.to_owned() },
-            TryLockError::Error(source) => io("lock it")(source),
-        })?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let opened = opened.map_err(io("open or create it"))?;
+        let locked = sockets.lock(name::NAMES_LOCK, opened).map_err(io("lock it"))?;
+        let mut file = locked.ok_or_else(|| FileError::Locked { path: path.to_owned() })?;
+        // The process before this one may have read it.
+        file.rewind().map_err(io("read it"))?;
         let mode = file.metadata().map_err(io("read its mode"))?.permissions().mode();
         if mode & 0o077 != 0 {
             file.set_permissions(PermissionsExt::from_mode(0o600)).map_err(io("set its mode to 0600"))?;
@@ -308,7 +296,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("names");
         let name = |text: &str| text.parse::<Name>().unwrap();
-        let (mut names, _) = NameFile::open(&path, Prefixes::default(), None).unwrap();
+        let (mut names, _) = NameFile::open(&path, Prefixes::default(), &Sockets::default()).unwrap();
         names.append(1, &name("a.example")).unwrap();
 
         let read_only = File::open(&path).unwrap();
@@ -321,7 +309,7 @@ mod tests {
         names.file = Some(working);
         names.append(2, &name("c.example")).unwrap();
         drop(names);
-        let (_, found) = NameFile::open(&path, Prefixes::default(), None).unwrap();
+        let (_, found) = NameFile::open(&path, Prefixes::default(), &Sockets::default()).unwrap();
         assert_eq!(found, [name("a.example"), name("c.example")]);
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{NAMES_LOCK, PINS_LOCK, SteerError, Steering, lock};
+use super::{SteerError, Steering, lock};
 use crate::drain::Gate;
 use crate::sockets::{Named, name};
 use crate::steer::kernel::{Kernel, KernelError};
@@ -52,7 +52,10 @@ impl Steering {
     }
 
     /// Attaches to what is there of the captured cgroups now, and lets go of what is not. Blocks for a moment.
-    fn follow_scope(&self, Attaching { programs, scope, users, now, .. }: &Attaching) -> Result<(), SteerError> {
+    fn follow_scope(
+        &self,
+        Attaching { programs, scope, users, now, .. }: &Attaching,
+    ) -> Result<(), SteerError> {
         let mut now = lock(now);
         if self.is_standing() {
             return Err(SteerError::Standing);
@@ -148,9 +151,9 @@ impl Steering {
         let _planner = lock(&self.planner);
         let now = self.attaching.get().map(|attaching| lock(&attaching.now));
         self.standing.store(true, Ordering::Relaxed);
-        let mut locks = vec![(NAMES_LOCK.to_owned(), self.names.freeze()?)];
+        let mut locks = vec![(name::NAMES_LOCK.to_owned(), self.names.freeze()?)];
         if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
-            locks.push((PINS_LOCK.to_owned(), pins.lock()?));
+            locks.push((name::PINS_LOCK.to_owned(), pins.lock()?));
         }
         Ok((locks, now.is_some_and(|now| now.off)))
     }
