@@ -423,11 +423,7 @@ impl Daemon {
         // What has a name is ours to remove from now on.
         self.control_left.store(false, Ordering::Relaxed);
         self.sockets.close_rest();
-        if notify::is_on() {
-            // What it keeps from before may be nobody's any more.
-            name::ALL.into_iter().for_each(notify::forget);
-            self.sockets.observe(notify::store);
-        }
+        self.tell_manager();
         if let Some(predecessor) = predecessor {
             self.drain.set_open(true);
             predecessor.serving();
@@ -438,6 +434,14 @@ impl Daemon {
             self.drain.spawn("watchdog", async move { keep_alive(every, &roles).await });
         }
         Ok(())
+    }
+
+    /// Has the service manager keep the sockets of this process, and no others: what it keeps may be nobody's any more.
+    fn tell_manager(&self) {
+        if notify::is_on() {
+            name::ALL.into_iter().for_each(notify::forget);
+            self.sockets.observe(notify::store);
+        }
     }
 
     /// Ends all that this process began: another one serves on, or none.
@@ -489,6 +493,7 @@ impl Standing for Daemon {
     }
 
     async fn resume(&self) {
+        self.tell_manager();
         if let Some(steering) = self.roles.steering.clone() {
             let resumed = tokio::task::spawn_blocking(move || steering.resume()).await;
             let errors = match resumed {

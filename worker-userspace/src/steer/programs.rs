@@ -237,8 +237,22 @@ impl Programs {
     /// # Errors
     /// A name can't be made or removed.
     pub fn settle(&self) -> Result<(), ProgramsError> {
+        self.name_all()?;
+        self.own_pins()
+    }
+
+    /// As [`settle`](Self::settle), against a daemon that was to follow: what it left goes, whatever can't be named.
+    pub(super) fn take_back_pins(&self) -> Result<(), ProgramsError> {
+        let named = self.name_all();
+        self.own_pins().and(named)
+    }
+
+    fn name_all(&self) -> Result<(), ProgramsError> {
+        self.pins.as_ref().map_or(Ok(()), |pins| self.lock().name_all(pins))
+    }
+
+    fn own_pins(&self) -> Result<(), ProgramsError> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        self.lock().name_all(pins)?;
         pins.own()?;
         self.forget_ended(pins)
     }
@@ -415,18 +429,21 @@ impl Attached {
     /// Has all that is attached have its names, which another daemon may have removed. A link that has lost its name is
     /// given up only for a new one beside it: what can't be named stays attached for as long as this process lives.
     fn name_all(&mut self, pins: &Pins) -> Result<(), ProgramsError> {
+        let mut outcome = Ok(());
         for at in 0..self.links.len() {
             let Attachment { program, ref cgroup, .. } = self.links[at];
             let hook = HOOKS.iter().find(|hook| hook.name == program);
             let (Some(hook), cgroup) = (hook, cgroup.clone()) else { continue };
-            if cgroup.is_alive()
-                && !pins.link(cgroup.id, program).exists()
-                && let Some(fresh) = self.attach_one(hook, &cgroup, Some(pins))?
-            {
-                self.links[at] = fresh;
+            if !cgroup.is_alive() || pins.link(cgroup.id, program).exists() {
+                continue;
+            }
+            match self.attach_one(hook, &cgroup, Some(pins)) {
+                Ok(Some(fresh)) => self.links[at] = fresh,
+                Ok(None) => {}
+                Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        Ok(())
+        outcome
     }
 }
 

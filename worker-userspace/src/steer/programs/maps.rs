@@ -280,7 +280,7 @@ impl Kernel for Programs {
     fn take_back(&self) -> Result<(), KernelError> {
         // The one that was to follow has written its own.
         self.maps.configure(|_| ())?;
-        self.settle()
+        self.take_back_pins()
             .map_err(|error| KernelError::io("taking back what is attached")(io::Error::other(error)))
     }
 
