@@ -252,7 +252,7 @@ fn files_that_cannot_be_read_at_all() {
     assert_eq!(load(""), "DIR/: it is not a regular file: correct the path");
 
     fs::write(dir.path().join("large.toml"), vec![b'#'; 10 << 20]).expect("10 MiB");
-    assert_eq!(load("large.toml"), "DIR/large.toml: it is larger than 1 MiB: correct the path");
+    assert_eq!(load("large.toml"), "DIR/large.toml: it has 10485760 bytes, and at most 1048576 are read (1 MiB): correct the path");
 
     fs::write(dir.path().join("latin1.toml"), b"log = \"info\"\n# Z\xfcrich\n").expect("latin1");
     assert_eq!(load("latin1.toml"), "DIR/latin1.toml:2: not UTF-8: save the file in UTF-8");
