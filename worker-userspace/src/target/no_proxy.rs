@@ -22,13 +22,8 @@ const FORM: &str =
 pub enum Exempt {
     /// `*`: all targets.
     All,
-    /// A name with all names below it; or, as a pattern says, names below a suffix, an address or a network.
-    Some {
-        /// What stands there, without the names below.
-        pattern: Pattern,
-        /// Whether the names below count too: a name without a dot in front.
-        below: bool,
-    },
+    /// A name, which has all names below it here; or, as ever, names below a suffix, an address or a network.
+    Some(Pattern),
 }
 
 impl FromStr for Exempt {
@@ -46,9 +41,9 @@ impl FromStr for Exempt {
         let ports = parse_ports(ports).map_err(|why| bad(&why))?;
         let suffix = host.strip_prefix('*').unwrap_or(host).strip_prefix('.');
         let net = host.split_once('/').map(|_| host.parse::<IpNet>());
-        let (host, below) = match (suffix, net) {
-            (Some(suffix), _) => (HostPattern::Suffix(suffix.parse()?), false),
-            (None, Some(Ok(net))) => (HostPattern::Net(canonical(net.trunc())), false),
+        let host = match (suffix, net) {
+            (Some(suffix), _) => HostPattern::Suffix(suffix.parse()?),
+            (None, Some(Ok(net))) => HostPattern::Net(canonical(net.trunc())),
             (None, Some(Err(_))) => {
                 return Err(bad("a network is written `10.20.0.0/16` or `2001:db8::/32`"));
             }
@@ -58,12 +53,12 @@ impl FromStr for Exempt {
                 ));
             }
             (None, None) => match host.parse::<IpAddr>() {
-                Ok(addr) => (HostPattern::Net(addr.to_canonical().into()), false),
+                Ok(addr) => HostPattern::Net(addr.to_canonical().into()),
                 Err(_) if host.is_empty() => return Err(bad(FORM)),
-                Err(_) => (HostPattern::Name(host.parse()?), true),
+                Err(_) => HostPattern::Name(host.parse()?),
             },
         };
-        Ok(Exempt::Some { pattern: Pattern { host, ports }, below })
+        Ok(Exempt::Some(Pattern { host, ports }))
     }
 }
 
@@ -71,7 +66,7 @@ impl fmt::Display for Exempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exempt::All => f.write_str("*"),
-            Exempt::Some { pattern, .. } => pattern.fmt(f),
+            Exempt::Some(pattern) => pattern.fmt(f),
         }
     }
 }
@@ -108,8 +103,8 @@ impl FromIterator<Exempt> for NoProxy {
         for entry in entries {
             match &entry {
                 Exempt::All => list.all = true,
-                Exempt::Some { pattern, below } => {
-                    if let (HostPattern::Name(name), true) = (&pattern.host, below) {
+                Exempt::Some(pattern) => {
+                    if let HostPattern::Name(name) = &pattern.host {
                         let host = HostPattern::Suffix(name.clone());
                         list.patterns.insert(Pattern { host, ports: pattern.ports.clone() }, ());
                     }
