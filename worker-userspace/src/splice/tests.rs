@@ -1,5 +1,7 @@
 //! Copying between lanes over in-memory pipes.
 
+use std::os::fd::AsRawFd;
+
 use tokio::io::{AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -49,6 +51,23 @@ async fn a_relay_whose_opener_is_lost_behind_its_fin_ends() {
     assert_eq!(relayed.await.unwrap().unwrap_err().code, Code::Reset);
 }
 
+/// Waits until the peer's kernel has all that was written: a reset leaves behind what has not left.
+pub(super) async fn until_nothing_is_unsent(socket: &TcpStream) {
+    let arrived = async {
+        loop {
+            let mut unsent: libc::c_int = 0;
+            // SAFETY: the kernel writes one int.
+            let asked = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
+            assert_eq!(asked, 0, "{}", io::Error::last_os_error());
+            if unsent == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, arrived).await.expect("the peer has no room for it");
+}
+
 /// A spliced connection whose application has ended its direction, and the far end of its stream.
 async fn ended_by_the_application() -> (TcpStream, Stream, JoinHandle<Result<(), Refusal>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -93,6 +112,7 @@ async fn what_came_before_a_reset_arrives_before_it_however_much_it_is() {
     let answer: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
     // All of it waits in the socket before the first byte is read.
     timeout(SOON, target.write_all(&answer)).await.unwrap().unwrap();
+    until_nothing_is_unsent(&target).await;
     reset_on_close(&target);
     drop(target);
     let spliced =
