@@ -5,7 +5,7 @@
 //! | `cli.rs` | what all commands share: whom they ask, how they print, what they exit with |
 //! | `cli/client.rs` | one request over HTTP |
 //! | `cli/table.rs` | tables and details for people |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `why.rs` | the commands |
 
 mod client;
 pub(crate) mod cloud;
@@ -15,6 +15,7 @@ pub(crate) mod node;
 pub(crate) mod status;
 mod table;
 pub(crate) mod token;
+pub(crate) mod why;
 pub(crate) mod worker;
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -128,6 +129,11 @@ type Done = Result<(), Failure>;
 
 /// Runs a command to its exit code.
 pub(crate) fn run(command: impl Future<Output = Done>) -> ExitCode {
+    run_to_code(async { command.await.map(|()| 0) })
+}
+
+/// Runs a command that has more than one good end.
+pub(crate) fn run_to_code(command: impl Future<Output = Result<u8, Failure>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -136,7 +142,7 @@ pub(crate) fn run(command: impl Future<Output = Done>) -> ExitCode {
         }
     };
     match runtime.block_on(command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("dworker: {failure}");
             ExitCode::from(failure.code())

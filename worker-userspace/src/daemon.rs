@@ -9,6 +9,7 @@ mod node;
 mod proxy;
 mod readiness;
 mod steering;
+mod why;
 
 use std::fs::File;
 use std::io;
@@ -323,7 +324,9 @@ impl Roles {
 /// What the daemon says of itself to who asks over HTTP.
 fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
     let (reported, asked, drain) = (roles.clone(), roles.clone(), drain.clone());
+    let explained = roles.clone();
     Reports {
+        why: Arc::new(move |asked| Box::pin(why::why(explained.clone(), asked))),
         status: Arc::new(move || reported.status()),
         unready: Arc::new(move || {
             let (roles, stopping) = (asked.clone(), drain.is_stopping());

@@ -30,6 +30,9 @@ enum Command {
     },
     /// Show what a running daemon does: tunnels, lanes, steering, connections
     Status(cli::status::StatusCommand),
+    /// Say what would happen to a connection, and why: steered, direct or refused
+    #[command(after_help = cli::why::EXIT_CODES)]
+    Why(cli::why::WhyCommand),
     /// Distributed workers: the processes at one site that share a key
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Worker(cli::worker::WorkerCommand),
@@ -107,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             outcome?;
         }
         Command::Status(command) => return Ok(cli::run(command.run())),
+        Command::Why(command) => return Ok(cli::run_to_code(command.run())),
         Command::Worker(command) => return Ok(cli::run(command.run())),
         Command::Cloud(command) => return Ok(cli::run(command.run())),
         Command::Node(command) => return Ok(cli::run(command.run())),

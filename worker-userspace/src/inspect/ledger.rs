@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub use flow::{Entry, Flow, Meter, Origin, Process};
-pub use report::{Filter, FlowReport, Found, Phase};
+pub use report::{Filter, FlowReport, Found, Phase, StreamPlace};
 
 use crate::drain::Drain;
 use crate::refusal::{self, Code, Refusal};

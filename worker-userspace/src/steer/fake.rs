@@ -341,6 +341,24 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn config(&self) -> Config {
+        self.state().config
+    }
+
+    fn entry(&self, address: IpAddr) -> Result<Option<Entry>, KernelError> {
+        Ok(World::entry(&*self.state(), &address.into()).copied())
+    }
+
+    fn group_state(&self, group: u16) -> Result<i32, KernelError> {
+        Ok(self.state().groups.get(&group).copied().unwrap_or(0))
+    }
+
+    fn down(&self, target: SocketAddr) -> Result<Option<(i32, Duration)>, KernelError> {
+        let left =
+            |(until, errno): &(Instant, i32)| Some((*errno, until.checked_duration_since(Instant::now())?));
+        Ok(self.state().down.get(&target.into()).and_then(left))
+    }
+
     fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
         let key = FlowKey { source: source.ip().into(), port: source.port(), listener };
         Ok(self.state().flows.remove(&key).as_ref().map(FlowRecord::from))
@@ -393,6 +411,10 @@ impl Kernel for FakeKernel {
                 Poll::Pending
             }
         }
+    }
+
+    fn maps(&self) -> Result<Vec<MapStatus>, KernelError> {
+        Ok(Vec::new())
     }
 
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError> {

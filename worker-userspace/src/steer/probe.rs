@@ -100,10 +100,18 @@ pub enum ProbeError {
 /// # Errors
 /// The first that cannot be attached to.
 pub fn cgroups(written: &[PathBuf]) -> Result<Vec<Cgroup>, ProbeError> {
+    let mount = mount()?;
+    written.iter().map(|written| cgroup(&mount, written)).collect()
+}
+
+/// Where cgroup v2 is mounted.
+///
+/// # Errors
+/// Nowhere.
+pub fn mount() -> Result<PathBuf, ProbeError> {
     let mountinfo =
         fs::read_to_string("/proc/self/mountinfo").map_err(io_error("reading /proc/self/mountinfo"))?;
-    let mount = cgroup2_mount(&mountinfo).ok_or(ProbeError::NoCgroup2)?;
-    written.iter().map(|written| cgroup(&mount, written)).collect()
+    cgroup2_mount(&mountinfo).ok_or(ProbeError::NoCgroup2)
 }
 
 fn cgroup(mount: &Path, written: &Path) -> Result<Cgroup, ProbeError> {

@@ -9,6 +9,7 @@
 //!
 //! Dropping a [`Steering`]'s last handle detaches the programs.
 
+mod explain;
 mod plan;
 mod slots;
 mod table;
@@ -33,9 +34,12 @@ use super::names::{
 use super::probe::{self, Cgroup, ProbeError};
 use super::programs::{Programs, ProgramsError};
 use super::rules::{Rule, RulesError};
-use crate::config::Steer;
-use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
+use crate::config::{Families, Steer};
+use crate::inspect::status::{
+    LinkStatus, MapStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus,
+};
 use crate::target::{Host, Name, Pattern};
+pub use explain::{Explained, Led};
 use plan::{Plan, Planner};
 use slots::Slots;
 use table::Table;
@@ -117,6 +121,10 @@ pub struct Steering {
     listeners: Vec<SocketAddr>,
     dns: Arc<dns::Counters>,
     down_for: Duration,
+    /// Which addresses of a name are answered.
+    families: Families,
+    /// Where names are found before DNS is asked.
+    hosts: Box<Path>,
     refused: Mutex<VecDeque<RefusedStatus>>,
     /// Where the one connection came from by which the daemon made itself known to the programs.
     registered: OnceLock<SocketAddr>,
@@ -195,6 +203,8 @@ impl Steering {
             listeners,
             dns: server.counters(),
             down_for: config.down_for,
+            families: config.families,
+            hosts: hosts.into(),
             refused: Mutex::default(),
             registered: OnceLock::new(),
             cgroups: OnceLock::new(),
@@ -367,6 +377,24 @@ impl Steering {
         refused.push_front(RefusedStatus { target, name, process, reason, errno: event.errno });
     }
 
+    fn maps(&self) -> Vec<MapStatus> {
+        let maps = self.kernel.maps().unwrap_or_else(|error| {
+            tracing::warn!("the maps can't be read: {error}");
+            Vec::new()
+        });
+        let [v4, v6] = self.rules.table.count();
+        let counted = |mut found: MapStatus| {
+            // The synthetic prefixes have an entry of their own each.
+            match found.name.as_str() {
+                "RULES4" => found.entries = Some(v4 as u64 + 1),
+                "RULES6" => found.entries = Some(v6 as u64 + 1),
+                _ => {}
+            }
+            found
+        };
+        maps.into_iter().map(map).map(counted).collect()
+    }
+
     /// What `status` shows.
     pub fn status(&self) -> SteerStatus {
         let programs = self.kernel.programs().unwrap_or_else(|error| {
@@ -399,6 +427,7 @@ impl Steering {
         SteerStatus {
             listeners: self.listeners.clone(),
             programs: programs.into_iter().map(program).collect(),
+            maps: self.maps(),
             problem: lock(&self.problem).clone(),
             rules: plan.rules.iter().map(rule).collect(),
             names: self.names.all().into_iter().take(LISTED).map(name).collect(),
@@ -410,12 +439,32 @@ impl Steering {
     }
 }
 
+fn map(map: super::kernel::MapStatus) -> MapStatus {
+    MapStatus {
+        id: map.id,
+        name: map.name,
+        kind: map.kind.to_owned(),
+        key_size: map.key_size,
+        value_size: map.value_size,
+        entries: map.entries.map(|n| n as u64),
+        max_entries: map.max_entries,
+    }
+}
+
 fn program(program: super::kernel::ProgramStatus) -> ProgramStatus {
-    let link =
-        |link: super::kernel::LinkStatus| LinkStatus { id: link.id, cgroup: link.cgroup, alive: link.alive };
+    let link = |link: super::kernel::LinkStatus| LinkStatus {
+        id: link.id,
+        cgroup: link.cgroup,
+        cgroup_id: link.cgroup_id,
+        alive: link.alive,
+    };
     ProgramStatus {
         id: program.id,
         name: program.name.to_owned(),
+        kind: program.kind.to_owned(),
+        // As bpftool writes it: the bytes in their order.
+        tag: program.tag.to_ne_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
+        map_ids: program.map_ids,
         attach_type: program.attach_type.to_owned(),
         run_time_ns: program.run_time.as_nanos() as u64,
         run_cnt: program.run_count,

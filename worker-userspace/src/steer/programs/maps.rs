@@ -18,7 +18,7 @@ use worker_common::{
     Addr, Config, Counter, Dest, DownUntil, Entry, Event, Flow, FlowKey, Synthetic, limits, mark,
 };
 
-use super::super::kernel::{FlowRecord, Kernel, KernelError, ProgramStatus, Refused};
+use super::super::kernel::{FlowRecord, Kernel, KernelError, MapStatus, ProgramStatus, Refused};
 use super::super::rules;
 use super::{Programs, ProgramsError};
 
@@ -35,6 +35,8 @@ pub(super) struct Maps {
     stands: HashMap<MapData, u16, Addr>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Events>,
+    /// What does not change of all of them.
+    described: Vec<MapStatus>,
 }
 
 /// The ring buffer, and where it is watched once somebody asks in a runtime.
@@ -46,6 +48,7 @@ enum Events {
 impl Maps {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, ProgramsError> {
+        let described = describe(ebpf).map_err(failed("asking about the programs' maps"))?;
         let mut config: Array<_, Config> = map(ebpf, "CONFIG")?;
         let told = Config {
             netns_cookie: netns_cookie()?,
@@ -56,6 +59,7 @@ impl Maps {
         };
         config.set(0, told, 0).map_err(failed("writing the programs' configuration"))?;
         Ok(Maps {
+            described,
             config: Mutex::new((config, told)),
             rules4: Mutex::new(map(ebpf, "RULES4")?),
             rules6: Mutex::new(map(ebpf, "RULES6")?),
@@ -117,6 +121,33 @@ impl Kernel for Programs {
             IpNet::V6(net) => lock(&self.maps.rules6).remove(&key6(net)),
         };
         absent_is_fine(removed).map_err(KernelError::io(format!("removing the rules for {net}")))
+    }
+
+    fn config(&self) -> Config {
+        lock(&self.maps.config).1
+    }
+
+    fn entry(&self, address: IpAddr) -> Result<Option<Entry>, KernelError> {
+        let found = match address.to_canonical() {
+            IpAddr::V4(v4) => lock(&self.maps.rules4).get(&key4(v4.into()), 0),
+            IpAddr::V6(v6) => lock(&self.maps.rules6).get(&key6(v6.into()), 0),
+        };
+        present(found).map_err(failed(format!("looking up the rules for {address}")))
+    }
+
+    fn group_state(&self, group: u16) -> Result<i32, KernelError> {
+        let errno = lock(&self.maps.groups).get(&group.into(), 0);
+        Ok(errno.map_err(failed(format!("reading the state of group {group}")))? as i32)
+    }
+
+    fn down(&self, target: SocketAddr) -> Result<Option<(i32, Duration)>, KernelError> {
+        let found = present(lock(&self.maps.down).get(&Dest::from(target), 0))
+            .map_err(failed(format!("asking whether {target} is down")))?;
+        let now = monotonic()?;
+        // As the programs see it: what is over is not there.
+        let left =
+            |down: DownUntil| Some((down.errno as i32, Duration::from_nanos(down.until).checked_sub(now)?));
+        Ok(found.and_then(left))
     }
 
     fn take_flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
@@ -184,6 +215,21 @@ impl Kernel for Programs {
         lock(&self.maps.events).poll(context).map_err(KernelError::io("waiting for the kernel's events"))
     }
 
+    fn maps(&self) -> Result<Vec<MapStatus>, KernelError> {
+        let mut maps = self.maps.described.clone();
+        for map in &mut maps {
+            // What can hold a hundred thousand entries is not walked through: who writes the rules has counted them.
+            map.entries = match map.name.as_str() {
+                "DOWN" => Some(lock(&self.maps.down).keys().count()),
+                "FLOWS" => Some(lock(&self.maps.flows).keys().count()),
+                // Each resolver has a port, and each such port its resolver.
+                "RESOLVERS" | "STANDS" => Some(self.maps.stands.keys().count()),
+                _ => None,
+            };
+        }
+        Ok(maps)
+    }
+
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError> {
         self.status().map_err(KernelError::io("asking about our programs"))
     }
@@ -213,6 +259,37 @@ impl Events {
             ready!(ring.poll_read_ready(context))?.clear_ready();
         }
     }
+}
+
+/// All maps, those of the loader too.
+fn describe(ebpf: &Ebpf) -> Result<Vec<MapStatus>, MapError> {
+    let mut all = Vec::new();
+    for (_, map) in ebpf.maps() {
+        let (kind, data) = match map {
+            Map::Array(data) => ("array", data),
+            Map::HashMap(data) => ("hash", data),
+            Map::LpmTrie(data) => ("lpm_trie", data),
+            Map::LruHashMap(data) => ("lru_hash", data),
+            Map::PerCpuArray(data) => ("percpu_array", data),
+            Map::Queue(data) => ("queue", data),
+            Map::RingBuf(data) => ("ringbuf", data),
+            Map::SkStorage(data) => ("sk_storage", data),
+            _ => continue,
+        };
+        let info = data.info()?;
+        all.push(MapStatus {
+            id: info.id(),
+            // As the kernel has cut it, so that bpftool says the same.
+            name: info.name_as_str().unwrap_or_default().to_owned(),
+            kind,
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            entries: None,
+            max_entries: info.max_entries(),
+        });
+    }
+    all.sort_unstable_by_key(|map| map.id);
+    Ok(all)
 }
 
 /// The record in these bytes, unless they are too many or too few.
@@ -259,6 +336,14 @@ fn full_or_failed(what: impl FnOnce() -> String, limit: usize) -> impl FnOnce(Ma
             Some(libc::ENOSPC | libc::E2BIG) => KernelError::Full { what, limit },
             _ => KernelError::Io { doing: format!("storing {what}"), source: error },
         }
+    }
+}
+
+fn present<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
