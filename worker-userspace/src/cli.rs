@@ -5,15 +5,18 @@
 //! | `cli.rs` | what all commands share: whom they ask, how they print, what they exit with |
 //! | `cli/client.rs` | one request over HTTP |
 //! | `cli/table.rs` | tables and details for people |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `why.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `why.rs`, `monitor.rs` | the commands |
+//! | `cli/tail.rs` | the log, by journalctl |
 
 mod client;
 pub(crate) mod cloud;
 pub(crate) mod connections;
 pub(crate) mod events;
+pub(crate) mod monitor;
 pub(crate) mod node;
 pub(crate) mod status;
 mod table;
+pub(crate) mod tail;
 pub(crate) mod token;
 pub(crate) mod why;
 pub(crate) mod worker;

@@ -217,6 +217,7 @@ impl Daemon {
             Some((appliance, port)) => appliance.serve(port, reports, &ledger, settings, hello, &drain),
             None => inspect::api::alone(reports),
         };
+        let socket = socket.merge(inspect::monitor::router(ledger.hub().clone(), drain.clone()));
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), layers::around(socket)));
         Ok(Daemon { drain, roles, control, _own_state: own_state })

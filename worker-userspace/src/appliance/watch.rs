@@ -16,6 +16,7 @@ use super::roster::Group;
 use crate::accept;
 use crate::config::{Key, KeyHash};
 use crate::inspect::ledger::{Flow, FlowEvent, Ledger};
+use crate::inspect::monitor::{Happening, Hub, What};
 use crate::tunnel::message::{Hello, Id};
 
 /// A source that comes with a wrong key is told of once in this time.
@@ -33,12 +34,19 @@ struct Shared {
     /// The records are loaded after there is a registry that they are published to.
     admin: OnceLock<Admin>,
     told: Mutex<HashMap<IpAddr, Instant>>,
+    /// Who looks at what happens.
+    hub: OnceLock<Hub>,
 }
 
 impl Watch {
     /// Tells `audit`.
     pub fn new(audit: Audit) -> Watch {
-        Watch(Arc::new(Shared { audit, admin: OnceLock::new(), told: Mutex::default() }))
+        Watch(Arc::new(Shared {
+            audit,
+            admin: OnceLock::new(),
+            told: Mutex::default(),
+            hub: OnceLock::new(),
+        }))
     }
 
     /// From now on the nodes that are seen are noted, and refused keys are told apart.
@@ -48,6 +56,7 @@ impl Watch {
 
     /// Tells of connections too.
     pub fn observe(&self, ledger: &Ledger) {
+        let _ = self.0.hub.set(ledger.hub().clone());
         let watch = self.clone();
         ledger.observe(move |event| told(event).into_iter().for_each(|event| watch.0.audit.record(event)));
     }
@@ -131,6 +140,14 @@ impl Witness for Watch {
             }
             None => format!("no node is connected (epoch {epoch})"),
         };
+        if let Some(hub) = self.0.hub.get() {
+            let name = node.map(|(name, _)| format!("/{name}")).unwrap_or_default();
+            hub.tell(|| Happening {
+                carrier: Some(format!("{}{name}", group.name)),
+                reason: Some(text.clone()),
+                ..Happening::new(What::Failover)
+            });
+        }
         self.0.audit.record(actor(group).did(EventKind::RoleChanged, &group.name, text));
     }
 

@@ -104,6 +104,12 @@ pub fn find(who: &Who, captured: &[Cgroup]) -> Result<Scope, ScopeError> {
     Ok(scope)
 }
 
+/// The id of a process's cgroup.
+pub fn cgroup_id(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(fs::metadata(probe::mount().ok()?.join(cgroup_of(&text)?)).ok()?.ino())
+}
+
 /// The captured cgroup that `cgroup` is, or is below. By what the kernel goes by, which is not the path.
 fn above<'c>(cgroup: &Path, captured: &'c [Cgroup]) -> Option<&'c Path> {
     let id = |path: &Path| fs::metadata(path).ok().map(|directory| directory.ino());

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use super::caller;
 use super::dns::{self, Resolvers, Server, ServerError};
 use super::kernel::{FlowRecord, Kernel, KernelError, Refused, next_event};
 use super::names::{
@@ -35,10 +36,12 @@ use super::probe::{self, Cgroup, ProbeError};
 use super::programs::{Programs, ProgramsError};
 use super::rules::{Rule, RulesError};
 use crate::config::{Families, Steer};
+use crate::inspect::ledger::Process;
+use crate::inspect::monitor::{Happening, Hub, What};
 use crate::inspect::status::{
     LinkStatus, MapStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus,
 };
-use crate::target::{Host, Name, Pattern};
+use crate::target::{Host, Name, Pattern, Target};
 pub use explain::{Explained, Led};
 use plan::{Plan, Planner};
 use slots::Slots;
@@ -126,6 +129,8 @@ pub struct Steering {
     /// Where names are found before DNS is asked.
     hosts: Box<Path>,
     refused: Mutex<VecDeque<RefusedStatus>>,
+    /// Who looks at what happens.
+    hub: OnceLock<Hub>,
     /// Where the one connection came from by which the daemon made itself known to the programs.
     registered: OnceLock<SocketAddr>,
     /// What is captured.
@@ -206,6 +211,7 @@ impl Steering {
             families: config.families,
             hosts: hosts.into(),
             refused: Mutex::default(),
+            hub: OnceLock::new(),
             registered: OnceLock::new(),
             cgroups: OnceLock::new(),
         });
@@ -346,6 +352,11 @@ impl Steering {
         self.kernel.detach();
     }
 
+    /// Tells `hub` of what the kernel refuses, too. The first one stays.
+    pub fn tell(&self, hub: Hub) {
+        let _ = self.hub.set(hub);
+    }
+
     /// Logs what the kernel refuses, for as long as it is polled.
     pub async fn watch(self: Arc<Self>) {
         loop {
@@ -364,6 +375,9 @@ impl Steering {
         let (target, process, reason) =
             (event.target, event.process.to_string(), event.reason.counter().word().to_owned());
         let shown = name.clone().unwrap_or_default();
+        if let Some(hub) = self.hub.get() {
+            hub.tell(|| happening(event, name.as_deref()));
+        }
         match event.errno {
             Some(errno) => {
                 tracing::warn!(%target, name = %shown, %process, errno, "refused in connect(): {reason}")
@@ -462,13 +476,37 @@ fn program(program: super::kernel::ProgramStatus) -> ProgramStatus {
         id: program.id,
         name: program.name.to_owned(),
         kind: program.kind.to_owned(),
-        // As bpftool writes it: the bytes in their order.
-        tag: program.tag.to_ne_bytes().iter().map(|byte| format!("{byte:02x}")).collect(),
+        tag: format!("{:016x}", program.tag),
         map_ids: program.map_ids,
         attach_type: program.attach_type.to_owned(),
         run_time_ns: program.run_time.as_nanos() as u64,
         run_cnt: program.run_count,
         links: program.links.into_iter().map(link).collect(),
+    }
+}
+
+fn happening(event: &Refused, name: Option<&str>) -> Happening {
+    let kind = if event.errno.is_some() { What::Refused } else { What::Direct };
+    let host = name.map_or_else(
+        || Host::addr(event.target.ip()),
+        |name| match name.parse() {
+            Ok(name) => Host::Name(name),
+            Err(_) => Host::addr(event.target.ip()),
+        },
+    );
+    Happening {
+        target: Some(Target { host, port: event.target.port() }.to_string()),
+        original: Some(event.target),
+        process: Some(Process {
+            pid: event.process.id,
+            uid: event.process.uid,
+            comm: event.process.command.clone(),
+            // The programs do not say; a process that is gone by now was nowhere.
+            cgroup_id: caller::cgroup_id(event.process.id).unwrap_or(0),
+        }),
+        reason: Some(event.reason.counter().word().to_owned()),
+        errno: event.errno,
+        ..Happening::new(kind)
     }
 }
 
