@@ -62,7 +62,7 @@ enum Part {
 }
 
 /// From the most specific on: the first that fits counts.
-const MODULES: [(&str, Part); 12] = [
+const MODULES: [(&str, Part); 13] = [
     ("dworker::steer::dns", Part::Dns),
     ("dworker::steer::names", Part::Dns),
     ("dworker::steer", Part::Steer),
@@ -75,6 +75,7 @@ const MODULES: [(&str, Part); 12] = [
     ("dworker::worker", Part::Worker),
     ("dworker::egress", Part::Worker),
     ("dworker::tunnel", Part::Tunnel),
+    ("dworker::carry", Part::Tunnel),
 ];
 
 impl Part {

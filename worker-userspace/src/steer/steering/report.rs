@@ -94,6 +94,7 @@ impl Steering {
             programs: programs.into_iter().map(program).collect(),
             maps: self.maps(),
             problem: lock(&self.problem).clone(),
+            off: self.is_off(),
             rules: plan.rules.iter().map(rule).collect(),
             names: self.names.all().into_iter().take(LISTED).map(named).collect(),
             resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
