@@ -139,22 +139,8 @@ impl Config {
                 .read(environment, Some(0o600));
         };
         let name = path.display().to_string();
-        let (bytes, mode) = match files::read_file(path) {
-            Ok(read) => read,
-            Err(cause) => {
-                return Err(Reader::new(Origins::new(&name, "")).only(&Place::file(), cause.wrong()));
-            }
-        };
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => {
-                Source { name: &name, text, language: Language::of(path) }.read(environment, Some(mode))
-            }
-            Err(error) => {
-                let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-                let wrong = fault::wrong("not UTF-8", "save the file in UTF-8");
-                Err(Reader::new(Origins::new(&name, &valid)).only(&Place::at(valid.len()), wrong))
-            }
-        }
+        let (text, mode) = text_of(path)?;
+        Source { name: &name, text: &text, language: Language::of(path) }.read(environment, Some(mode))
     }
 
     /// Reads a file and every file that it names, in no environment.
@@ -180,6 +166,20 @@ impl Config {
     pub fn parse_in(text: &str, file_name: &str, environment: &Environment) -> Result<Loaded, Faults> {
         Source { name: file_name, text, language: Language::of(Path::new(file_name)) }.read(environment, None)
     }
+}
+
+/// A configuration's text, and the mode of its file.
+fn text_of(path: &Path) -> Result<(String, u32), Faults> {
+    let name = path.display().to_string();
+    let only = |text: &str, place, wrong| Err(Reader::new(Origins::new(&name, text)).only(&place, wrong));
+    let (bytes, mode) = match files::read_file(path) {
+        Ok(read) => read,
+        Err(cause) => return only("", Place::file(), cause.wrong()),
+    };
+    String::from_utf8(bytes).map(|text| (text, mode)).or_else(|error| {
+        let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        only(&valid, Place::at(valid.len()), fault::wrong("not UTF-8", "save the file in UTF-8"))
+    })
 }
 
 /// What a file is written in.

@@ -1,6 +1,6 @@
 //! Copying between lanes over in-memory pipes.
 
-use tokio::io::duplex;
+use tokio::io::{AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -10,7 +10,7 @@ use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
 use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::websocket::Side;
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incoming>) {
     let upgraded = Upgraded::new(io, side, BytesMut::new());
@@ -20,7 +20,7 @@ fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incomi
 }
 
 /// Both ends of one stream: the opener's, and the other.
-async fn stream() -> (Stream, Stream) {
+pub(super) async fn stream() -> (Stream, Stream) {
     let (a, b) = duplex(1 << 16);
     let ((a, _), (_b, mut incoming)) = (lane(a, Side::Client), lane(b, Side::Server));
     let target = crate::target::Target { host: "192.0.2.1".parse().unwrap(), port: 443 };
