@@ -15,6 +15,7 @@ mod reload;
 mod roles;
 mod steering;
 mod successor;
+mod why;
 
 use std::fs::File;
 use std::io;
@@ -304,7 +305,8 @@ impl Daemon {
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
         let orders_of = orders::routes(roles.steering.clone(), sender);
-        let socket = layers::around(socket).merge(orders_of);
+        let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
+        let socket = layers::around(socket.merge(monitor)).merge(orders_of);
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));
         Ok(Daemon {

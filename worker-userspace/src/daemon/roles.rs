@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::appliance::Appliance;
 use super::readiness::Believed;
+use super::why;
 use crate::appliance::registry::Registry;
 use crate::config::Config;
 use crate::drain::Drain;
@@ -92,8 +93,9 @@ impl Roles {
 
 /// What the daemon says of itself to who asks over HTTP.
 pub(super) fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
-    let (reported, asked, drain) = (roles.clone(), roles.clone(), drain.clone());
+    let (reported, asked, explained, drain) = (roles.clone(), roles.clone(), roles.clone(), drain.clone());
     Reports {
+        why: Arc::new(move |asked| Box::pin(why::why(explained.clone(), asked))),
         status: Arc::new(move || reported.status()),
         unready: Arc::new(move || {
             let (roles, stopping) = (asked.clone(), drain.is_stopping());

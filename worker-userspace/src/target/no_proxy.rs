@@ -76,8 +76,10 @@ impl fmt::Display for Exempt {
 #[derive(Debug, Clone, Default)]
 pub struct NoProxy {
     listed: Vec<Exempt>,
-    all: bool,
-    patterns: PatternMap<()>,
+    /// The place of the entry that exempts all.
+    all: Option<usize>,
+    /// With the places of their entries.
+    patterns: PatternMap<usize>,
 }
 
 impl NoProxy {
@@ -93,22 +95,28 @@ impl NoProxy {
 
     /// True where `target` is dialled without the proxy.
     pub fn exempts(&self, target: &Target) -> bool {
-        self.all || is_own(&target.host) || self.patterns.find(target).is_some()
+        is_own(&target.host) || self.entry_for(target).is_some()
+    }
+
+    /// The entry that means `target`, the most specific of several. This host itself needs none.
+    pub fn entry_for(&self, target: &Target) -> Option<&Exempt> {
+        let found = self.patterns.find(target).map(|(_, place)| *place).or(self.all)?;
+        self.listed.get(found)
     }
 }
 
 impl FromIterator<Exempt> for NoProxy {
     fn from_iter<I: IntoIterator<Item = Exempt>>(entries: I) -> NoProxy {
         let mut list = NoProxy::default();
-        for entry in entries {
+        for (place, entry) in entries.into_iter().enumerate() {
             match &entry {
-                Exempt::All => list.all = true,
+                Exempt::All => list.all = Some(place),
                 Exempt::Some(pattern) => {
                     if let HostPattern::Name(name) = &pattern.host {
                         let host = HostPattern::Suffix(name.clone());
-                        list.patterns.insert(Pattern { host, ports: pattern.ports.clone() }, ());
+                        list.patterns.insert(Pattern { host, ports: pattern.ports.clone() }, place);
                     }
-                    list.patterns.insert(pattern.clone(), ());
+                    list.patterns.insert(pattern.clone(), place);
                 }
             }
             list.listed.push(entry);
@@ -188,6 +196,13 @@ mod tests {
         );
         assert!(listed.exempts(&target("x.b.example", 1)) && !listed.exempts(&target("c.example", 1)));
         assert!(!list("").exempts(&target("a.example", 1)));
+        let entry = |list: &NoProxy, host| list.entry_for(&target(host, 1)).map(ToString::to_string);
+        assert_eq!(entry(&listed, "x.b.example").as_deref(), Some("b.example"));
+        assert_eq!(entry(&listed, "10.1.2.3").as_deref(), Some("10.0.0.0/8"));
+        assert_eq!(entry(&list("*, b.example"), "b.example").as_deref(), Some("b.example"));
+        assert_eq!(entry(&list("b.example, *"), "c.example").as_deref(), Some("*"));
+        let own = target("localhost", 1);
+        assert!(list("").exempts(&own) && list("").entry_for(&own).is_none());
     }
 
     /// What an entry means, by text alone: the rules of `docs/proxy.md` once more, without maps and patterns.
