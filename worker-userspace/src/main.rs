@@ -105,7 +105,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     return Ok(ExitCode::from(USAGE));
                 }
             };
-            telemetry::start(&loaded.config.log)?;
+            telemetry::start(&loaded.config.log, loaded.config.log_format)?;
             tracing::info!("configuration: {file}");
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
