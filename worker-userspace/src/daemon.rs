@@ -7,6 +7,8 @@
 mod appliance;
 mod channel;
 mod listening;
+mod log;
+mod metrics;
 mod node;
 mod orders;
 mod proxy;
@@ -297,7 +299,9 @@ impl Daemon {
         if let Some(config) = &config.proxy {
             roles.proxy = proxy::start(&roles, config, listening, &drain)?;
         }
+        let listeners = metrics::listen(&roles, listening)?;
         let roles = Arc::new(roles);
+        metrics::serve(&roles, listeners, &drain);
         let reports = reports(&roles, &drain);
         let socket = match roles.appliance.as_ref().zip(port) {
             Some((appliance, port)) => appliance.serve(port, reports, &ledger, settings, hello, &drain),
@@ -306,7 +310,8 @@ impl Daemon {
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
         let orders_of = orders::routes(roles.steering.clone(), sender);
-        let socket = layers::around(socket).merge(orders_of);
+        let socket = layers::around(socket).merge(orders_of).merge(log::routes(&roles, &drain));
+        let socket = socket.merge(metrics::routes(&roles));
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));
         Ok(Daemon {
@@ -363,7 +368,9 @@ impl Daemon {
             End::Stopped => {
                 tracing::info!("stopping; a second signal cuts what is open");
                 notify::stopping();
-                for name in [name::CONTROL, name::APPLIANCE, name::ENTRY, name::FORWARDER, name::DNS] {
+                for name in
+                    [name::CONTROL, name::APPLIANCE, name::ENTRY, name::METRICS, name::FORWARDER, name::DNS]
+                {
                     notify::forget(name);
                 }
                 self.sockets.let_go();

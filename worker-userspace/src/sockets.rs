@@ -29,6 +29,8 @@ pub mod name {
     pub const APPLIANCE: &str = "appliance";
     /// An entry for clients that know proxies.
     pub const ENTRY: &str = "entry";
+    /// Where Prometheus reads.
+    pub const METRICS: &str = "metrics";
     /// Where captured connections arrive.
     pub const FORWARDER: &str = "forwarder";
     /// One of the sockets of a port that stands for a resolver.

@@ -20,8 +20,10 @@ use crate::web::{Kind, Peer, Problem};
 /// Where the path of the status is.
 pub const STATUS: &str = "/api/v1/status";
 
-/// Where a daemon is asked to reload: on the control socket only, as the next two.
+/// Where a daemon is asked to reload: on the control socket only, as the next three.
 pub const RELOAD: &str = "/api/v1/reload";
+/// Where it is asked what it logs, and told to log something else.
+pub const LOG: &str = "/api/v1/log";
 /// Where it is asked to capture again.
 pub const STEER_ON: &str = "/api/v1/steering/on";
 /// Where it is asked to capture nothing.
