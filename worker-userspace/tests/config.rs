@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use dworker::config::{
     ApiKeySource, Appliance, ApplianceUrl, ClientCertificates, Config, Egress, Families, FileCause, Group,
-    Key, KeySource, Loaded, Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User,
+    Key, KeySource, Loaded, LogFormat, Login, Metrics, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User,
     Worker, WorkerUrl, read_roots,
 };
 use dworker::target::{Exempt, NoProxy, Pattern};
@@ -105,6 +105,11 @@ fn wrong_steering_is_told_what_is_wrong() {
 #[test]
 fn wrong_proxies_are_told_what_is_wrong() {
     run(include_str!("config/proxy.txt"), parsed);
+}
+
+#[test]
+fn wrong_telemetry_is_told_what_is_wrong() {
+    run(include_str!("config/metrics.txt"), parsed);
 }
 
 #[test]
@@ -306,6 +311,11 @@ fn an_appliance_means_what_it_says() {
         drain: Duration::from_secs(30),
         reload_drain: Duration::from_secs(8 * 3600),
         log: "warn,dworker=debug".into(),
+        log_format: LogFormat::Json,
+        metrics: Metrics {
+            listen: vec!["127.0.0.1:9999".parse().unwrap(), "[::1]:9999".parse().unwrap()],
+            asked_for: true,
+        },
         worker: None,
         appliance: Some(Appliance {
             listen: vec!["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()],
@@ -361,6 +371,8 @@ fn a_worker_means_what_it_says() {
         drain: Duration::from_secs(10),
         reload_drain: Duration::from_secs(3600),
         log: "info".into(),
+        log_format: LogFormat::Text,
+        metrics: Metrics { listen: vec!["127.0.0.1:19464".parse().unwrap()], asked_for: false },
         worker: Some(Worker {
             url: Some(WorkerUrl { host: "worker.example".parse().unwrap(), port: 8443 }),
             api_key: Some(ApiKeySource::File("/etc/dworker/apikey".into())),
@@ -472,6 +484,8 @@ fn a_lab_means_what_it_says_and_is_warned() {
         drain: Duration::from_secs(10),
         reload_drain: Duration::from_secs(3600),
         log: "info".into(),
+        log_format: LogFormat::Text,
+        metrics: Metrics { listen: vec!["127.0.0.1:19464".parse().unwrap()], asked_for: false },
         worker: Some(Worker {
             url: None,
             api_key: loaded.config.worker.as_ref().and_then(|worker| worker.api_key.clone()),
