@@ -56,7 +56,8 @@ impl Scrape {
 
     /// All series of a metric together.
     fn sum(&self, metric: &str) -> f64 {
-        let of = |series: &str| series.strip_prefix(metric).is_some_and(|r| r.is_empty() || r.starts_with('{'));
+        let of =
+            |series: &str| series.strip_prefix(metric).is_some_and(|r| r.is_empty() || r.starts_with('{'));
         self.samples.iter().filter(|(series, _)| of(series)).map(|(_, value)| value).sum()
     }
 
@@ -124,7 +125,8 @@ fn what_happens_is_counted_to_the_byte() -> Result<()> {
         tunnel.worker.ended_flow(2, SOON)?;
         // A stranger.
         let url = format!("https://{}/tunnel/v1", net::APPLIANCE.v4);
-        let curl = ["-sSk", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Authorization: Bearer dwk_no", &url];
+        let curl =
+            ["-sSk", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Authorization: Bearer dwk_no", &url];
         assert_eq!(host.uncaptured(Command::new("curl").args(curl)).check()?, "401");
 
         let seen = Scrape::of_socket(host, &tunnel.appliance)?;
@@ -163,7 +165,8 @@ fn what_happens_is_counted_to_the_byte() -> Result<()> {
             assert!(rtt > 0.0 && rtt < 5.0, "{rtt}");
             assert_eq!(scrape.get(&format!("dworker_tunnel_sessions{{{labels},role=\"primary\"}}")), 1.0);
         }
-        let verdict = |verdict| seen.get(&format!("dworker_steering_verdicts_total{{verdict=\"{verdict}\"}}"));
+        let verdict =
+            |verdict| seen.get(&format!("dworker_steering_verdicts_total{{verdict=\"{verdict}\"}}"));
         assert_eq!((verdict("steered"), verdict("refused-down")), (2.0, 1.0));
         assert!(verdict("dns-udp") >= 1.0);
         assert!(seen.get("dworker_dns_queries_total") >= 1.0);
@@ -173,7 +176,10 @@ fn what_happens_is_counted_to_the_byte() -> Result<()> {
         assert_eq!(seen.get("dworker_steering_links{state=\"dead\"}"), 0.0);
         assert!(seen.get("dworker_steering_program_runs_total{program=\"dw_connect4\"}") >= 2.0);
         assert!(seen.sum("dworker_steering_program_run_seconds_total") > 0.0);
-        assert!(seen.get("dworker_certificate_expiry_timestamp_seconds{source=\"appliance.certificate\"}") > 1.7e9);
+        assert!(
+            seen.get("dworker_certificate_expiry_timestamp_seconds{source=\"appliance.certificate\"}")
+                > 1.7e9
+        );
         assert!(seen.get("process_resident_memory_bytes") > 1e6);
 
         // All that there is, and nothing else.
@@ -235,7 +241,9 @@ fn the_dashboard_and_the_alerts_ask_for_what_there_is() -> Result<()> {
         let mut named = 0;
         for word in words(query).filter(|word| word.starts_with("dworker_") || word.starts_with("process_")) {
             let is_it = |name: &str, kind: Kind| match kind {
-                Kind::Histogram => ["_bucket", "_sum", "_count"].iter().any(|end| word == format!("{name}{end}")),
+                Kind::Histogram => {
+                    ["_bucket", "_sum", "_count"].iter().any(|end| word == format!("{name}{end}"))
+                }
                 Kind::Counter | Kind::Gauge => word == name,
             };
             assert!(ALL.iter().any(|metric| is_it(metric.name, metric.kind)), "no metric {word}: {query}");
@@ -246,7 +254,8 @@ fn the_dashboard_and_the_alerts_ask_for_what_there_is() -> Result<()> {
         let grouped = query.split("by (").skip(1).filter_map(|rest| rest.split(')').next());
         let grouped = grouped.flat_map(|list| list.split(", "));
         let matched = query.split('{').skip(1).filter_map(|rest| rest.split('}').next());
-        let matched = matched.flat_map(|list| list.split("\",")).filter_map(|one| one.split(['=', '!']).next());
+        let matched =
+            matched.flat_map(|list| list.split("\",")).filter_map(|one| one.split(['=', '!']).next());
         for label in grouped.chain(matched) {
             let is_known = ["instance", "job", "le"].contains(&label)
                 || ALL.iter().any(|metric| query.contains(metric.name) && metric.labels.contains(&label));
@@ -276,7 +285,8 @@ fn the_default_address_gives_way_and_one_that_is_asked_for_does_not() -> Result<
         assert!(third.stderr.contains("metrics.listen = 127.0.0.1:19464: Address already in use"), "{third}");
 
         let address = "127.0.0.1:19465";
-        let fourth = host.daemon("fourth", config().set("metrics.listen", json!([address, "[::1]:19465"])))?;
+        let fourth =
+            host.daemon("fourth", config().set("metrics.listen", json!([address, "[::1]:19465"])))?;
         let said = fourth.wait_for_line(&format!("metrics are at http://{address}/metrics"), SOON)?;
         assert!(said.contains("INFO"), "{said}");
         let curl = |url: String, more: &[&str]| {
@@ -290,7 +300,8 @@ fn the_default_address_gives_way_and_one_that_is_asked_for_does_not() -> Result<
             let code = curl(format!("http://{address}/{path}"), &["-o", "/dev/null", "-w", "%{http_code}"])?;
             assert_eq!(code.stdout, "404", "{path}");
         }
-        let code = curl(format!("http://{address}/metrics"), &["-o", "/dev/null", "-w", "%{http_code}", "-d", "x"])?;
+        let code =
+            curl(format!("http://{address}/metrics"), &["-o", "/dev/null", "-w", "%{http_code}", "-d", "x"])?;
         assert_eq!(code.stdout, "405");
 
         let fifth = host.daemon("fifth", config().set("metrics.listen", json!([])))?;
@@ -306,7 +317,8 @@ fn the_log_is_json_and_its_filter_changes_while_it_runs() -> Result<()> {
     let appliance = Config::new().appliance(&lab.appliance_identity()?, &[&group]);
     let appliance = lab.appliance().daemon("appliance", appliance)?;
     let host = lab.site();
-    let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]).set("log_format", "json");
+    let config =
+        Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]).set("log_format", "json");
     let worker = host.daemon("worker", config)?;
     appliance.wait_for_group("site-a", SOON)?;
     lab.explain(|| {

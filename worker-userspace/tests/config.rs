@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use dworker::config::{
     ApiKeySource, Appliance, ApplianceUrl, ClientCertificates, Config, Egress, Families, FileCause, Group,
-    Key, KeySource, Loaded, LogFormat, Login, Metrics, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User,
-    Worker, WorkerUrl, read_roots,
+    Key, KeySource, Loaded, LogFormat, Login, Metrics, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles,
+    Upstream, User, Worker, WorkerUrl, read_roots,
 };
 use dworker::target::{Exempt, NoProxy, Pattern};
 use proptest::prelude::*;

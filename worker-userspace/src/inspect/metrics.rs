@@ -231,6 +231,7 @@ impl Exposition {
 mod tests {
     use super::*;
     use crate::inspect::ledger::{Entry, Ledger, Origin};
+    use crate::target::Target;
     use crate::tunnel::message::OpenOk;
     use std::collections::HashSet;
     use std::time::Duration;
@@ -283,7 +284,7 @@ process_cpu_seconds_total 0.25
     #[test]
     fn dials_are_a_histogram() {
         let ledger = Ledger::default();
-        let target = || "vc.example:443".parse().unwrap();
+        let target = || Target { host: "vc.example".parse().unwrap(), port: 443 };
         for millis in [1, 2, 400, 60_000] {
             let flow = ledger.open(Entry::Egress, 1, target(), Origin::default());
             let address = "192.0.2.1:443".parse().unwrap();
