@@ -311,6 +311,30 @@ fn the_default_address_gives_way_and_one_that_is_asked_for_does_not() -> Result<
 }
 
 #[test]
+fn a_reload_hands_the_address_on_and_begins_the_counters_anew() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.site();
+    let group = tests::Group::new("site-a", ["*.corp.example"])?;
+    let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
+    let service = host.service("worker", config)?;
+    lab.explain(|| {
+        let log = |arguments: &[&str]| {
+            host.dworker(["log", "--socket"])?.arg(host.socket("worker")).args(arguments).output()?.check()
+        };
+        assert!(service.stored().contains(&"metrics".to_owned()), "{:?}", service.stored());
+        log(&["debug"])?;
+        let before = Scrape::of(host)?.get("process_start_time_seconds");
+        service.reload(host)?.check()?;
+        service.wait_until_ready(2)?;
+        let after = Scrape::of(host)?.get("process_start_time_seconds");
+        assert!(after > before, "{after} is not after {before}");
+        assert!(!service.log().contains("no metrics"), "{}", service.log());
+        assert_eq!(log(&[])?, "info\n", "the configuration's again");
+        Ok(())
+    })
+}
+
+#[test]
 fn the_log_is_json_and_its_filter_changes_while_it_runs() -> Result<()> {
     let lab = Lab::new()?;
     let group = tests::Group::new("site-a", ["*.corp.example"])?;
@@ -389,4 +413,54 @@ fn the_log_is_json_and_its_filter_changes_while_it_runs() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A journal of its own, which reads nothing else, with a daemon whose standard error it is; then what it has of it.
+const JOURNAL: &str = r#"
+mount -t tmpfs journal /run
+mkdir -p /run/systemd/journal /run/systemd/journald.conf.d /run/log/journal
+printf '[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\n' > /run/systemd/journald.conf.d/lab.conf
+/lib/systemd/systemd-journald &
+journald=$!
+until [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/stdout ]; do sleep 0.05; done
+# As a unit has it.
+systemd-cat -t dworker sh -c 'export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec "$@"' sh "$@" &
+dworker=$!
+until journalctl -q -D /run/log/journal -t dworker -o cat | grep -qx ready; do kill -0 $dworker || break; sleep 0.05; done
+kill $dworker
+wait $dworker
+journalctl --sync
+journalctl -q -D /run/log/journal -t dworker -o json
+kill $journald
+wait $journald
+"#;
+
+#[test]
+fn the_journal_has_each_field() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.site();
+    let group = tests::Group::new("site-a", ["*.corp.example"])?;
+    let config = Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]);
+    let file = host.configure("worker", config)?;
+    let run = Command::new("unshare").args(["--mount", "sh", "-c", JOURNAL, "sh"]).arg(tests::program()?);
+    let said = host.uncaptured(run.args(["run", "--config"]).arg(file)).check()?;
+    let records: Vec<Value> = said.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let find = |message: &str| {
+        let has = |record: &&Value| record["MESSAGE"].as_str().is_some_and(|text| text.starts_with(message));
+        records.iter().find(has).with_context(|| format!("no {message:?} in {said}"))
+    };
+    let metrics = find("metrics are at")?;
+    assert_eq!(metrics["MESSAGE"], "metrics are at http://127.0.0.1:19464/metrics listen=127.0.0.1:19464");
+    assert_eq!(metrics["DWORKER_LISTEN"], "127.0.0.1:19464");
+    assert_eq!(metrics["PRIORITY"], "6");
+    assert_eq!(metrics["TARGET"], "dworker::daemon::metrics");
+    assert_eq!(metrics["_TRANSPORT"], "journal", "it is a record, and no line: {metrics}");
+    assert!(metrics["CODE_FILE"].as_str().is_some_and(|file| file.ends_with("daemon/metrics.rs")));
+    // Nobody listens at the appliance's address.
+    let refused = find("not connected")?;
+    assert_eq!(refused["PRIORITY"], "4");
+    assert_eq!(refused["DWORKER_APPLIANCE"], "appliance.example:443");
+    find("ready")?;
+    find("stopped")?;
+    Ok(())
 }
