@@ -6,7 +6,7 @@
 //! | `cli/client.rs` | one request over HTTP |
 //! | `cli/table.rs` | tables and details for people |
 //! | `cli/config.rs` | the configuration, without a daemon |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs`, `log.rs` | the commands |
 
 mod client;
 pub(crate) mod cloud;
@@ -14,6 +14,7 @@ pub(crate) mod config;
 pub(crate) mod connections;
 pub(crate) mod events;
 pub(crate) mod lifetime;
+pub(crate) mod log;
 pub(crate) mod monitor;
 pub(crate) mod node;
 pub(crate) mod status;

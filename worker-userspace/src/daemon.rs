@@ -7,6 +7,8 @@
 mod appliance;
 mod channel;
 mod listening;
+mod log;
+mod metrics;
 mod node;
 mod orders;
 mod proxy;
@@ -291,12 +293,14 @@ impl Daemon {
             Some(config) => proxy::bind(&roles, config, listening, &drain)?,
             None => None,
         };
+        let scraped = metrics::listen(&roles, listening)?;
         // From here on nothing fails any more: what is captured leads to who serves.
         if let Some(steer) = &config.steer {
             roles.steering = steering::start(&roles, steer, inheritance.steering(drain.gate()), &drain)?;
         }
         roles.proxy = entries.map(|entries| entries.serve(&drain));
         let roles = Arc::new(roles);
+        metrics::serve(&roles, scraped, &drain);
         let reports = reports(&roles, &drain);
         let socket = match roles.appliance.as_ref().zip(port) {
             Some((appliance, port)) => appliance.serve(port, reports, &ledger, settings, hello, &drain),
@@ -307,6 +311,7 @@ impl Daemon {
         let orders_of = orders::routes(roles.steering.clone(), sender);
         let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
         let socket = layers::around(socket.merge(monitor)).merge(orders_of);
+        let socket = socket.merge(log::routes(&roles, &drain)).merge(metrics::routes(&roles));
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));
         Ok(Daemon {

@@ -32,12 +32,14 @@ pub mod name {
     pub const APPLIANCE: &str = "appliance";
     /// An entry for clients that know proxies.
     pub const ENTRY: &str = "entry";
+    /// Where Prometheus reads.
+    pub const METRICS: &str = "metrics";
     /// Where captured connections arrive.
     pub const FORWARDER: &str = "forwarder";
     /// One of the sockets of a port that stands for a resolver.
     pub const DNS: &str = "dns";
     /// All of them.
-    pub const ALL: [&str; 5] = [CONTROL, APPLIANCE, ENTRY, FORWARDER, DNS];
+    pub const ALL: [&str; 6] = [CONTROL, APPLIANCE, ENTRY, METRICS, FORWARDER, DNS];
 
     /// The lock of the state directory. Locks are for the process that follows only.
     pub const STATE_LOCK: &str = "lock of state_dir";

@@ -257,6 +257,11 @@ impl Names {
         self.prefixes
     }
 
+    /// How many names ever had an address.
+    pub fn count(&self) -> usize {
+        self.read().entries.len()
+    }
+
     /// Every name that ever had an address, in the order of the index; proxy host or not.
     pub fn all(&self) -> Vec<(Name, Synthetic)> {
         let table = self.read();

@@ -16,6 +16,8 @@ mod report;
 mod slots;
 mod table;
 
+pub use report::Counted;
+
 use std::cmp::Reverse;
 use std::collections::{HashSet, VecDeque};
 use std::io;

@@ -99,6 +99,11 @@ fn wrong_proxies_are_told_what_is_wrong() {
 }
 
 #[test]
+fn wrong_telemetry_is_told_what_is_wrong() {
+    run(include_str!("metrics.txt"), parsed);
+}
+
+#[test]
 fn wrong_files_of_the_older_product_are_told_what_is_wrong() {
     let list = include_str!("ruby.txt");
     run(list, |text| said(Config::parse(text, "morpheus-worker.rb")));

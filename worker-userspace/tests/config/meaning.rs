@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use dworker::config::{
     ApiKeySource, Appliance, ApplianceUrl, ClientCertificates, Config, Egress, Families, Group, KeySource,
-    Login, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User, Worker, WorkerUrl,
+    LogFormat, Login, Metrics, PasswordSource, Proxy, ProxyLogin, Steer, TlsFiles, Upstream, User, Worker,
+    WorkerUrl,
 };
 use dworker::target::{Exempt, NoProxy, Pattern};
 
@@ -27,6 +28,11 @@ fn an_appliance_means_what_it_says() {
         drain: Duration::from_secs(30),
         reload_drain: Duration::from_secs(8 * 3600),
         log: "warn,dworker=debug".into(),
+        log_format: LogFormat::Json,
+        metrics: Metrics {
+            listen: vec!["127.0.0.1:9999".parse().unwrap(), "[::1]:9999".parse().unwrap()],
+            asked_for: true,
+        },
         worker: None,
         appliance: Some(Appliance {
             listen: vec!["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()],
@@ -82,6 +88,8 @@ fn a_worker_means_what_it_says() {
         drain: Duration::from_secs(10),
         reload_drain: Duration::from_secs(3600),
         log: "info".into(),
+        log_format: LogFormat::Text,
+        metrics: Metrics { listen: vec!["127.0.0.1:19464".parse().unwrap()], asked_for: false },
         worker: Some(Worker {
             url: Some(WorkerUrl { host: "worker.example".parse().unwrap(), port: 8443 }),
             api_key: Some(ApiKeySource::File("/etc/dworker/apikey".into())),
@@ -193,6 +201,8 @@ fn a_lab_means_what_it_says_and_is_warned() {
         drain: Duration::from_secs(10),
         reload_drain: Duration::from_secs(3600),
         log: "info".into(),
+        log_format: LogFormat::Text,
+        metrics: Metrics { listen: vec!["127.0.0.1:19464".parse().unwrap()], asked_for: false },
         worker: Some(Worker {
             url: None,
             api_key: loaded.config.worker.as_ref().and_then(|worker| worker.api_key.clone()),
