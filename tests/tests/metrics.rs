@@ -266,7 +266,7 @@ fn the_dashboard_and_the_alerts_ask_for_what_there_is() -> Result<()> {
 }
 
 #[test]
-fn the_default_address_gives_way_and_one_that_is_asked_for_does_not() -> Result<()> {
+fn the_default_address_gives_way_and_another_one_does_not() -> Result<()> {
     let lab = Lab::new()?;
     let host = lab.site();
     let group = tests::Group::new("site-a", ["*.corp.example"])?;
@@ -279,16 +279,16 @@ fn the_default_address_gives_way_and_one_that_is_asked_for_does_not() -> Result<
         assert_ne!(pid(&first)?, pid(&second)?, "both serve");
         assert_eq!(Scrape::of_socket(host, &second)?.sum("dworker_build_info"), 1.0);
 
-        let file = host.configure("third", config().set("metrics.listen", json!(["127.0.0.1:19464"])))?;
-        let third = host.dworker(["run", "--config"])?.arg(&file).output()?;
-        assert!(!third.status.success());
-        assert!(third.stderr.contains("metrics.listen = 127.0.0.1:19464: Address already in use"), "{third}");
-
         let address = "127.0.0.1:19465";
         let fourth =
             host.daemon("fourth", config().set("metrics.listen", json!([address, "[::1]:19465"])))?;
         let said = fourth.wait_for_line(&format!("metrics are at http://{address}/metrics"), SOON)?;
         assert!(said.contains("INFO"), "{said}");
+        let file = host.configure("third", config().set("metrics.listen", json!([address])))?;
+        let third = host.dworker(["run", "--config"])?.arg(&file).output()?;
+        assert!(!third.status.success());
+        let why = format!("metrics.listen = {address}: Address already in use");
+        assert!(third.stderr.contains(&why), "{third}");
         let curl = |url: String, more: &[&str]| {
             host.uncaptured(Command::new("curl").args(["-sS", "-g", &url]).args(more)).output()
         };

@@ -22,7 +22,7 @@
 //! | `config/files.rs` | reads and checks the files that are named |
 //! | `config/effective.rs`, `template.rs` | what holds, for people; the commented file |
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -127,10 +127,13 @@ pub enum LogFormat {
 /// What Prometheus reads (`[metrics]`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Metrics {
-    /// Where it is served (`listen`), no address twice; nowhere where it is empty. Default `127.0.0.1:19464`.
+    /// Where it is served (`listen`), no address twice; nowhere where it is empty. Default [`Metrics::ADDRESS`].
     pub listen: Vec<SocketAddr>,
-    /// Whether the configuration says so: what is only the default gives way to whoever else listens there.
-    pub asked_for: bool,
+}
+
+impl Metrics {
+    /// The default.
+    pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 19464);
 }
 
 /// Finds the configuration where nobody names it: the first of `places` that is there and sets anything, since a

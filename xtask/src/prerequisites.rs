@@ -15,7 +15,7 @@ use crate::command::{cargo, output, run, say};
 use crate::root;
 
 /// Packages that bring a service, which the lab does without.
-const SERVICES: [&str; 1] = ["squid"];
+const SERVICES: [&str; 2] = ["squid", "prometheus"];
 /// What Debian asks whether a package may start its service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -93,7 +93,7 @@ pub(crate) fn apt(packages: &[&str], why: &str) -> Result<()> {
         .with_context(|| format!("installing packages; `{by_hand}` by hand tells more"));
     drop(quiet);
     installed?;
-    // Not at the next boot either: this machine was not asked for a proxy.
+    // Not at the next boot either: nobody asked this machine for them.
     services.iter().try_for_each(|service| run(Command::new("update-rc.d").args([service, "disable"])))
 }
 

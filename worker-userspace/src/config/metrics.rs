@@ -9,7 +9,7 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, top: &Table<'d>) -> Metrics {
     const LISTEN: &str = "write where to listen, as in [\"127.0.0.1:19464\"], or [] for nowhere";
     // A document always has it.
     let table = top.get("metrics").and_then(|value| r.section(&value, &METRICS));
-    let Some((table, value)) = table.and_then(|t| t.get_or_default("listen").map(|value| (t, value))) else {
+    let Some(value) = table.and_then(|table| table.get_or_default("listen")) else {
         return Metrics::default();
     };
     let is_none = value.value.as_array().is_some_and(|list| list.is_empty());
@@ -21,5 +21,5 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, top: &Table<'d>) -> Metrics {
             r.warn(place, wrong(problem, "keep that network private, or listen on 127.0.0.1"));
         }
     }
-    Metrics { listen: bare(listen), asked_for: table.get("listen").is_some() }
+    Metrics { listen: bare(listen) }
 }

@@ -28,6 +28,7 @@ use super::readiness::Believed;
 use super::{Roles, StartError};
 use crate::accept::{self, Places};
 use crate::appliance::registry::Group;
+use crate::config::Metrics;
 use crate::drain::Drain;
 use crate::inspect::ledger::{Entry, Tally};
 use crate::inspect::metrics::{self, Exposition, MEDIA_TYPE, PATH};
@@ -58,15 +59,17 @@ pub(super) fn routes(roles: &Arc<Roles>) -> Router {
     Router::new().route(PATH, get(async move || ([(CONTENT_TYPE, MEDIA_TYPE)], roles.metrics())))
 }
 
-/// Opens the listeners. What is only the default gives way to whoever else listens there.
+/// Opens the listeners. The default address gives way to whoever else listens there: to another daemon, most likely.
 pub(super) fn listen(roles: &Roles, listening: Listening<'_>) -> Result<Vec<TcpListener>, StartError> {
     let config = &roles.config.metrics;
     let mut listeners = Vec::new();
     for address in &config.listen {
         match listening.on("metrics.listen", name::METRICS, *address) {
             Ok(listener) => listeners.push(listener),
-            Err(error) if config.asked_for => return Err(error),
-            Err(error) => tracing::warn!("no metrics: {error}; set `metrics.listen`, or `[]` for none"),
+            Err(error) if *address == Metrics::ADDRESS => {
+                tracing::warn!("no metrics: {error}; set another `metrics.listen`, or `[]` for none");
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(listeners)

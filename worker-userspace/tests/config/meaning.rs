@@ -29,10 +29,7 @@ fn an_appliance_means_what_it_says() {
         reload_drain: Duration::from_secs(8 * 3600),
         log: "warn,dworker=debug".into(),
         log_format: LogFormat::Json,
-        metrics: Metrics {
-            listen: vec!["127.0.0.1:9999".parse().unwrap(), "[::1]:9999".parse().unwrap()],
-            asked_for: true,
-        },
+        metrics: Metrics { listen: vec!["127.0.0.1:9999".parse().unwrap(), "[::1]:9999".parse().unwrap()] },
         worker: None,
         appliance: Some(Appliance {
             listen: vec!["0.0.0.0:8443".parse().unwrap(), "[::]:8443".parse().unwrap()],
@@ -89,7 +86,7 @@ fn a_worker_means_what_it_says() {
         reload_drain: Duration::from_secs(3600),
         log: "info".into(),
         log_format: LogFormat::Text,
-        metrics: Metrics { listen: vec!["127.0.0.1:19464".parse().unwrap()], asked_for: false },
+        metrics: Metrics { listen: vec![Metrics::ADDRESS] },
         worker: Some(Worker {
             url: Some(WorkerUrl { host: "worker.example".parse().unwrap(), port: 8443 }),
             api_key: Some(ApiKeySource::File("/etc/dworker/apikey".into())),
@@ -202,7 +199,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
         reload_drain: Duration::from_secs(3600),
         log: "info".into(),
         log_format: LogFormat::Text,
-        metrics: Metrics { listen: vec!["127.0.0.1:19464".parse().unwrap()], asked_for: false },
+        metrics: Metrics { listen: vec![Metrics::ADDRESS] },
         worker: Some(Worker {
             url: None,
             api_key: loaded.config.worker.as_ref().and_then(|worker| worker.api_key.clone()),
