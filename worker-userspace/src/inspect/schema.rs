@@ -43,8 +43,11 @@ pub fn document() -> Value {
 
 /// As it is committed.
 pub fn text() -> String {
+    let mut document = document();
+    // Whether objects are sorted depends on what else is built with this.
+    document.sort_all_objects();
     // A value is JSON already.
-    serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n"
+    serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
 fn add<T: ToSchema + PartialSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
