@@ -7,6 +7,7 @@
 mod appliance;
 mod channel;
 mod listening;
+mod news;
 mod node;
 mod orders;
 mod proxy;
@@ -65,6 +66,7 @@ use orders::Order;
 use readiness::Believed;
 use reload::Standing;
 
+pub use news::{Beginning, News};
 pub use reload::Invocation;
 pub use successor::{Inheritance, Predecessor};
 
@@ -305,7 +307,7 @@ impl Daemon {
         };
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
-        let orders_of = orders::routes(roles.steering.clone(), sender);
+        let orders_of = orders::routes(roles.steering.clone(), sender, &invocation);
         let socket = layers::around(socket).merge(orders_of);
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));

@@ -20,7 +20,7 @@ use crate::web::{Kind, Peer, Problem};
 /// Where the path of the status is.
 pub const STATUS: &str = "/api/v1/status";
 
-/// Where a daemon is asked to reload: on the control socket only, as the next two.
+/// Where a daemon is asked to reload, or with GET what that would bring: on the control socket only, as the next two.
 pub const RELOAD: &str = "/api/v1/reload";
 /// Where it is asked to capture again.
 pub const STEER_ON: &str = "/api/v1/steering/on";
