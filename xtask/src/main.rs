@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod lint;
+mod package;
 mod prerequisites;
 mod screenshots;
 mod test;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Bench),
     /// Take the pictures of the web page that the README shows.
     Screenshots(screenshots::Screenshots),
+    /// Make the packages: a deb, an rpm, their checksums and what they are made of, in `target/package`.
+    Package(package::Package),
     /// Run the fuzz targets.
     Fuzz(fuzz::Fuzz),
 }
@@ -64,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(options) => demo::demo(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Screenshots(options) => screenshots::screenshots(&options),
+        Command::Package(options) => package::package(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
     }
 }
