@@ -105,6 +105,8 @@ pub struct Connect {
     pub times: u32,
     /// Whether to read only after SIGUSR1.
     pub stall: bool,
+    /// The user that it is, where that is not the caller.
+    pub user: Option<u32>,
 }
 
 /// What one end of a connection saw.
@@ -154,6 +156,7 @@ impl Connect {
             count: 1,
             times: 1,
             stall: false,
+            user: None,
         }
     }
 

@@ -67,6 +67,13 @@ impl<'l> Site<'l> {
         let address = &status["appliance"]["groups"][0]["nodes"][0]["address"];
         Ok(address.as_str().context("no node")?.to_owned())
     }
+
+    /// What the last worker says of a connection.
+    fn why(&self, target: &str) -> Result<Value> {
+        let host = self.lab.site();
+        let socket = host.socket(&format!("worker-{}", self.workers));
+        host.dworker(["why", target, "-j", "--socket"])?.arg(socket).output()?.json()
+    }
 }
 
 /// No password is shown, wherever one looks.
@@ -103,6 +110,10 @@ fn to_the_appliance(site: &mut Site<'_>, kind: ProxyKind, proxy: &HttpProxy) -> 
             worker.status()?["worker"]["proxy"],
             json!({"address": shown, "appliance": true, "no_proxy": []})
         );
+        let why = site.why("direct.example:9001")?;
+        assert_eq!(why["proxy"], json!({"address": shown, "used": true}), "{why:#}");
+        let why = site.why("127.0.0.1")?;
+        assert_eq!(why["proxy"], json!({"address": shown, "used": false}), "{why:#}");
         shows_no_password(&worker)?;
     }
     let log = proxy.log();
@@ -153,6 +164,9 @@ fn past_the_proxy(site: &mut Site<'_>) -> Result<()> {
     ] {
         let worker = site.worker(&closed, no_proxy.clone())?;
         assert_eq!(worker.status()?["worker"]["proxy"]["appliance"], !direct, "{no_proxy}");
+        let why = site.why("appliance.example")?;
+        assert_eq!(why["proxy"]["used"], !direct, "{no_proxy}: {why:#}");
+        assert_eq!(why["proxy"]["exempted_by"].is_string(), direct, "{no_proxy}: {why:#}");
         match direct {
             true => {
                 let peer = site.peer()?;

@@ -15,11 +15,14 @@ pub(crate) mod config;
 pub(crate) mod connections;
 pub(crate) mod events;
 pub(crate) mod lifetime;
+pub(crate) mod monitor;
 pub(crate) mod node;
 pub(crate) mod reconfigure;
 pub(crate) mod status;
 mod table;
+pub(crate) mod tail;
 pub(crate) mod token;
+pub(crate) mod why;
 pub(crate) mod worker;
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -150,6 +153,11 @@ type Done = Result<(), Failure>;
 
 /// Runs a command to its exit code.
 pub(crate) fn run(command: impl Future<Output = Done>) -> ExitCode {
+    run_to_code(async { command.await.map(|()| 0) })
+}
+
+/// Runs a command that has more than one good end.
+pub(crate) fn run_to_code(command: impl Future<Output = Result<u8, Failure>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -158,7 +166,7 @@ pub(crate) fn run(command: impl Future<Output = Done>) -> ExitCode {
         }
     };
     match runtime.block_on(command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             match &failure {
                 // Each line begins with the place of its fault, as a compiler's.

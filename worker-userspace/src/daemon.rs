@@ -15,6 +15,7 @@ mod readiness;
 mod reload;
 mod steering;
 mod successor;
+mod why;
 
 use std::fs::File;
 use std::io;
@@ -308,7 +309,8 @@ impl Daemon {
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
         let orders_of = orders::routes(roles.steering.clone(), sender, &invocation);
-        let socket = layers::around(socket).merge(orders_of);
+        let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
+        let socket = layers::around(socket.merge(monitor)).merge(orders_of);
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));
         Ok(Daemon {
@@ -561,7 +563,9 @@ impl Roles {
 /// What the daemon says of itself to who asks over HTTP.
 fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
     let (reported, asked, drain) = (roles.clone(), roles.clone(), drain.clone());
+    let explained = roles.clone();
     Reports {
+        why: Arc::new(move |asked| Box::pin(why::why(explained.clone(), asked))),
         status: Arc::new(move || reported.status()),
         unready: Arc::new(move || {
             let (roles, stopping) = (asked.clone(), drain.is_stopping());

@@ -6,10 +6,18 @@
 //! | [`status`] | the records that the roles fill |
 //! | [`api`] | the routes that every daemon has |
 //! | [`control`] | the socket between `dworker status` and the daemon |
+//! | [`monitor`] | what happens, as it happens |
+//! | [`objects`] | parts of the status, one kind of thing at a time |
+//! | [`why`] | what would happen to a connection, and why |
 //! | [`print`] | the records as text, in bpftool's manner |
+//! | [`schema`] | the JSON schema of all that commands print as JSON |
 
 pub mod api;
 pub mod control;
 pub mod ledger;
+pub mod monitor;
+pub mod objects;
 pub mod print;
+pub mod schema;
 pub mod status;
+pub mod why;

@@ -2,11 +2,12 @@
 
 mod cli;
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use dworker::config::Key;
 use dworker::daemon::{Beginning, Daemon, Inheritance, Invocation, Predecessor};
 use dworker::telemetry;
@@ -40,6 +41,14 @@ enum Command {
     Steer(cli::lifetime::SteerCommand),
     /// Show what a running daemon does: tunnels, lanes, steering, connections
     Status(cli::status::StatusCommand),
+    /// Say what would happen to a connection, and why: steered, direct or refused
+    #[command(after_help = cli::why::EXIT_CODES)]
+    Why(cli::why::WhyCommand),
+    /// Show what happens, as it happens: connections steered, refused, opened, closed; nodes that take over
+    #[command(after_help = cli::EXIT_CODES)]
+    Monitor(cli::monitor::MonitorCommand),
+    /// Follow the daemon's log, by parts of it
+    Tail(cli::tail::Tail),
     /// Distributed workers: the processes at one site that share a key
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Worker(cli::worker::WorkerCommand),
@@ -58,6 +67,17 @@ enum Command {
     /// The admin token of an appliance
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Token(cli::token::TokenCommand),
+    /// Print a script that completes this command in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for each command
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
     /// Make worker keys, and the hashes that the appliance knows them by
     Key {
         #[command(subcommand)]
@@ -131,6 +151,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Reconfigure(command) => return Ok(cli::run(command.run())),
         Command::Steer(command) => return Ok(cli::run(command.run())),
         Command::Status(command) => return Ok(cli::run(command.run())),
+        Command::Why(command) => return Ok(cli::run_to_code(command.run())),
+        Command::Monitor(command) => return Ok(cli::run(command.run())),
+        Command::Tail(command) => return Ok(cli::run(async { command.run() })),
+        Command::Completions { shell } => {
+            // Written at once: a shell that reads only a part of it is no fault.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dworker", &mut script);
+            std::io::stdout().write_all(&script).context("writing the script")?;
+        }
+        Command::Man { directory } => {
+            std::fs::create_dir_all(&directory)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), &directory))
+                .with_context(|| format!("writing man pages to {}", directory.display()))?;
+        }
         Command::Worker(command) => return Ok(cli::run(command.run())),
         Command::Cloud(command) => return Ok(cli::run(command.run())),
         Command::Node(command) => return Ok(cli::run(command.run())),

@@ -10,11 +10,15 @@
 //! | [`names`] | which synthetic address stands for which name, for ever |
 //! | [`dns`] | answers for the resolvers that applications ask |
 //! | `scope` | which cgroups are captured, now |
+//! | [`caller`] | who connects: process, cgroup, network namespace |
+//! | [`judge`] | what the kernel would do with a connection |
 //! | [`steering`] | all of this together, in the order of a start |
 
+pub mod caller;
 pub mod dns;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod judge;
 pub mod kernel;
 pub mod names;
 pub mod pins;

@@ -51,7 +51,8 @@ pub fn start(filter: &str) -> Result<(), FilterError> {
     // The journal has the time already.
     let journal = is_journal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let lines = format::format().with_target(false).with_ansi(std::io::stderr().is_terminal());
+    // `dworker tail` tells the daemon's parts apart by their targets.
+    let lines = format::format().with_target(journal).with_ansi(std::io::stderr().is_terminal());
     match journal {
         true => builder.event_format(Limited::new(lines.without_time())).init(),
         false => builder.event_format(Limited::new(lines)).init(),

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
+use crate::egress::policy::Policy;
 use crate::inspect::ledger::{Entry, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
@@ -106,6 +107,11 @@ impl Uplink {
     /// What the appliance has told: this worker's role, and what it may dial.
     pub fn told(&self) -> Told {
         self.orders.hold()
+    }
+
+    /// What it may dial now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.dialler.policy()
     }
 
     /// Where the worker dials.

@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod lint;
+mod man;
 mod package;
 mod prerequisites;
 mod screenshots;
@@ -42,6 +43,8 @@ enum Command {
     Bench(bench::Bench),
     /// Take the pictures of the web page that the README shows.
     Screenshots(screenshots::Screenshots),
+    /// Write man pages and shell completions, into `target/man` and `target/completions`.
+    Man,
     /// Make the packages: a deb, an rpm, their checksums and what they are made of, in `target/package`.
     Package(package::Package),
     /// Run the fuzz targets.
@@ -67,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(options) => demo::demo(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Screenshots(options) => screenshots::screenshots(&options),
+        Command::Man => man::man(),
         Command::Package(options) => package::package(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
     }

@@ -15,6 +15,7 @@ use crate::accept;
 use crate::config::{Key, KeyHash};
 use crate::drain::Drain;
 use crate::inspect::ledger::{Flow, FlowEvent, Ledger};
+use crate::inspect::monitor::{Happening, Hub, What};
 use crate::tunnel::message::{Hello, Id};
 
 /// Watches the registry and the ledger. Clones are the same.
@@ -30,13 +31,15 @@ struct Shared {
     keys: Sparse<IpAddr>,
     /// Connections that came to nothing: who, from where, whereto.
     refusals: Sparse<(String, Option<IpAddr>, String)>,
+    /// Who looks at what happens.
+    hub: OnceLock<Hub>,
 }
 
 impl Watch {
     /// Tells `audit`.
     pub fn new(audit: Audit) -> Watch {
         let (keys, refusals) = (Sparse::default(), Sparse::default());
-        Watch(Arc::new(Shared { audit, admin: OnceLock::new(), keys, refusals }))
+        Watch(Arc::new(Shared { audit, admin: OnceLock::new(), keys, refusals, hub: OnceLock::new() }))
     }
 
     /// From now on the nodes that are seen are noted, and refused keys are told apart.
@@ -46,6 +49,7 @@ impl Watch {
 
     /// Tells of connections too.
     pub fn observe(&self, ledger: &Ledger) {
+        let _ = self.0.hub.set(ledger.hub().clone());
         let watch = self.clone();
         ledger.observe(move |event| {
             if let Some(event) = watch.told(event) {
@@ -159,6 +163,14 @@ impl Witness for Watch {
             }
             None => format!("no node is connected (epoch {epoch})"),
         };
+        if let Some(hub) = self.0.hub.get() {
+            let name = node.map(|(name, _)| format!("/{name}")).unwrap_or_default();
+            hub.tell(|| Happening {
+                carrier: Some(format!("{}{name}", group.name)),
+                reason: Some(text.clone()),
+                ..Happening::new(What::Failover)
+            });
+        }
         self.0.audit.record(actor(group).did(EventKind::RoleChanged, &group.name, text));
     }
 

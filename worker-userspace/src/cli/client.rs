@@ -104,6 +104,53 @@ impl Client {
         Ok(items)
     }
 
+    /// Follows server-sent events, each a name and its data, until `take` says no more. The first one is `begin`: from
+    /// then on nothing is missed. False: the daemon ended it.
+    pub(super) async fn follow(
+        &mut self,
+        path: &str,
+        mut take: impl FnMut(&str, &str) -> Result<bool, Failure>,
+    ) -> Result<bool, Failure> {
+        let mut request = Request::builder()
+            .uri(path)
+            .header(HOST, &self.host)
+            .header(ACCEPT, "text/event-stream")
+            .body(Full::default())
+            .map_err(|error| Failure::Usage(format!("{path:?} makes no request: {error}")))?;
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
+        }
+        let sender = &mut self.sender;
+        let asking = async {
+            sender.ready().await.map_err(|error| error.to_string())?;
+            sender.send_request(request).await.map_err(|error| error.to_string())
+        };
+        let answer = match timeout(DEADLINE, asking).await {
+            Ok(answer) => answer.map_err(|error| self.failed(error))?,
+            Err(_) => return Err(self.failed(format!("no answer within {DEADLINE:?}"))),
+        };
+        let (status, mut body) = (answer.status(), answer.into_body());
+        if !status.is_success() {
+            let body = Limited::new(body, LARGEST).collect().await.map_err(|error| self.failed(error))?;
+            return Err(match serde_json::from_slice::<Problem>(&body.to_bytes()) {
+                Ok(problem) => Failure::Refused(problem),
+                Err(_) => self.failed(format!("the answer was {status}: is it a dworker of this version?")),
+            });
+        }
+        take("begin", "")?;
+        let mut events = Events::default();
+        // One that is killed ends it in the middle.
+        while let Some(Ok(frame)) = body.frame().await {
+            events.push(frame.data_ref().map(|bytes| &bytes[..]).unwrap_or_default());
+            while let Some((name, data)) = events.next() {
+                if !take(&name, &data)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     async fn exchange(
         &mut self,
         method: Method,
@@ -142,6 +189,32 @@ impl Client {
 
     fn failed(&self, why: impl fmt::Display) -> Failure {
         Failure::Failed(format!("{}: {why}", self.name))
+    }
+}
+
+/// Server-sent events in the pieces that arrive.
+#[derive(Debug, Default)]
+struct Events(Vec<u8>);
+
+impl Events {
+    fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The next whole one; comments are none.
+    fn next(&mut self) -> Option<(String, String)> {
+        loop {
+            let end = self.0.windows(2).position(|two| two == b"\n\n")?;
+            let event: Vec<u8> = self.0.drain(..end + 2).collect();
+            let text = String::from_utf8_lossy(&event);
+            let field = |name: &str| -> Vec<&str> {
+                text.lines().filter_map(|line| line.strip_prefix(name)).collect()
+            };
+            let data = field("data: ");
+            if !data.is_empty() {
+                return Some((field("event: ").concat(), data.join("\n")));
+            }
+        }
     }
 }
 
@@ -268,6 +341,20 @@ pub(super) fn query(parameters: &[(&str, Option<&str>)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_come_in_whatever_pieces() {
+        let text = b":\n\nevent: a\ndata: 1\n\nevent: b\ndata: x\ndata: y\n\nevent: c";
+        for size in 1..text.len() {
+            let (mut events, mut found) = (Events::default(), Vec::new());
+            for piece in text.chunks(size) {
+                events.push(piece);
+                found.extend(std::iter::from_fn(|| events.next()));
+            }
+            let expected = [("a", "1"), ("b", "x\ny")].map(|(name, data)| (name.to_owned(), data.to_owned()));
+            assert_eq!(found, expected, "{size}");
+        }
+    }
 
     #[test]
     fn what_people_write_stays_in_its_place() {

@@ -24,6 +24,7 @@ pub(super) fn start(
     let now = carriers.now();
     let Started { steering, forwarder, dns } =
         Steering::start(steer, &roles.config.state_dir, now.steered(), inherited)?;
+    steering.tell(roles.ledger.hub().clone());
     let service = Forwarder {
         steering: steering.clone(),
         router: carriers.router(),

@@ -14,12 +14,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::status::Status;
-use crate::web::extract::Json;
+use super::why::{Asked, Why, WhyError};
+use crate::web::extract::{Json, Query};
 use crate::web::{Kind, Peer, Problem};
 
 /// Where the path of the status is.
 pub const STATUS: &str = "/api/v1/status";
-
+/// Where it is asked what would happen to a connection.
+pub const WHY: &str = "/api/v1/why";
 /// Where a daemon is asked to reload, or with GET what that would bring: on the control socket only, as the next two.
 pub const RELOAD: &str = "/api/v1/reload";
 /// Where it is asked to capture again.
@@ -37,6 +39,8 @@ pub struct Reports {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     /// Why it is not ready; empty where it is. Anybody may ask, as often as they like.
     pub unready: Arc<dyn Fn() -> Pending<Vec<Lack>> + Send + Sync>,
+    /// What would happen to a connection, and why.
+    pub why: Arc<dyn Fn(Asked) -> Pending<Result<Why, WhyError>> + Send + Sync>,
 }
 
 /// Something that the configuration asks for and that is not so.
@@ -78,7 +82,7 @@ pub fn open() -> OpenApiRouter<Reports> {
 
 /// The routes for who may look into the daemon.
 pub fn guarded() -> OpenApiRouter<Reports> {
-    OpenApiRouter::default().routes(routes!(status))
+    OpenApiRouter::default().routes(routes!(status)).routes(routes!(why))
 }
 
 /// All of them, for the control socket of a daemon that has no others.
@@ -128,6 +132,15 @@ async fn status(State(reports): State<Reports>) -> Json<Status> {
     Json((reports.status)())
 }
 
+/// What would happen to a connection from this host, and why
+///
+/// Nothing is connected to, and no name gets an address by being asked for.
+#[utoipa::path(get, path = "/api/v1/why", tag = "daemon", params(Asked), responses((status = 200, body = Why)))]
+async fn why(State(reports): State<Reports>, Query(asked): Query<Asked>) -> Result<Json<Why>, Problem> {
+    let answer = (reports.why)(asked).await;
+    answer.map(Json).map_err(|error| Problem::invalid(error.field, error.detail))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +153,7 @@ mod tests {
     async fn who_asks_a_worker_for_the_registry_is_sent_to_the_appliance() {
         let reports = Reports {
             status: Arc::new(|| unreachable!("nobody asked for it")),
+            why: Arc::new(|_| unreachable!("nobody asked for it")),
             unready: Arc::new(|| Box::pin(std::future::ready(Vec::new()))),
         };
         let around = crate::web::layers::around(alone(reports));
@@ -168,6 +182,7 @@ mod tests {
         ];
         let reports = Reports {
             status: Arc::new(|| unreachable!("nobody asked for it")),
+            why: Arc::new(|_| unreachable!("nobody asked for it")),
             unready: Arc::new(move || Box::pin(std::future::ready(lacks.clone()))),
         };
         let network = Peer::Network(([192, 0, 2, 7], 50_000).into());

@@ -17,8 +17,9 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub use flow::{Entry, Flow, Meter, Origin, Process};
-pub use report::{Filter, FlowReport, Found, Phase};
+pub use report::{Filter, FlowReport, Found, Phase, StreamPlace};
 
+use super::monitor::{Happening, Hub, What};
 use crate::drain::Drain;
 use crate::refusal::{self, Code, Refusal};
 use crate::target::Target;
@@ -55,6 +56,7 @@ struct Shared {
     /// Bytes per second of all that were open when rates were last taken.
     rates: Meter,
     observer: OnceLock<Observer>,
+    hub: Hub,
 }
 
 /// All connections of this daemon. Clones are the same book.
@@ -72,7 +74,17 @@ impl Ledger {
         self.0.observer.set(Box::new(observer)).is_ok()
     }
 
+    /// Who looks at what happens, to connections and else.
+    pub fn hub(&self) -> &Hub {
+        &self.0.hub
+    }
+
     fn tell(&self, event: FlowEvent<'_>) {
+        self.0.hub.tell(|| match event {
+            FlowEvent::Dialled(flow) => Happening::of(What::Opened, flow),
+            FlowEvent::Ended(flow) if flow.is_dialled() => Happening::of(What::Closed, flow),
+            FlowEvent::Ended(flow) => Happening::of(What::Failed, flow),
+        });
         if let Some(observer) = self.0.observer.get() {
             observer(&event);
         }
@@ -85,6 +97,9 @@ impl Ledger {
         let flow = Arc::new(Flow::new(book.next, entry, trace, target, origin));
         book.open.insert(flow.id, flow.clone());
         drop(book);
+        if entry == Entry::Captured {
+            self.0.hub.tell(|| Happening::of(What::Steered, &flow));
+        }
         FlowGuard { ledger: self.clone(), flow }
     }
 

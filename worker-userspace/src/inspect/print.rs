@@ -43,6 +43,20 @@ fn write_status(out: &mut String, status: &Status) -> fmt::Result {
     status.flows.recent.iter().try_for_each(|flow| write_flow(out, flow))
 }
 
+/// A connection as text.
+pub(super) fn flow(flow: &FlowReport) -> String {
+    let mut out = String::new();
+    let _ = write_flow(&mut out, flow);
+    out.split_once(' ').map(|(_, rest)| rest.to_owned()).unwrap_or(out)
+}
+
+/// A lane as text.
+pub(super) fn lane(lane: &LaneStatus, indent: &str) -> String {
+    let mut out = String::new();
+    let _ = write_lane(&mut out, lane, indent);
+    out
+}
+
 fn write_appliance(out: &mut String, appliance: &ApplianceStatus) -> fmt::Result {
     let listen: Vec<_> = appliance.listen.iter().map(ToString::to_string).collect();
     let plaintext = if appliance.plaintext { "  PLAINTEXT" } else { "" };

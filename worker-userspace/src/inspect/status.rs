@@ -376,6 +376,9 @@ pub struct SteerStatus {
     pub listeners: Vec<SocketAddr>,
     /// The programs in the kernel.
     pub programs: Vec<ProgramStatus>,
+    /// Their maps.
+    #[serde(default)]
+    pub maps: Vec<MapStatus>,
     /// What is captured, and who carries it.
     pub rules: Vec<RuleStatus>,
     /// Names that have synthetic addresses.
@@ -397,6 +400,15 @@ pub struct ProgramStatus {
     pub id: u32,
     /// Its name.
     pub name: String,
+    /// Its type, in bpftool's words.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// What the kernel made of its instructions' hash, hexadecimal.
+    #[serde(default)]
+    pub tag: String,
+    /// The maps that it uses.
+    #[serde(default)]
+    pub map_ids: Vec<u32>,
     /// Where it hooks in, in bpftool's words.
     pub attach_type: String,
     /// Time spent in it, while `kernel.bpf_stats_enabled` was on.
@@ -415,8 +427,32 @@ pub struct LinkStatus {
     /// The cgroup's directory.
     #[schema(value_type = String)]
     pub cgroup: PathBuf,
+    /// The cgroup's id: the directory's inode number.
+    #[serde(default)]
+    pub cgroup_id: u64,
     /// False when the cgroup was removed since: nothing is captured there any more.
     pub alive: bool,
+}
+
+/// A map in the kernel.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct MapStatus {
+    /// Its id, as bpftool takes it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Its type, in bpftool's words.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many are in it; absent where that is not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    /// How many fit; of a ring buffer its bytes.
+    pub max_entries: u32,
 }
 
 /// A steering rule.

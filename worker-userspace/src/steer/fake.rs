@@ -53,6 +53,8 @@ struct State {
     events: VecDeque<Refused>,
     reader: Option<Waker>,
     own: bool,
+    excluded_users: HashSet<u32>,
+    excluded_cgroups: HashSet<u64>,
     /// The entries that were written (`+`) and removed (`-`).
     writes: Vec<String>,
     /// The numbers of the writes to come, from 0, that the kernel has no memory for.
@@ -80,6 +82,8 @@ impl Default for State {
             events: VecDeque::new(),
             reader: None,
             own: false,
+            excluded_users: HashSet::new(),
+            excluded_cgroups: HashSet::new(),
             writes: Vec::new(),
             failing: 0..0,
         }
@@ -278,7 +282,7 @@ impl World for State {
     }
 
     fn excluded(&self) -> bool {
-        false
+        self.excluded_users.contains(&captured().uid)
     }
 
     fn foreign_netns(&self) -> bool {
@@ -359,6 +363,24 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn config(&self) -> Config {
+        self.state().config
+    }
+
+    fn entry(&self, address: IpAddr) -> Result<Option<Entry>, KernelError> {
+        Ok(World::entry(&*self.state(), &address.into()).copied())
+    }
+
+    fn group_state(&self, group: u16) -> Result<i32, KernelError> {
+        Ok(self.state().groups.get(&group).copied().unwrap_or(0))
+    }
+
+    fn down(&self, target: SocketAddr) -> Result<Option<(i32, Duration)>, KernelError> {
+        let left =
+            |(until, errno): &(Instant, i32)| Some((*errno, until.checked_duration_since(Instant::now())?));
+        Ok(self.state().down.get(&target.into()).and_then(left))
+    }
+
     fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError> {
         self.state().down.insert(target.into(), (Instant::now() + duration, errno));
         Ok(())
@@ -388,8 +410,19 @@ impl Kernel for FakeKernel {
         Ok(state.resolvers.values().chain(&state.spares).copied().collect())
     }
 
-    fn set_excluded(&self, _: &[u32], _: &[(u64, u32)]) -> Result<(), KernelError> {
+    fn set_excluded(&self, users: &[u32], cgroups: &[(u64, u32)]) -> Result<(), KernelError> {
+        let mut state = self.state();
+        state.excluded_users = users.iter().copied().collect();
+        state.excluded_cgroups = cgroups.iter().map(|(id, _)| *id).collect();
         Ok(())
+    }
+
+    fn excludes_user(&self, user: u32) -> Result<bool, KernelError> {
+        Ok(self.state().excluded_users.contains(&user))
+    }
+
+    fn excludes_cgroup(&self, cgroup: u64) -> Result<bool, KernelError> {
+        Ok(self.state().excluded_cgroups.contains(&cgroup))
     }
 
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError> {
@@ -423,6 +456,10 @@ impl Kernel for FakeKernel {
                 Poll::Pending
             }
         }
+    }
+
+    fn maps(&self) -> Result<Vec<MapStatus>, KernelError> {
+        Ok(Vec::new())
     }
 
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError> {

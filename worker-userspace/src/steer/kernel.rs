@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use socket2::SockRef;
+use worker_common::{Config, Entry, Event, Flow};
 pub use worker_common::{Counter, Reason};
-use worker_common::{Entry, Event, Flow};
 
 /// The kernel, as far as steering needs it.
 ///
@@ -71,6 +71,18 @@ pub trait Kernel: Send + Sync + 'static {
         Ok(Arrival::Captured(record))
     }
 
+    /// What the programs were told: the synthetic addresses, the listeners.
+    fn config(&self) -> Config;
+
+    /// What they have for an address: the entry of the longest prefix.
+    fn entry(&self, address: IpAddr) -> Result<Option<Entry>, KernelError>;
+
+    /// With what a group's connections are refused; 0 while they are carried.
+    fn group_state(&self, group: u16) -> Result<i32, KernelError>;
+
+    /// With what connections to `target` are refused because it was down a moment ago, and how long that holds.
+    fn down(&self, target: SocketAddr) -> Result<Option<(i32, Duration)>, KernelError>;
+
     /// Makes `connect()` to `target`, as applications write it, fail at once with `errno`, for this long.
     fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError>;
 
@@ -97,6 +109,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// [`KernelError::Full`] when there are too many, and when a cgroup is too deep.
     fn set_excluded(&self, users: &[u32], cgroups: &[(u64, u32)]) -> Result<(), KernelError>;
+
+    /// Whether a user is excluded.
+    fn excludes_user(&self, user: u32) -> Result<bool, KernelError>;
+
+    /// Whether a cgroup is, by its id.
+    fn excludes_cgroup(&self, cgroup: u64) -> Result<bool, KernelError>;
 
     /// For which resolver a port that was offered stands by now.
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError>;
@@ -125,6 +143,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When a map can't be written, or something can't be attached.
     fn take_back(&self) -> Result<(), KernelError>;
+
+    /// The maps of the programs.
+    fn maps(&self) -> Result<Vec<MapStatus>, KernelError>;
 
     /// The programs and where they are attached.
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError>;
@@ -230,6 +251,12 @@ pub struct ProgramStatus {
     pub name: &'static str,
     /// Its id.
     pub id: u32,
+    /// Its type, in bpftool's words.
+    pub kind: &'static str,
+    /// What the kernel made of its instructions' hash.
+    pub tag: u64,
+    /// The maps that it uses.
+    pub map_ids: Vec<u32>,
     /// Where it hooks in, in bpftool's words.
     pub attach_type: &'static str,
     /// Time spent in it, while `kernel.bpf_stats_enabled` was on.
@@ -247,8 +274,29 @@ pub struct LinkStatus {
     pub id: u32,
     /// The directory of the cgroup.
     pub cgroup: PathBuf,
+    /// The cgroup's id: the directory's inode number.
+    pub cgroup_id: u64,
     /// False when that directory was removed since: the program hangs on a cgroup that nobody can join any more.
     pub alive: bool,
+}
+
+/// A map in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapStatus {
+    /// Its id, as `bpftool map` shows it.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Its type, in bpftool's words.
+    pub kind: &'static str,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many are in it, where that can be counted.
+    pub entries: Option<usize>,
+    /// How many fit; of a ring buffer its bytes.
+    pub max_entries: u32,
 }
 
 /// Why the kernel did not do what steering asked for.

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use file::FileError;
-pub use hosts::hosts_conflicts;
+pub use hosts::{hosts_addresses, hosts_conflicts};
 pub use overlap::{OverlapError, check_overlap};
 pub use patterns::{PatternIndex, Standing};
 pub use prefixes::{PrefixError, Prefixes, Synthetic};

@@ -108,7 +108,7 @@ pub fn cgroups(written: &[PathBuf]) -> Result<Vec<Cgroup>, ProbeError> {
 ///
 /// # Errors
 /// It is not.
-pub(super) fn mount() -> Result<PathBuf, ProbeError> {
+pub fn mount() -> Result<PathBuf, ProbeError> {
     let mountinfo =
         fs::read_to_string("/proc/self/mountinfo").map_err(io_error("reading /proc/self/mountinfo"))?;
     cgroup2_mount(&mountinfo).ok_or(ProbeError::NoCgroup2)

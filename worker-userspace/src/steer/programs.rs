@@ -336,6 +336,9 @@ impl Programs {
             all.push(ProgramStatus {
                 name: hook.name,
                 id: info.id(),
+                kind: if hook.name == "dw_sock_ops" { "sock_ops" } else { "cgroup_sock_addr" },
+                tag: info.tag(),
+                map_ids: info.map_ids().map_err(io::Error::other)?.unwrap_or_default(),
                 attach_type: hook.attach_type,
                 run_time: info.run_time(),
                 run_count: info.run_count(),
@@ -403,7 +406,7 @@ impl Attached {
 impl Attachment {
     fn status(&self) -> Result<LinkStatus, LinkError> {
         let (cgroup, alive) = (self.cgroup.path.clone(), self.cgroup.is_alive());
-        Ok(LinkStatus { id: self.link.info()?.id(), cgroup, alive })
+        Ok(LinkStatus { id: self.link.info()?.id(), cgroup, cgroup_id: self.cgroup.id, alive })
     }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! Dropping a [`Steering`]'s last handle detaches the programs.
 
+mod explain;
 mod lifetime;
 mod plan;
 mod report;
@@ -37,11 +38,13 @@ use super::probe::ProbeError;
 use super::programs::{Programs, ProgramsError};
 use super::rules::RulesError;
 use super::scope::Scope;
-use crate::config::{Steer, User};
+use crate::config::{Families, Steer, User};
 use crate::drain::Gate;
+use crate::inspect::monitor::Hub;
 use crate::inspect::status::RefusedStatus;
 use crate::sockets::{Sockets, name};
 use crate::target::{Host, Name, Pattern};
+pub use explain::{Explained, Led};
 use lifetime::{Attached, Attaching};
 use plan::{Plan, Planner};
 use slots::Slots;
@@ -141,10 +144,16 @@ pub struct Steering {
     listeners: Vec<SocketAddr>,
     dns: Arc<dns::Counters>,
     down_for: Duration,
+    /// Which addresses of a name are answered.
+    families: Families,
+    /// Where names are found before DNS is asked.
+    hosts: Box<Path>,
     /// The carriers that are not there.
     down: Mutex<HashSet<i64>>,
     sockets: Sockets,
     refused: Mutex<VecDeque<RefusedStatus>>,
+    /// Who looks at what happens.
+    hub: OnceLock<Hub>,
     /// Where the connections came from by which the daemon made itself known to the programs.
     registered: Mutex<HashSet<SocketAddr>>,
     /// What attaches; set once, by a start on the real kernel.
@@ -301,9 +310,12 @@ impl Steering {
             listeners,
             dns: server.counters(),
             down_for: config.down_for,
+            families: config.families,
+            hosts: hosts.into(),
             down: Mutex::default(),
             sockets: sockets.clone(),
             refused: Mutex::default(),
+            hub: OnceLock::new(),
             registered: Mutex::default(),
             attaching: OnceLock::new(),
         });
@@ -435,6 +447,11 @@ impl Steering {
     /// Captures nothing any more. What was captured goes on.
     pub fn detach(&self) {
         self.kernel.detach();
+    }
+
+    /// Tells `hub` of what the kernel refuses, too. The first one stays.
+    pub fn tell(&self, hub: Hub) {
+        let _ = self.hub.set(hub);
     }
 
     /// Logs what the kernel refuses, for as long as it is polled.

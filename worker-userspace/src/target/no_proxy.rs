@@ -67,6 +67,22 @@ impl FromStr for Exempt {
     }
 }
 
+impl Exempt {
+    /// True where it means `target`.
+    fn matches(&self, target: &Target) -> bool {
+        match self {
+            Exempt::All => true,
+            Exempt::Some { pattern, below } => {
+                let is_below = || match (&pattern.host, &target.host) {
+                    (HostPattern::Name(name), Host::Name(host)) => host.is_below(name),
+                    _ => false,
+                };
+                pattern.matches(target) || *below && is_below() && pattern.covers_port(target.port)
+            }
+        }
+    }
+}
+
 impl fmt::Display for Exempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -99,6 +115,11 @@ impl NoProxy {
     /// True where `target` is dialled without the proxy.
     pub fn exempts(&self, target: &Target) -> bool {
         self.all || is_own(&target.host) || self.patterns.find(target).is_some()
+    }
+
+    /// The first entry that means `target`; `None` also of this host itself, which need not be listed.
+    pub fn entry_for(&self, target: &Target) -> Option<&Exempt> {
+        self.listed.iter().find(|entry| entry.matches(target))
     }
 }
 

@@ -244,6 +244,10 @@ impl Shared {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn peer(&self) -> &Hello {
+        &self.peer
+    }
+
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }

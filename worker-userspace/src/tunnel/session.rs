@@ -56,11 +56,14 @@ impl Session {
         self.lock().iter().any(|lane| !lane.is_closing())
     }
 
+    /// The lane that a new stream goes to.
+    pub fn least_busy(&self) -> Option<Arc<Lane>> {
+        self.lock().iter().filter(|lane| !lane.is_closing()).min_by_key(|lane| lane.load()).cloned()
+    }
+
     /// Opens a stream on the least busy lane.
     pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
-        let best =
-            self.lock().iter().filter(|lane| !lane.is_closing()).min_by_key(|lane| lane.load()).cloned();
-        match best {
+        match self.least_busy() {
             Some(lane) => lane.open(open),
             None => Err(Refusal::new(Code::TunnelLost, format!("no lane to {} is up", self.peer.name))),
         }

@@ -365,6 +365,11 @@ impl Stream {
         &self.shared
     }
 
+    /// The number of its lane in the session, and its own on that lane.
+    pub fn place(&self) -> (u8, u32) {
+        (self.shared.lane.peer().lane, self.shared.id())
+    }
+
     /// What resets the stream from elsewhere.
     pub fn cutter(&self) -> Cutter {
         Cutter(Arc::downgrade(&self.shared))

@@ -59,6 +59,16 @@ impl Sender {
         self.put(text).await
     }
 
+    /// Sends a message called `name` to a reader that may take its time; what it misses meanwhile is the caller's to
+    /// count.
+    ///
+    /// # Errors
+    /// Nobody reads it any more.
+    pub async fn wait(&self, name: &str, data: &impl Serialize) -> Result<(), Gone> {
+        let data = serde_json::to_string(data).unwrap_or_default();
+        self.0.send(format!("event: {name}\ndata: {data}\n\n").into()).await.map_err(|_| Gone)
+    }
+
     /// Says that the connection is alive.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::directory;
-use crate::command::{output, run};
-use crate::root;
+use crate::command::run;
+use crate::{man, root};
 
 /// Where it is.
 fn place() -> PathBuf {
@@ -24,15 +24,10 @@ pub(super) fn stage(program: &Path) -> Result<()> {
         }
         _ => {}
     }
-    for directory in ["man", "doc"] {
-        fs::create_dir_all(place.join(directory))?;
-    }
+    fs::create_dir_all(place.join("doc"))?;
     let dworker = place.join("dworker");
     run(Command::new("strip").args(["--strip-all", "-o"]).arg(&dworker).arg(program))?;
-    for (shell, name) in [("bash", "dworker.bash"), ("zsh", "_dworker"), ("fish", "dworker.fish")] {
-        fs::write(place.join(name), output(Command::new(&dworker).args(["completions", shell]))?)?;
-    }
-    run(Command::new(&dworker).arg("man").arg(place.join("man")))?;
+    man::write(&dworker, &place.join("man"), &place.join("completions"))?;
     for page in entries(&place.join("man"))? {
         // Without name and time, so that one page is always the same file.
         run(Command::new("gzip").args(["-9", "--no-name"]).arg(page))?;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setuid};
 use tests::Bytes;
 use tests::traffic::{Connect, Family, Order, Report};
 
@@ -20,6 +20,9 @@ pub(crate) fn run(connect: &Connect) -> Result<()> {
     resume.add(Signal::SIGUSR1);
     if connect.stall {
         resume.thread_block().context("blocking SIGUSR1")?;
+    }
+    if let Some(user) = connect.user {
+        setuid(user.into()).with_context(|| format!("becoming user {user}"))?;
     }
     let reports: Vec<Report> = thread::scope(|scope| {
         let row = |n: u32| (0..connect.times).map(move |k| n * connect.times + k);

@@ -119,6 +119,7 @@ pub struct Flow {
 #[derive(Debug, Default)]
 struct Hands {
     cutter: Option<Cutter>,
+    place: Option<(u8, u32)>,
     closed: Option<Refusal>,
 }
 
@@ -205,7 +206,8 @@ impl Flow {
 
     pub(super) fn end(&self, outcome: Result<(), Refusal>) {
         let _ = self.ended.set((self.started.elapsed(), outcome.err()));
-        self.hands().cutter = None;
+        let mut hands = self.hands();
+        (hands.cutter, hands.place) = (None, None);
     }
 
     fn hands(&self) -> MutexGuard<'_, Hands> {
@@ -221,6 +223,12 @@ impl Flow {
             cutter.reset(refusal.clone());
         }
         hands.cutter = Some(cutter);
+        hands.place = Some(stream.place());
+    }
+
+    /// The lane and the number of the stream that it is carried in, while it is open.
+    pub(super) fn place(&self) -> Option<(u8, u32)> {
+        self.hands().place
     }
 
     /// Closes it by hand. The first reason stands.

@@ -52,6 +52,9 @@ pub struct FlowReport {
     /// Carriers that were lost before the target was dialled.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retries: u32,
+    /// The stream that it is carried in, while it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamPlace>,
     /// The address that was dialled.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -85,6 +88,15 @@ impl FlowReport {
     }
 }
 
+/// Where a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StreamPlace {
+    /// The lane's number in its session.
+    pub lane: u8,
+    /// The stream's number on that lane.
+    pub id: u32,
+}
+
 fn is_zero(n: &u32) -> bool {
     *n == 0
 }
@@ -110,6 +122,7 @@ impl From<&Flow> for FlowReport {
             from: flow.origin.from.clone(),
             carrier: flow.carrier(),
             retries: flow.retries(),
+            stream: flow.place().map(|(lane, id)| StreamPlace { lane, id }),
             dialled: flow.dial().map(|dialled| dialled.address),
             proxied: flow.dial().is_some_and(|dialled| dialled.proxied),
             dial_us: flow.dial().map(|dialled| dialled.dial.as_micros() as u64),

@@ -40,6 +40,28 @@ pub fn hosts_conflicts(path: &Path, index: &PatternIndex) -> io::Result<Vec<(IpA
     Ok(found)
 }
 
+/// The addresses that the hosts file at `path` gives to `name`, in the file's order. No file is an empty one.
+///
+/// # Errors
+/// When the file is there and can't be read.
+pub fn hosts_addresses(path: &Path, name: &Name) -> io::Result<Vec<IpAddr>> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read?,
+    };
+    let mut found = Vec::new();
+    for line in String::from_utf8_lossy(&bytes).lines() {
+        let mut fields = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
+        let Some(addr) = fields.next().and_then(|field| field.parse::<IpAddr>().ok()) else { continue };
+        let addr = addr.to_canonical();
+        let is_name = |field: &str| field.parse::<Name>().is_ok_and(|field| field == *name);
+        if fields.any(is_name) && !found.contains(&addr) {
+            found.push(addr);
+        }
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use worker_common::{Addr, Config, Counter, Dest, DownUntil, Entry, Event, Flow, FlowKey, limits, mark};
 
-use super::super::kernel::{FlowRecord, Kernel, KernelError, ProgramStatus, Refused};
+use super::super::kernel::{FlowRecord, Kernel, KernelError, MapStatus, ProgramStatus, Refused};
 use super::super::rules;
 use super::{Programs, ProgramsError};
 
@@ -58,6 +58,8 @@ pub(super) struct Maps {
     stands: Mutex<HashMap<MapData, u16, Addr>>,
     counters: PerCpuArray<MapData, u64>,
     events: Mutex<Events>,
+    /// What does not change of all of them.
+    described: Vec<MapStatus>,
 }
 
 /// The ring buffer, and where it is watched once somebody asks in a runtime.
@@ -70,6 +72,8 @@ enum Events {
 impl Maps {
     /// Takes the maps out of the loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, ProgramsError> {
+        // Before they are taken out of it.
+        let described = describe(ebpf).map_err(failed("asking about the programs' maps"))?;
         let config: Array<_, Config> = map(ebpf, "CONFIG")?;
         // A daemon before this one may serve until this one is ready: what it told stands until then.
         let found = config.get(&0, 0).map_err(failed("reading the programs' configuration"))?;
@@ -91,6 +95,7 @@ impl Maps {
             stands: Mutex::new(map(ebpf, "STANDS")?),
             counters: map(ebpf, "COUNTERS")?,
             events: Mutex::new(Events::Idle(Some(Box::new(raw(ebpf, "EVENTS")?)))),
+            described,
         })
     }
 
@@ -189,6 +194,33 @@ impl Kernel for Programs {
             .map_err(KernelError::io(format!("taking the connection from {source}")))
     }
 
+    fn config(&self) -> Config {
+        lock(&self.maps.config).1
+    }
+
+    fn entry(&self, address: IpAddr) -> Result<Option<Entry>, KernelError> {
+        let found = match address.to_canonical() {
+            IpAddr::V4(v4) => lock(&self.maps.rules4).get(&key4(v4.into()), 0),
+            IpAddr::V6(v6) => lock(&self.maps.rules6).get(&key6(v6.into()), 0),
+        };
+        present(found).map_err(failed(format!("looking up the rules for {address}")))
+    }
+
+    fn group_state(&self, group: u16) -> Result<i32, KernelError> {
+        let errno = lock(&self.maps.groups).get(&group.into(), 0);
+        Ok(errno.map_err(failed(format!("reading the state of group {group}")))? as i32)
+    }
+
+    fn down(&self, target: SocketAddr) -> Result<Option<(i32, Duration)>, KernelError> {
+        let found = present(lock(&self.maps.down).get(&Dest::from(target), 0))
+            .map_err(failed(format!("asking whether {target} is down")))?;
+        let now = monotonic()?;
+        // As the programs see it: what is over is not there.
+        let left =
+            |down: DownUntil| Some((down.errno as i32, Duration::from_nanos(down.until).checked_sub(now)?));
+        Ok(found.and_then(left))
+    }
+
     fn set_down(&self, target: SocketAddr, errno: i32, duration: Duration) -> Result<(), KernelError> {
         let until = monotonic()?.saturating_add(duration);
         let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
@@ -270,6 +302,16 @@ impl Kernel for Programs {
         self.maps.configure(|config| config.exclude = exclude)
     }
 
+    fn excludes_user(&self, user: u32) -> Result<bool, KernelError> {
+        let found = present(lock(&self.maps.excluded_users).get(&user, 0));
+        Ok(found.map_err(failed(format!("asking whether user {user} is excluded")))?.is_some())
+    }
+
+    fn excludes_cgroup(&self, cgroup: u64) -> Result<bool, KernelError> {
+        let found = present(lock(&self.maps.excluded_cgroups).get(&cgroup, 0));
+        Ok(found.map_err(failed(format!("asking whether cgroup {cgroup} is excluded")))?.is_some())
+    }
+
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError> {
         match lock(&self.maps.stands).get(&port, 0) {
             Ok(addr) => Ok(Some(addr.into())),
@@ -313,6 +355,25 @@ impl Kernel for Programs {
         lock(&self.maps.events).poll(context).map_err(KernelError::io("waiting for the kernel's events"))
     }
 
+    fn maps(&self) -> Result<Vec<MapStatus>, KernelError> {
+        let mut maps = self.maps.described.clone();
+        for map in &mut maps {
+            // What can hold a hundred thousand entries is not walked through: who writes the rules has counted them.
+            map.entries = match map.name.as_str() {
+                "DOWN" => Some(lock(&self.maps.down).keys().count()),
+                "FLOWS" => Some(lock(&self.maps.flows).keys().count()),
+                // Each resolver has a port, and each such port its resolver.
+                "RESOLVERS" | "STANDS" => Some(lock(&self.maps.stands).keys().count()),
+                "DAEMONS" => Some(lock(&self.maps.daemons).keys().count()),
+                "EXCLUDED_USERS" => Some(lock(&self.maps.excluded_users).keys().count()),
+                // As the kernel has cut it.
+                "EXCLUDED_CGROUP" => Some(lock(&self.maps.excluded_cgroups).keys().count()),
+                _ => None,
+            };
+        }
+        Ok(maps)
+    }
+
     fn programs(&self) -> Result<Vec<ProgramStatus>, KernelError> {
         self.status().map_err(KernelError::io("asking about our programs"))
     }
@@ -342,6 +403,37 @@ impl Events {
             ready!(ring.poll_read_ready(context))?.clear_ready();
         }
     }
+}
+
+/// All maps, those of the loader too.
+fn describe(ebpf: &Ebpf) -> Result<Vec<MapStatus>, MapError> {
+    let mut all = Vec::new();
+    for (_, map) in ebpf.maps() {
+        let (kind, data) = match map {
+            Map::Array(data) => ("array", data),
+            Map::HashMap(data) => ("hash", data),
+            Map::LpmTrie(data) => ("lpm_trie", data),
+            Map::LruHashMap(data) => ("lru_hash", data),
+            Map::PerCpuArray(data) => ("percpu_array", data),
+            Map::Queue(data) => ("queue", data),
+            Map::RingBuf(data) => ("ringbuf", data),
+            Map::SkStorage(data) => ("sk_storage", data),
+            _ => continue,
+        };
+        let info = data.info()?;
+        all.push(MapStatus {
+            id: info.id(),
+            // As the kernel has cut it, so that bpftool says the same.
+            name: info.name_as_str().unwrap_or_default().to_owned(),
+            kind,
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            entries: None,
+            max_entries: info.max_entries(),
+        });
+    }
+    all.sort_unstable_by_key(|map| map.id);
+    Ok(all)
 }
 
 /// The record in these bytes, unless they are too many or too few.
@@ -412,6 +504,14 @@ fn full_or_failed(what: impl FnOnce() -> String, limit: usize) -> impl FnOnce(Ma
             Some(libc::ENOSPC | libc::E2BIG) => KernelError::Full { what, limit },
             _ => KernelError::Io { doing: format!("storing {what}"), source: error },
         }
+    }
+}
+
+fn present<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::{NAMES_LOCK, PINS_LOCK, SteerError, Steering, lock};
 use crate::drain::Gate;
 use crate::sockets::{Named, name};
+use crate::steer::caller::{self, ScopeError, Who};
 use crate::steer::kernel::Kernel;
 use crate::steer::probe::Cgroup;
 use crate::steer::programs::Programs;
@@ -97,6 +98,21 @@ impl Steering {
         }
         now.off = !on;
         Ok(true)
+    }
+
+    /// Finds out about who would connect. Blocks for a moment.
+    ///
+    /// # Errors
+    /// There is no such process or cgroup.
+    pub fn scope(&self, who: &Who) -> Result<caller::Scope, ScopeError> {
+        let (captured, off) = match self.attaching.get() {
+            Some(attaching) => {
+                let now = lock(&attaching.now);
+                (now.found.captured.clone(), now.off)
+            }
+            None => (Vec::new(), false),
+        };
+        Ok(caller::Scope { off, ..caller::find(who, &captured, &*self.kernel)? })
     }
 
     /// True where it was switched off by hand.

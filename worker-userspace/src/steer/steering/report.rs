@@ -3,11 +3,16 @@
 use std::collections::HashMap;
 
 use super::{Steering, lock};
-use crate::inspect::status::{LinkStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus};
+use crate::inspect::ledger::Process;
+use crate::inspect::monitor::{Happening, What};
+use crate::inspect::status::{
+    LinkStatus, MapStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus,
+};
+use crate::steer::caller;
 use crate::steer::kernel::{self, Refused};
 use crate::steer::names::Synthetic;
 use crate::steer::rules::Rule;
-use crate::target::Name;
+use crate::target::{Host, Name, Target};
 
 /// Refusals of the kernel that `status` remembers.
 const REMEMBERED: usize = 64;
@@ -21,6 +26,9 @@ impl Steering {
         let (target, process, reason) =
             (event.target, event.process.to_string(), event.reason.counter().word().to_owned());
         let shown = name.clone().unwrap_or_default();
+        if let Some(hub) = self.hub.get() {
+            hub.tell(|| happening(event, name.as_deref()));
+        }
         match event.errno {
             Some(errno) => {
                 tracing::warn!(%target, name = %shown, %process, errno, "refused in connect(): {reason}")
@@ -32,6 +40,24 @@ impl Steering {
         let mut refused = lock(&self.refused);
         refused.truncate(REMEMBERED - 1);
         refused.push_front(RefusedStatus { target, name, process, reason, errno: event.errno });
+    }
+
+    fn maps(&self) -> Vec<MapStatus> {
+        let maps = self.kernel.maps().unwrap_or_else(|error| {
+            tracing::warn!("the maps can't be read: {error}");
+            Vec::new()
+        });
+        let [v4, v6] = self.rules.table.count();
+        let counted = |mut found: MapStatus| {
+            // The synthetic prefixes have an entry of their own each.
+            match found.name.as_str() {
+                "RULES4" => found.entries = Some(v4 as u64 + 1),
+                "RULES6" => found.entries = Some(v6 as u64 + 1),
+                _ => {}
+            }
+            found
+        };
+        maps.into_iter().map(map).map(counted).collect()
     }
 
     /// What `status` shows.
@@ -66,6 +92,7 @@ impl Steering {
         SteerStatus {
             listeners: self.listeners.clone(),
             programs: programs.into_iter().map(program).collect(),
+            maps: self.maps(),
             problem: lock(&self.problem).clone(),
             rules: plan.rules.iter().map(rule).collect(),
             names: self.names.all().into_iter().take(LISTED).map(named).collect(),
@@ -77,14 +104,59 @@ impl Steering {
     }
 }
 
+fn map(map: kernel::MapStatus) -> MapStatus {
+    MapStatus {
+        id: map.id,
+        name: map.name,
+        kind: map.kind.to_owned(),
+        key_size: map.key_size,
+        value_size: map.value_size,
+        entries: map.entries.map(|n| n as u64),
+        max_entries: map.max_entries,
+    }
+}
+
 fn program(program: kernel::ProgramStatus) -> ProgramStatus {
-    let link = |link: kernel::LinkStatus| LinkStatus { id: link.id, cgroup: link.cgroup, alive: link.alive };
+    let link = |link: kernel::LinkStatus| LinkStatus {
+        id: link.id,
+        cgroup: link.cgroup,
+        cgroup_id: link.cgroup_id,
+        alive: link.alive,
+    };
     ProgramStatus {
         id: program.id,
         name: program.name.to_owned(),
+        kind: program.kind.to_owned(),
+        tag: format!("{:016x}", program.tag),
+        map_ids: program.map_ids,
         attach_type: program.attach_type.to_owned(),
         run_time_ns: program.run_time.as_nanos() as u64,
         run_cnt: program.run_count,
         links: program.links.into_iter().map(link).collect(),
+    }
+}
+
+fn happening(event: &Refused, name: Option<&str>) -> Happening {
+    let kind = if event.errno.is_some() { What::Refused } else { What::Direct };
+    let host = name.map_or_else(
+        || Host::addr(event.target.ip()),
+        |name| match name.parse() {
+            Ok(name) => Host::Name(name),
+            Err(_) => Host::addr(event.target.ip()),
+        },
+    );
+    Happening {
+        target: Some(Target { host, port: event.target.port() }.to_string()),
+        original: Some(event.target),
+        process: Some(Process {
+            pid: event.process.id,
+            uid: event.process.uid,
+            comm: event.process.command.clone(),
+            // The programs do not say; a process that is gone by now was nowhere.
+            cgroup_id: caller::cgroup_id(event.process.id).unwrap_or(0),
+        }),
+        reason: Some(event.reason.counter().word().to_owned()),
+        errno: event.errno,
+        ..Happening::new(kind)
     }
 }

@@ -61,6 +61,13 @@ impl Table {
         Ok(true)
     }
 
+    /// How many entries of each family there are.
+    pub(super) fn count(&self) -> [usize; 2] {
+        let has = self.has();
+        let v6 = has.keys().filter(|net| matches!(net, IpNet::V6(_))).count();
+        [has.len() - v6, v6]
+    }
+
     /// Removes all entries but these, the shortest prefixes first; returns how many that were.
     pub(super) fn keep(&self, wanted: &HashSet<IpNet>) -> Result<usize, KernelError> {
         let mut has = self.has();
