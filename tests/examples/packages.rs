@@ -66,7 +66,7 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     appliance.reconfigure(&["write", "enable", "start"])?;
     let add = ["worker", "add", "site-b", "--proxy-hosts", "*.corp.example", "-j"];
     let added: Value = appliance.dworker(&add).output()?.json()?;
-    let key = added["worker_key"].as_str().with_context(|| format!("no key: {added}"))?;
+    let key = added["key"].as_str().with_context(|| format!("no key: {added}"))?;
 
     say("two lines at the site");
     // An authority that this host trusts, as any other that signs an appliance's certificate.
@@ -193,7 +193,7 @@ impl Machine<'_> {
     }
 
     fn apt(&self, arguments: &[&str]) -> Result<String> {
-        self.booted.command("apt-get").args(["--yes", "-qq", "--no-download"]).args(arguments).check()
+        self.booted.command("apt-get").args(["--yes", "-qq"]).args(arguments).check()
     }
 
     /// Installs the package; until it is configured nothing runs.

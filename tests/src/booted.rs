@@ -17,7 +17,7 @@ use crate::process::Process;
 
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(120);
-/// The v1 hierarchy in which systemd names groups, on hybrid systems: nspawn makes some there, too.
+/// The v1 hierarchy in which systemd names groups, on hybrid systems: nspawn makes the same there.
 const NAMED: &str = "/sys/fs/cgroup/systemd";
 
 /// A booted host. Dropping it stops it.
@@ -26,16 +26,27 @@ pub struct Booted {
     process: Process,
     leader: u32,
     cgroup: Cgroup,
-    _named: Option<Named>,
+    _mirror: Mirror,
 }
 
-/// A group of the v1 hierarchy, removed with all below it.
-struct Named(PathBuf);
+/// What nspawn makes in [`NAMED`] for a cgroup, from the hierarchy's top on. Removed with all that is below.
+struct Mirror(PathBuf);
 
-impl Drop for Named {
+impl Mirror {
+    fn of(cgroup: &Cgroup) -> Result<Mirror> {
+        let below = cgroup.path().strip_prefix(cgroup::root()?).context("a cgroup outside of all")?;
+        Ok(Mirror(Path::new(NAMED).join(below)))
+    }
+}
+
+impl Drop for Mirror {
     fn drop(&mut self) {
         if let Err(error) = cgroup::remove(&self.0) {
             eprintln!("lab: {error:#}");
+        }
+        // Another machine of this lab may be in those above.
+        for above in self.0.ancestors().skip(1).take_while(|above| *above != Path::new(NAMED)) {
+            let _ = fs::remove_dir(above);
         }
     }
 }
@@ -47,20 +58,15 @@ impl Host {
     /// When it does not come up.
     pub fn boot(&self, system: &Path, shown: &[&Path]) -> Result<Booted> {
         let cgroup = self.cgroup().child("booted")?;
+        let mirror = Mirror::of(&cgroup)?;
         let label = self.netns().name();
-        let named = Path::new(NAMED).join(label);
-        let named = Path::new(NAMED).join("cgroup.procs").exists().then_some(Named(named));
-        let mut first = String::new();
-        if let Some(Named(path)) = &named {
-            fs::create_dir(path).with_context(|| format!("making {}", path.display()))?;
-            first = format!("echo $$ > {}/cgroup.procs && ", path.display());
-        }
         let notify = self.directory().join("booted-notify");
         let listener = UnixDatagram::bind(&notify).context("listening for the machine")?;
         listener.set_read_timeout(Some(BOOT))?;
-        let mut nspawn = Command::new("sh")
-            .args(["-c", &format!("{first}exec \"$@\""), "sh", "systemd-nspawn", "--quiet", "--boot"])
+        let mut nspawn = Command::new("systemd-nspawn")
             .args([
+                "--quiet",
+                "--boot",
                 "--register=no",
                 "--keep-unit",
                 "--console=pipe",
@@ -86,12 +92,12 @@ impl Host {
         let process = nspawn.placed(place).spawn()?;
         let leader =
             leader(&listener).with_context(|| format!("{} does not boot: {}", label, process.stderr()))?;
-        let booted = Booted { process, leader, cgroup, _named: named };
+        let booted = Booted { process, leader, cgroup, _mirror: mirror };
         let resolv = fs::read(self.directory().join("resolv.conf")).context("the host has no resolv.conf")?;
         fs::write(booted.path("/etc/resolv.conf"), resolv).context("writing resolv.conf")?;
-        // As systemd does where it runs by itself; nspawn gives a part of /sys only.
-        let mount =
-            "mount -o remount,rw /sys && mkdir /sys/fs/bpf && mount -t bpf -o mode=700 bpf /sys/fs/bpf";
+        // As systemd does where it runs by itself. nspawn may give a part of /sys only.
+        let mount = "[ -d /sys/fs/bpf ] || { mount -o remount,rw /sys && mkdir /sys/fs/bpf; } && \
+                     mount -t bpf -o mode=700 bpf /sys/fs/bpf";
         booted.command("sh").args(["-c", mount]).check()?;
         Ok(booted)
     }

@@ -53,6 +53,8 @@ pub struct Wanted {
     control_socket: PathBuf,
     drain: Duration,
     steers: bool,
+    /// Those of what it captures that systemd makes where somebody wants them.
+    slices: Vec<String>,
     listen: Vec<SocketAddr>,
     /// All files and directories that it names.
     paths: Vec<PathBuf>,
@@ -81,6 +83,11 @@ impl Wanted {
             control_socket: control_socket.clone(),
             drain: *drain,
             steers: steer.is_some(),
+            slices: steer
+                .iter()
+                .flat_map(|steer| &steer.cgroups)
+                .filter_map(|cgroup| slice(cgroup))
+                .collect(),
             listen,
             paths: texts.filter(|(_, text)| text.starts_with('/')).map(|(_, text)| text.into()).collect(),
         }
@@ -98,6 +105,14 @@ impl Wanted {
         let directories = self.directories().into_iter().map(|(path, _)| path);
         directories.chain(self.secret_in.clone()).chain([CREDENTIALS.into()]).collect()
     }
+}
+
+/// The slice that a cgroup is.
+fn slice(cgroup: &Path) -> Option<String> {
+    let name = cgroup.file_name()?.to_str()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:\\".contains(c);
+    name.strip_suffix(".slice").filter(|stem| !stem.is_empty() && stem.chars().all(plain))?;
+    Some(name.to_owned())
 }
 
 /// What there is.

@@ -34,6 +34,8 @@ pub(super) struct Settings {
     start: Vec<String>,
     /// What systemd obeys as soon as it has read it.
     rest: Vec<String>,
+    /// What it obeys at the next start, which nobody has to hurry for.
+    unit: Vec<String>,
 }
 
 /// The unit where no package has brought one.
@@ -48,7 +50,16 @@ pub(super) fn is_ours(text: &str) -> bool {
 
 pub(super) fn of(wanted: &Wanted, credentials: &[&str]) -> Settings {
     let mut settings = Settings::default();
-    let Settings { start, rest } = &mut settings;
+    let Settings { start, rest, unit } = &mut settings;
+    if !wanted.slices.is_empty() {
+        let slices = wanted.slices.join(" ");
+        unit.push(
+            "# What is captured is there before the first program in it, so that none goes uncaptured."
+                .into(),
+        );
+        unit.push(format!("Wants={slices}"));
+        unit.push(format!("After={slices}"));
+    }
     if !wanted.steers {
         start.push("# Nothing is captured here.".into());
         start.push("CapabilityBoundingSet=~CAP_BPF CAP_PERFMON CAP_NET_ADMIN".into());
@@ -101,8 +112,10 @@ pub(super) fn stamp(unit: &str, settings: &Settings, found: &Found) -> String {
 
 pub(super) fn drop_in(settings: &Settings, stamp: &str) -> String {
     let lines = settings.start.iter().chain(&settings.rest).map(|line| format!("{line}\n"));
+    let unit: String = settings.unit.iter().map(|line| format!("{line}\n")).collect();
+    let unit = if unit.is_empty() { unit } else { format!("[Unit]\n{unit}\n") };
     format!(
-        "{OURS}\n[Service]\n{}# A service that was started with another value is restarted by `dworker reconfigure`.\n\
+        "{OURS}\n{unit}[Service]\n{}# A service that was started with another value is restarted by `dworker reconfigure`.\n\
          Environment={VARIABLE}={stamp}\n",
         lines.collect::<String>()
     )

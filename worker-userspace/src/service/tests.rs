@@ -184,7 +184,17 @@ fn roles_that_are_not_there_have_no_capabilities() {
     assert!(worker.contains("\nCapabilityBoundingSet=~CAP_NET_BIND_SERVICE\n"), "{worker}");
     let entry = drop_in(&format!("{WORKER}[proxy]\nhttp = [\"127.0.0.1:80\"]\n"));
     assert!(!entry.contains("~CAP_NET_BIND_SERVICE"), "{entry}");
-    assert!(!drop_in(APPLIANCE).contains("Capability"));
+    let appliance = drop_in(APPLIANCE);
+    assert!(!appliance.contains("Capability"));
+    // The slice that is captured is there first.
+    assert!(
+        appliance.contains("[Unit]\n# ") && appliance.contains("\nWants=a.slice\nAfter=a.slice\n"),
+        "{appliance}"
+    );
+    let others = drop_in(
+        &APPLIANCE.replace("\"a.slice\"", "\"system.slice/a.service\", \"/\", \"a.slice/a-b.slice\""),
+    );
+    assert!(others.contains("\nWants=a-b.slice\n"), "{others}");
 }
 
 #[test]

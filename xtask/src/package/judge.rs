@@ -14,7 +14,7 @@ pub(super) fn lintian(deb: &Path) -> Result<()> {
     say("lintian");
     // It ends with success whatever it finds of warnings and less, so its words count.
     judge(
-        Command::new("lintian").args(["--no-tag-display-limit", "--display-info", "--allow-root"]).arg(deb),
+        Command::new("lintian").args(["--tag-display-limit", "0", "--display-info", "--allow-root"]).arg(deb),
         |said| said.trim().is_empty(),
     )
 }

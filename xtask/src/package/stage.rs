@@ -26,7 +26,10 @@ pub(super) fn stage(program: &Path) -> Result<()> {
     }
     fs::create_dir_all(place.join("doc"))?;
     let dworker = place.join("dworker");
-    run(Command::new("strip").args(["--strip-all", "-o"]).arg(&dworker).arg(program))?;
+    run(Command::new("strip")
+        .args(["--strip-all", "--remove-section=.comment", "-o"])
+        .arg(&dworker)
+        .arg(program))?;
     man::write(&dworker, &place.join("man"), &place.join("completions"))?;
     for page in entries(&place.join("man"))? {
         // Without name and time, so that one page is always the same file.

@@ -83,6 +83,8 @@ fn system() -> Result<PathBuf> {
             .arg(&fresh)
             .arg(MIRROR);
         output(&mut debootstrap).context("installing a system; the mirror may be out of reach")?;
+        // This machine's name, which it copies.
+        fs::remove_file(fresh.join("etc/hostname"))?;
         fs::rename(&fresh, &system)?;
     }
     Ok(system)
