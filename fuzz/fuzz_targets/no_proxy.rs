@@ -34,14 +34,14 @@ fn check(text: &str, exempt: &Exempt) {
 
 fn port(exempt: &Exempt) -> u16 {
     match exempt {
-        Exempt::Some { pattern, .. } => pattern.ports.first().map_or(443, |ports| ports.0),
+        Exempt::Some(pattern) => pattern.ports.first().map_or(443, |ports| ports.0),
         Exempt::All => 443,
     }
 }
 
 /// A host that the entry means.
 fn example(exempt: &Exempt) -> Host {
-    let Exempt::Some { pattern, .. } = exempt else { return Host::Addr([192, 0, 2, 1].into()) };
+    let Exempt::Some(pattern) = exempt else { return Host::Addr([192, 0, 2, 1].into()) };
     match &pattern.host {
         HostPattern::Name(name) => Host::Name(name.clone()),
         HostPattern::Net(net) => Host::addr(net.network()),

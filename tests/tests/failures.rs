@@ -4,14 +4,13 @@
 //! moment after it, `connect()` itself fails with the true errno. Never is it a clean end. The log and `status`
 //! of both ends say which.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::Value;
 use tests::traffic::{Connect, Order, Report, Serve, Server};
-use tests::{Bytes, Config, Daemon, Dual, Group, Lab, Process, Tunnel, net};
+use tests::{Bytes, Config, Daemon, Dual, Failing, Group, Lab, Process, Tunnel, net, shown};
 
 const SOON: Duration = Duration::from_secs(30);
 /// All of the site.
@@ -21,47 +20,18 @@ const ENDLESS: u64 = 1 << 40;
 /// A transfer that has passed this many bytes on is under way.
 const UNDER_WAY: u64 = 64 << 10;
 
-/// Targets that fail in one way.
-struct Failure {
-    hosts: Vec<String>,
-    errno: Errno,
-    /// The word in `status` and in the log.
-    state: &'static str,
-    /// What the reason says.
-    reason: &'static str,
-}
-
 /// A name and both its addresses.
 fn all_of(name: &str, dual: Dual) -> Vec<String> {
     vec![name.to_owned(), dual.v4.to_string(), dual.v6.to_string()]
 }
 
-/// As `status` shows it.
-fn target(host: &str, port: u16) -> String {
-    match host.parse::<IpAddr>() {
-        Ok(address) => SocketAddr::new(address, port).to_string(),
-        Err(_) => format!("{host}:{port}"),
-    }
-}
-
-fn is_reset(report: &Report) -> bool {
-    report.failure.is_none() && report.received == 0 && report.end == "ECONNRESET"
-}
-
 /// Connects twice in a row: the first is reset, the second fails in `connect()`, and everybody says why.
-fn fails(lab: &Lab, tunnel: &Tunnel, host: &str, failure: &Failure) -> Result<()> {
-    let target = target(host, 443);
-    let reports = Connect::to(host, 443).times(2).captured(lab.appliance())?;
-    let [first, second] = &reports[..] else { panic!("{target}: {reports:?}") };
-    assert!(is_reset(first), "{target}: {first:?}");
-    let errno = format!("{:?}", failure.errno);
-    assert_eq!(second.failure.as_deref(), Some(errno.as_str()), "{target}: {second:?}");
-
+fn fails(lab: &Lab, tunnel: &Tunnel, host: &str, failure: &Failing) -> Result<()> {
+    let target = shown(host, 443);
+    lab.assert_fails(host, 443, failure.errno)?;
     for (daemon, entry) in [(&tunnel.appliance, "captured"), (&tunnel.worker, "egress")] {
-        let flow = daemon.wait_for_flow(&target, failure.state, SOON)?;
-        assert_eq!(flow["entry"], entry, "{flow:#}");
-        assert!(flow["reason"].as_str().is_some_and(|reason| reason.contains(failure.reason)), "{flow:#}");
-        assert_eq!(flow["dialled"], Value::Null, "{flow:#}");
+        let flow = daemon.wait_for_failing(host, 443, failure)?;
+        assert_eq!((&flow["entry"], &flow["dialled"]), (&entry.into(), &Value::Null), "{flow:#}");
     }
     tunnel.worker.wait_for_line(&format!("target={target}"), SOON)?;
     let log = tunnel.worker.log();
@@ -101,34 +71,27 @@ fn each_target_fails_in_its_own_way() -> Result<()> {
     lab.explain(|| {
         // The appliance gives it to the worker, it is there, and the worker reaches it: only the policy is against.
         let forbidden = lab.vcenter().serve(Serve::Echo, net::VCENTER, 443)?;
-        for failure in [
-            Failure {
-                hosts: all_of("refused.corp.example", net::REFUSED),
-                errno: Errno::ECONNREFUSED,
-                state: "refused",
-                reason: "Connection refused",
-            },
-            Failure {
-                hosts: all_of("silent.corp.example", net::SILENT),
-                errno: Errno::ETIMEDOUT,
-                state: "timeout",
-                reason: "no answer within 3s",
-            },
-            Failure {
-                hosts: all_of("unreachable.corp.example", net::UNREACHABLE),
-                errno: Errno::EHOSTUNREACH,
-                state: "host-unreachable",
-                reason: "No route to host",
-            },
-            Failure {
-                hosts: vec!["nobody.corp.example".into()],
-                errno: Errno::EHOSTUNREACH,
-                state: "name-not-found",
-                reason: "the worker's resolver knows no such name",
-            },
-            Failure { hosts: denied, errno: Errno::EACCES, state: "denied", reason: "in egress.deny" },
+        let failing = |errno, state, reason| Failing { errno, state, reason };
+        for (hosts, failure) in [
+            (
+                all_of("refused.corp.example", net::REFUSED),
+                failing(Errno::ECONNREFUSED, "refused", "Connection refused"),
+            ),
+            (
+                all_of("silent.corp.example", net::SILENT),
+                failing(Errno::ETIMEDOUT, "timeout", "no answer within 3s"),
+            ),
+            (
+                all_of("unreachable.corp.example", net::UNREACHABLE),
+                failing(Errno::EHOSTUNREACH, "host-unreachable", "No route to host"),
+            ),
+            (
+                vec!["nobody.corp.example".into()],
+                failing(Errno::EHOSTUNREACH, "name-not-found", "the worker's resolver knows no such name"),
+            ),
+            (denied, failing(Errno::EACCES, "denied", "in egress.deny")),
         ] {
-            for host in &failure.hosts {
+            for host in &hosts {
                 fails(&lab, &tunnel, host, &failure)?;
             }
         }
@@ -136,12 +99,7 @@ fn each_target_fails_in_its_own_way() -> Result<()> {
 
         // A resolver that is not there is another thing than a name that is not.
         lab.site().set_resolv_conf(&format!("nameserver {}\noptions attempts:1\n", net::REFUSED.v4))?;
-        let unresolved = Failure {
-            hosts: Vec::new(),
-            errno: Errno::EHOSTUNREACH,
-            state: "resolve-failed",
-            reason: "resolving echo.corp.example",
-        };
+        let unresolved = failing(Errno::EHOSTUNREACH, "resolve-failed", "resolving echo.corp.example");
         fails(&lab, &tunnel, "echo.corp.example", &unresolved)
     })
 }
@@ -152,7 +110,7 @@ fn a_target_that_comes_up_is_reached_when_the_memory_has_faded() -> Result<()> {
     let tunnel = lab.tunnel_with(HOSTS, HOSTS, |config| config.set("steer.down_for", "1s"))?;
     lab.explain(|| {
         for host in all_of("refused.corp.example", net::REFUSED) {
-            assert!(is_reset(&Connect::to(&host, 443).once(lab.appliance())?));
+            assert!(Connect::to(&host, 443).once(lab.appliance())?.is_reset());
             let _server = lab.vcenter().serve(Serve::Echo, net::REFUSED, 443)?;
             let started = Instant::now();
             loop {
@@ -183,9 +141,9 @@ fn without_a_worker_connections_wait_a_moment_and_then_connect_fails() -> Result
         // Three: the kernel may be told a moment after the first has given up.
         let reports = Connect::to("echo.corp.example", 7).times(3).captured(lab.appliance())?;
         let waited = started.elapsed();
-        assert!(is_reset(&reports[0]), "{reports:?}");
+        assert!(reports[0].is_reset(), "{reports:?}");
         let unreachable = |report: &Report| report.failure.as_deref() == Some("EHOSTUNREACH");
-        assert!(is_reset(&reports[1]) || unreachable(&reports[1]), "{reports:?}");
+        assert!(reports[1].is_reset() || unreachable(&reports[1]), "{reports:?}");
         assert!(unreachable(&reports[2]), "{reports:?}");
         assert!(waited >= Duration::from_millis(2900), "no grace: {waited:?}");
 

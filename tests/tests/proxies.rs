@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 use tests::traffic::{Connect, Order, Report, Serve};
 use tests::{
-    Bytes, Config, Daemon, Door, Group, HttpProxy, Lab, PROXY_LOGIN, PROXY_PASSWORD, ProxyKind, net,
+    Bytes, Config, Daemon, Door, Failing, Group, HttpProxy, Lab, PROXY_LOGIN, PROXY_PASSWORD, ProxyKind, net,
+    shown,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -178,15 +179,6 @@ fn past_the_proxy(site: &mut Site<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One way for a target to fail.
-struct Failure {
-    proxy: String,
-    target: (&'static str, u16),
-    errno: Errno,
-    state: &'static str,
-    reason: &'static str,
-}
-
 /// The way to targets. Each case has a port of its own: what failed is remembered for a while.
 fn to_targets(site: &mut Site<'_>, kind: ProxyKind) -> Result<()> {
     const DIRECT: &str = "direct.example";
@@ -247,9 +239,11 @@ fn to_targets(site: &mut Site<'_>, kind: ProxyKind) -> Result<()> {
         ProxyKind::Squid => (Errno::ECONNREFUSED, "refused"),
         ProxyKind::Tinyproxy => unreachable,
     };
-    let failure = |proxy, target, (errno, state), reason| Failure { proxy, target, errno, state, reason };
+    let failure = |proxy: String, target: (&'static str, u16), (errno, state), reason| {
+        (proxy, target, Failing { errno, state, reason })
+    };
     let (denied, down) = ((Errno::EACCES, "proxy-denied"), (Errno::EHOSTUNREACH, "proxy-down"));
-    for failure in [
+    for (proxy, (host, port), failing) in [
         failure(open(Door::Open, ""), (DIRECT, 9001), refused, "can't connect to direct.example:9001 (50"),
         failure(
             open(Door::Open, ""),
@@ -268,18 +262,12 @@ fn to_targets(site: &mut Site<'_>, kind: ProxyKind) -> Result<()> {
         failure(format!("http://{}:1", tests::PROXY_NAME), (DIRECT, 9005), down, "Connection refused"),
         failure(open(Door::Open, "").replace("http:", "https:"), (DIRECT, 9006), down, "TLS with the proxy"),
     ] {
-        let worker = site.worker(&failure.proxy, "appliance.example")?;
+        let worker = site.worker(&proxy, "appliance.example")?;
         site.appliance.wait_for_group("site-a", SOON)?;
-        let (host, port) = failure.target;
-        let reports = Connect::to(host, port).times(2).captured(lab.appliance())?;
-        let [first, second] = &reports[..] else { panic!("{reports:?}") };
-        assert_eq!((first.failure.as_deref(), first.end.as_str()), (None, "ECONNRESET"), "{host}:{port}");
-        let errno = format!("{:?}", failure.errno);
-        assert_eq!(second.failure.as_deref(), Some(errno.as_str()), "{host}:{port} by {}", failure.proxy);
+        lab.assert_fails(host, port, failing.errno).with_context(|| proxy.clone())?;
         for daemon in [&site.appliance, &worker] {
-            let flow = daemon.wait_for_flow(&shown(host, port), failure.state, SOON)?;
-            let reason = flow["reason"].as_str().unwrap_or_default();
-            assert!(reason.contains(failure.reason) && reason.contains("the proxy http"), "{flow:#}");
+            let flow = daemon.wait_for_failing(host, port, &failing)?;
+            assert!(flow["reason"].as_str().is_some_and(|r| r.contains("the proxy http")), "{flow:#}");
         }
         shows_no_password(&worker)?;
     }
@@ -288,16 +276,9 @@ fn to_targets(site: &mut Site<'_>, kind: ProxyKind) -> Result<()> {
     let by_address = |config: Config| config.set("egress.allow", json!(["10.77.4.0/24"]));
     let worker = site.worker_with(&open(Door::Open, ""), "appliance.example", by_address)?;
     site.appliance.wait_for_group("site-a", SOON)?;
-    let reports = Connect::to(DIRECT, 9007).times(2).captured(lab.appliance())?;
-    assert_eq!(reports[1].failure.as_deref(), Some("EACCES"), "{reports:?}");
-    let flow = worker.wait_for_flow("direct.example:9007", "denied", SOON)?;
-    assert!(flow["reason"].as_str().is_some_and(|reason| reason.contains("can't resolve it")), "{flow:#}");
-    Ok(())
-}
-
-/// As `status` shows a target.
-fn shown(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    lab.assert_fails(DIRECT, 9007, Errno::EACCES)?;
+    let unresolved = Failing { errno: Errno::EACCES, state: "denied", reason: "can't resolve it" };
+    worker.wait_for_failing(DIRECT, 9007, &unresolved).map(drop)
 }
 
 fn matrix(kind: ProxyKind) -> Result<()> {
@@ -357,13 +338,10 @@ fn a_proxy_that_dies_and_returns_is_used_again() -> Result<()> {
             if no_proxy.is_empty() {
                 problem(&worker, "can't connect to the proxy http")?;
             } else {
-                let reports = Connect::to("direct.example", port).times(2).captured(lab.appliance())?;
-                assert_eq!(reports[1].failure.as_deref(), Some("EHOSTUNREACH"), "{reports:?}");
-                let flow = worker.wait_for_flow(&format!("direct.example:{port}"), "proxy-down", SOON)?;
-                assert!(
-                    flow["reason"].as_str().is_some_and(|r| r.contains("Connection refused")),
-                    "{flow:#}"
-                );
+                let down =
+                    Failing { errno: Errno::EHOSTUNREACH, state: "proxy-down", reason: "Connection refused" };
+                lab.assert_fails("direct.example", port, down.errno)?;
+                worker.wait_for_failing("direct.example", port, &down)?;
             }
             proxy.start()?;
             site.appliance.wait_for_group("site-a", SOON)?;

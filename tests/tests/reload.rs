@@ -229,6 +229,26 @@ fn a_daemon_that_was_killed_is_started_again_and_nobody_goes_unsteered() -> Resu
 }
 
 #[test]
+fn a_start_that_fails_at_its_last_step_captures_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.explain(|| {
+        let host = lab.appliance();
+        let taken = format!("{}:7777", net::APPLIANCE.v4);
+        let _squatter = host.within(|| std::net::TcpListener::bind(&taken))??;
+        let group = Group::new("site-a", HOSTS)?;
+        let config = Config::new().appliance(&lab.appliance_identity()?, &[&group]).steer(&[host.cgroup()]);
+        let config = config.set("proxy.http", vec![taken.clone()]).set("proxy.allow_anonymous", true);
+        let file = host.configure("appliance", config)?;
+        let output = host.dworker(["run", "--config"])?.arg(file).output()?;
+        assert_eq!(output.status.code(), Some(1), "{output}");
+        assert!(output.stderr.contains(&format!("proxy.http = {taken}")), "{output}");
+        wait_for_programs(host, 0)?;
+        assert!(!host.pins("appliance").exists(), "something is left");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_reload_that_does_not_work_out_changes_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let house = House::new(&lab, |config| config)?;
@@ -272,6 +292,26 @@ fn a_reload_that_does_not_work_out_changes_nothing() -> Result<()> {
         service.reload(host)?.check()?;
         assert_ne!(service.pid()?, pid);
         works(&lab, ECHO)
+    })
+}
+
+#[test]
+fn what_the_configuration_drops_is_kept_for_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let entries = ["127.0.0.1:3128", "127.0.0.1:3129"];
+    let house = House::new(&lab, |config| config.set("proxy.http", entries.to_vec()))?;
+    let (service, host) = (&house.appliance, lab.appliance());
+    lab.explain(|| {
+        let of = |name: &str| service.stored().iter().filter(|stored| *stored == name).count();
+        let before = ["appliance", "control", "dns", "forwarder"].map(of);
+        assert_eq!(of("entry"), 2, "{:?}", service.stored());
+        host.configure("appliance", house.config.clone().set("proxy.http", entries[..1].to_vec()))?;
+        let ready = service.ready();
+        service.reload(host)?.check()?;
+        service.wait_until_ready(ready + 1)?;
+        assert_eq!(of("entry"), 1, "{:?}", service.stored());
+        assert_eq!(["appliance", "control", "dns", "forwarder"].map(of), before);
+        Ok(())
     })
 }
 
@@ -333,6 +373,51 @@ fn whoever_is_killed_in_a_reload_somebody_serves() -> Result<()> {
         }
         assert!(leaks(&lab)?.starts_with("packets 0 "), "{}", leaks(&lab)?);
         Ok(())
+    })
+}
+
+/// A stop of a service whose reload would take much longer.
+fn stop_in_time(lab: &Lab, service: &Service) -> Result<()> {
+    let began = Instant::now();
+    service.stop()?;
+    assert!(began.elapsed() < Duration::from_secs(8), "a stop took {:?}", began.elapsed());
+    wait_for_programs(lab.appliance(), 0)?;
+    assert!(!lab.appliance().pins("appliance").exists(), "something is left");
+    Ok(())
+}
+
+#[test]
+fn a_stop_is_heard_while_a_new_process_does_not_get_ready() -> Result<()> {
+    let lab = Lab::new()?;
+    let house = House::new(&lab, |config| config)?;
+    let service = &house.appliance;
+    lab.explain(|| {
+        let (program, aside) = (service.program().to_owned(), service.program().with_extension("aside"));
+        let began = program.with_extension("began");
+        fs::rename(&program, &aside)?;
+        fs::write(&program, format!("#!/bin/sh\n: > {}\nexec sleep 25\n", began.display()))?;
+        fs::set_permissions(&program, fs::metadata(&aside)?.permissions())?;
+        service.signal(service.pid()?, Signal::SIGHUP)?;
+        let deadline = Instant::now() + SOON;
+        while !began.exists() {
+            anyhow::ensure!(Instant::now() < deadline, "no new process");
+        }
+        stop_in_time(&lab, service)
+    })
+}
+
+#[test]
+fn a_stop_is_heard_while_a_new_process_takes_over() -> Result<()> {
+    let lab = Lab::new()?;
+    let house = House::new(&lab, |config| config)?;
+    let service = &house.appliance;
+    lab.explain(|| {
+        service.signal(service.pid()?, Signal::SIGHUP)?;
+        let line = service.wait_for_line("a new process takes over")?;
+        let new = line.rsplit_once("pid=").context("no pid")?.1.trim().parse()?;
+        // It hangs, with all that is handed on to it.
+        service.signal(new, Signal::SIGSTOP)?;
+        stop_in_time(&lab, service)
     })
 }
 

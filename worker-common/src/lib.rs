@@ -13,6 +13,6 @@ pub mod records;
 pub use addr::{Addr, Dest};
 pub use decision::{Verdict, World, decide};
 pub use records::{
-    Config, Counter, DownUntil, Entry, Event, Flow, FlowKey, LAYOUT, PortRule, Reason, Synthetic, limits,
-    mark,
+    Config, Counter, DownUntil, Entry, Event, Flow, FlowKey, Layout, MAPS, PortRule, Reason, Synthetic,
+    limits, mark,
 };

@@ -37,8 +37,9 @@ pub mod limits {
 pub mod mark {
     /// A listener or DNS socket of the daemon: connections may be sent to it.
     pub const LISTENER: u32 = 1;
-    /// The socket by which the daemon tells the programs its process id.
-    pub const REGISTER: u32 = 2;
+    /// The socket by which the daemon tells the programs its process id, which they put below it: where it is captured
+    /// itself it is so told, too.
+    pub const REGISTER: u32 = 1 << 31;
 }
 
 /// What the daemon tells the programs; the one element of CONFIG.
@@ -401,37 +402,47 @@ layout! {
     Event: 8 + 16 + 4 + 4 + 20 + 4 + 4 + 4;
 }
 
-/// Names what lies in the maps, so that a daemon adopts only maps that it can read: a number that is another one where
-/// a size, a limit or the number of counters is. Where the same bytes come to mean something else, raise the first.
-pub const LAYOUT: u64 = {
-    let parts = [
-        1,
-        size_of::<Config>(),
-        size_of::<Entry>(),
-        size_of::<Flow>(),
-        size_of::<FlowKey>(),
-        size_of::<Dest>(),
-        size_of::<DownUntil>(),
-        size_of::<Event>(),
-        limits::RULES,
-        limits::GROUPS,
-        limits::FLOWS,
-        limits::DOWN,
-        limits::RESOLVERS,
-        limits::EVENT_BYTES,
-        limits::DAEMONS,
-        limits::EXCLUDED,
-        Counter::ALL.len(),
-    ];
-    // FNV-1a, word by word.
-    let mut hash = 0xcbf2_9ce4_8422_2325;
-    let mut i = 0;
-    while i < parts.len() {
-        hash = (hash ^ parts[i] as u64).wrapping_mul(0x0100_0000_01b3);
-        i += 1;
-    }
-    hash
-};
+/// What lies in a map, which lives on from one daemon to the next one that has the same here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// The map's name in `worker-ebpf/src/maps.rs`.
+    pub name: &'static str,
+    /// Bytes of a key.
+    pub key: usize,
+    /// Bytes of a value, or of a record in a ring buffer.
+    pub value: usize,
+    /// How many there can be; 0: no limit.
+    pub entries: usize,
+    /// Raise it where the same bytes come to mean something else.
+    pub meaning: u32,
+}
+
+macro_rules! maps {
+    ($($name:literal: $key:expr, $value:expr, $entries:expr, $meaning:literal;)+) => {
+        /// All maps.
+        pub const MAPS: &[Layout] =
+            &[$(Layout { name: $name, key: $key, value: $value, entries: $entries, meaning: $meaning }),+];
+    };
+}
+
+maps! {
+    "CONFIG": 4, size_of::<Config>(), 1, 1;
+    "DAEMONS": 4, 8, limits::DAEMONS, 1;
+    "EXCLUDED_USERS": 4, 4, limits::EXCLUDED, 1;
+    "EXCLUDED_CGROUPS": 8, 4, limits::EXCLUDED, 1;
+    "RULES4": 4 + 4, size_of::<Entry>(), limits::RULES, 1;
+    "RULES6": 4 + size_of::<Addr>(), size_of::<Entry>(), limits::RULES, 1;
+    "GROUP_STATE": 4, 4, limits::GROUPS, 1;
+    "DOWN": size_of::<Dest>(), size_of::<DownUntil>(), limits::DOWN, 1;
+    "ORIG": 4, size_of::<Flow>(), 0, 1;
+    "MARK": 4, 4, 0, 1;
+    "FLOWS": size_of::<FlowKey>(), size_of::<Flow>(), limits::FLOWS, 1;
+    "SPARES": 0, 2, limits::RESOLVERS, 1;
+    "RESOLVERS": size_of::<Addr>(), 2, limits::RESOLVERS, 1;
+    "STANDS": 2, size_of::<Addr>(), limits::RESOLVERS, 1;
+    "COUNTERS": 4, 8, Counter::ALL.len(), 1;
+    "EVENTS": 0, size_of::<Event>(), limits::EVENT_BYTES, 1;
+}
 
 #[cfg(feature = "userspace")]
 mod pod {

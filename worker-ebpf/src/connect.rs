@@ -146,8 +146,11 @@ fn local(call: &Call, config: &Config, dest: &Dest) {
         }
         if dest.port == config.listener(&dest.addr) {
             let value = stored(&MARK, sock.cast());
-            if !value.is_null() && *value == mark::REGISTER {
-                let _ = DAEMONS.insert(tgid(), helper::bpf_ktime_get_ns(), BPF_ANY.into());
+            if !value.is_null()
+                && *value & mark::REGISTER != 0
+                && DAEMONS.insert(tgid(), helper::bpf_ktime_get_ns(), BPF_ANY.into()).is_ok()
+            {
+                *value = mark::REGISTER | tgid();
             }
         }
     }

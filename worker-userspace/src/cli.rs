@@ -7,7 +7,7 @@
 //! | `cli/table.rs` | tables and details for people |
 //! | `cli/config.rs` | the configuration, without a daemon |
 //! | `cli/reconfigure.rs` | the service |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs`, `log.rs` | the commands |
 
 mod client;
 pub(crate) mod cloud;
@@ -15,6 +15,7 @@ pub(crate) mod config;
 pub(crate) mod connections;
 pub(crate) mod events;
 pub(crate) mod lifetime;
+pub(crate) mod log;
 pub(crate) mod monitor;
 pub(crate) mod node;
 pub(crate) mod reconfigure;

@@ -18,7 +18,7 @@
 //! | `config/document.rs` | all of these as one document, each value with its origin |
 //! | `config/reader.rs` | walks the document and collects faults |
 //! | `config/values.rs`, `url.rs`, `duration.rs` | what single values mean |
-//! | `config/sections.rs`, `appliance.rs`, `proxy.rs`, `upstream.rs` | reads each section, judges them together |
+//! | `config/sections.rs`, `appliance.rs`, `metrics.rs`, `proxy.rs`, `upstream.rs` | reads each section, judges them together |
 //! | `config/files.rs` | reads and checks the files that are named |
 //! | `config/effective.rs`, `template.rs` | what holds, for people; the commented file |
 
@@ -40,6 +40,7 @@ mod fault;
 mod files;
 mod key;
 mod meant;
+mod metrics;
 mod proxy;
 mod reader;
 mod ruby;
@@ -99,6 +100,10 @@ pub struct Config {
     pub reload_drain: Duration,
     /// The log filter in `tracing`'s syntax (`log`), known to parse. Default `info`.
     pub log: String,
+    /// How its lines are written (`log_format`). Default text.
+    pub log_format: LogFormat,
+    /// What Prometheus reads (`[metrics]`).
+    pub metrics: Metrics,
     /// The worker role: `appliance_url` with a key.
     pub worker: Option<Worker>,
     /// The appliance role: `[appliance]`.
@@ -107,6 +112,25 @@ pub struct Config {
     pub steer: Option<Steer>,
     /// The entries for clients that know proxies: `[proxy]`; only together with one of the first two.
     pub proxy: Option<Proxy>,
+}
+
+/// How the log's lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people; to the journal with fields.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// What Prometheus reads (`[metrics]`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Metrics {
+    /// Where it is served (`listen`), no address twice; nowhere where it is empty. Default `127.0.0.1:19464`.
+    pub listen: Vec<SocketAddr>,
+    /// Whether the configuration says so: what is only the default gives way to whoever else listens there.
+    pub asked_for: bool,
 }
 
 /// Finds the configuration where nobody names it: the first of `places` that is there and sets anything, since a
@@ -151,22 +175,8 @@ impl Config {
                 .read(environment, Some(0o600));
         };
         let name = path.display().to_string();
-        let (bytes, mode) = match files::read_file(path) {
-            Ok(read) => read,
-            Err(cause) => {
-                return Err(Reader::new(Origins::new(&name, "")).only(&Place::file(), cause.wrong()));
-            }
-        };
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => {
-                Source { name: &name, text, language: Language::of(path) }.read(environment, Some(mode))
-            }
-            Err(error) => {
-                let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-                let wrong = fault::wrong("not UTF-8", "save the file in UTF-8");
-                Err(Reader::new(Origins::new(&name, &valid)).only(&Place::at(valid.len()), wrong))
-            }
-        }
+        let (text, mode) = text_of(path)?;
+        Source { name: &name, text: &text, language: Language::of(path) }.read(environment, Some(mode))
     }
 
     /// The files that are read when the daemon starts, and not again.
@@ -207,6 +217,20 @@ impl Config {
     pub fn parse_in(text: &str, file_name: &str, environment: &Environment) -> Result<Loaded, Faults> {
         Source { name: file_name, text, language: Language::of(Path::new(file_name)) }.read(environment, None)
     }
+}
+
+/// A configuration's text, and the mode of its file.
+fn text_of(path: &Path) -> Result<(String, u32), Faults> {
+    let name = path.display().to_string();
+    let only = |text: &str, place, wrong| Err(Reader::new(Origins::new(&name, text)).only(&place, wrong));
+    let (bytes, mode) = match files::read_file(path) {
+        Ok(read) => read,
+        Err(cause) => return only("", Place::file(), cause.wrong()),
+    };
+    String::from_utf8(bytes).map(|text| (text, mode)).or_else(|error| {
+        let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        only(&valid, Place::at(valid.len()), fault::wrong("not UTF-8", "save the file in UTF-8"))
+    })
 }
 
 /// What a file is written in.
@@ -318,6 +342,14 @@ impl ApplianceUrl {
 pub fn parse_duration(text: &str, most: Duration) -> Result<Duration, String> {
     let parsed = duration::parse(text, &(Duration::ZERO..=most));
     parsed.map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
+}
+
+/// Reads a log filter as the configuration has it (`log`).
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn parse_log_filter(text: &str) -> Result<String, String> {
+    values::log_filter(text).map_err(|wrong| format!("{}: {}", wrong.problem, wrong.remedy))
 }
 
 /// Where an appliance reaches a worker.

@@ -7,12 +7,15 @@
 mod appliance;
 mod channel;
 mod listening;
+mod log;
+mod metrics;
 mod news;
 mod node;
 mod orders;
 mod proxy;
 mod readiness;
 mod reload;
+mod roles;
 mod steering;
 mod successor;
 mod why;
@@ -32,24 +35,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::appliance::admin::AdminError;
-use crate::appliance::registry::Registry;
 use crate::appliance::store::StoreError;
 use crate::config::{self, Config, FileError};
 use crate::drain::Drain;
 use crate::egress::dial::Dialler;
 use crate::egress::policy::Policy;
 use crate::inspect;
-use crate::inspect::api::{Lack, Reports};
 use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
-use crate::inspect::status::{
-    ApplianceStatus, CertificateStatus, Flows, LaneStatus, PolicyStatus, ProxyStatus, Status, UpstreamStatus,
-    WorkerStatus,
-};
 use crate::notify;
 use crate::sockets::{Named, Sockets, name};
 use crate::steer::pins::{Pins, PinsError};
-use crate::steer::steering::{SteerError, Steering};
+use crate::steer::steering::SteerError;
 use crate::target::Target;
 use crate::tunnel::credit::{self, Budget};
 use crate::tunnel::dial::{self, Words};
@@ -66,6 +63,7 @@ use listening::Listening;
 use orders::Order;
 use readiness::Believed;
 use reload::Standing;
+use roles::{Roles, reports};
 
 pub use news::{Beginning, News};
 pub use reload::Invocation;
@@ -73,8 +71,6 @@ pub use successor::{Inheritance, Predecessor};
 
 /// Orders that wait.
 const ORDERS: usize = 8;
-/// The lock of the state directory, where it is handed on.
-const STATE_LOCK: &str = "lock of state_dir";
 
 /// Why the daemon did not start. Each names what is wrong and where.
 #[derive(Debug, thiserror::Error)]
@@ -142,8 +138,8 @@ pub struct Daemon {
     invocation: Invocation,
     orders: mpsc::Receiver<Order>,
     predecessor: Option<Predecessor>,
-    /// Keeps other daemons off the state directory.
-    own_state: File,
+    /// Keeps other daemons off the state directory, while this process is the daemon.
+    own_state: Option<File>,
 }
 
 /// How a process stops to be the daemon.
@@ -164,11 +160,14 @@ impl Daemon {
         mut inheritance: Inheritance,
         invocation: Invocation,
     ) -> Result<Daemon, StartError> {
-        let predecessor = inheritance.predecessor.take();
-        match Daemon::assemble(config, &mut inheritance, invocation, predecessor.is_some()).await {
-            Ok(daemon) => Ok(Daemon { predecessor, ..daemon }),
+        let drain = Drain::new(config.drain);
+        drain.set_open(inheritance.predecessor.is_none());
+        match Daemon::assemble(config, &mut inheritance, invocation, drain.clone()).await {
+            Ok(daemon) => Ok(Daemon { predecessor: inheritance.predecessor, ..daemon }),
             Err(error) => {
-                if let Some(predecessor) = predecessor {
+                // Before the other process goes on: nothing of this one comes in between.
+                drain.cut().await;
+                if let Some(predecessor) = inheritance.predecessor {
                     predecessor.failed(&error.to_string());
                 }
                 Err(error)
@@ -180,21 +179,19 @@ impl Daemon {
         config: Config,
         inheritance: &mut Inheritance,
         invocation: Invocation,
-        follows: bool,
+        drain: Drain,
     ) -> Result<Daemon, StartError> {
         raise_descriptor_limit();
         let state = |source| StartError::State { path: config.state_dir.clone(), source };
         let sockets = inheritance.sockets.clone();
         let listening = Listening(&sockets);
-        let drain = Drain::new(config.drain);
-        drain.set_open(!follows);
         let control = match sockets.unix(&config.control_socket) {
             Some(listener) => Control::adopt(listener, &config.control_socket)?,
             None => Control::bind(&config.control_socket)?,
         };
         listening.keep(name::CONTROL, control.listener())?;
         let control_left = control.left();
-        let own_state = node::take(&config.state_dir, sockets.one(STATE_LOCK)).map_err(state)?;
+        let own_state = node::take(&config.state_dir, &sockets).map_err(state)?;
         let Some(own_state) = own_state else {
             return Err(StartError::StateTaken(config.state_dir.clone()));
         };
@@ -294,13 +291,18 @@ impl Daemon {
                 Err(error) => tracing::warn!("what a daemon that steered has left: {error}"),
             }
         }
+        let entries = match &config.proxy {
+            Some(config) => proxy::bind(&roles, config, listening, &drain)?,
+            None => None,
+        };
+        let scraped = metrics::listen(&roles, listening)?;
+        // From here on nothing fails any more: what is captured leads to who serves.
         if let Some(steer) = &config.steer {
-            roles.steering = steering::start(&roles, steer, &inheritance.steering(drain.gate()), &drain)?;
+            roles.steering = steering::start(&roles, steer, inheritance.steering(drain.gate()), &drain)?;
         }
-        if let Some(config) = &config.proxy {
-            roles.proxy = proxy::start(&roles, config, listening, &drain)?;
-        }
+        roles.proxy = entries.map(|entries| entries.serve(&drain));
         let roles = Arc::new(roles);
+        metrics::serve(&roles, scraped, &drain);
         let reports = reports(&roles, &drain);
         let socket = match roles.appliance.as_ref().zip(port) {
             Some((appliance, port)) => appliance.serve(port, reports, &ledger, settings, hello, &drain),
@@ -311,6 +313,7 @@ impl Daemon {
         let orders_of = orders::routes(roles.steering.clone(), sender, &invocation);
         let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
         let socket = layers::around(socket.merge(monitor)).merge(orders_of);
+        let socket = socket.merge(log::routes(&roles, &drain)).merge(metrics::routes(&roles));
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));
         Ok(Daemon {
@@ -322,7 +325,7 @@ impl Daemon {
             invocation,
             orders,
             predecessor: None,
-            own_state,
+            own_state: Some(own_state),
         })
     }
 
@@ -335,7 +338,16 @@ impl Daemon {
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
-        self.take_over().await?;
+        let predecessor = self.predecessor.take().map(Arc::new);
+        if let Err(error) = self.take_over(predecessor.as_ref()).await {
+            self.undo().await;
+            if let Some(predecessor) = predecessor {
+                predecessor.failed(&error.to_string());
+            }
+            return Err(error);
+        }
+        // It is let go.
+        drop(predecessor);
         tracing::info!("ready");
         let end = loop {
             let asked = tokio::select! {
@@ -345,9 +357,18 @@ impl Daemon {
                 Some(order) = self.orders.recv() => Some(order),
             };
             notify::status("a new process takes over");
-            let outcome = reload::replace(&self.invocation, &self).await;
+            let mut stopped = false;
+            let stop = async {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                stopped = true;
+            };
+            let outcome = reload::replace(&self.invocation, &self, stop).await;
             match &outcome {
                 Ok(pid) => tracing::info!(pid, "another process has taken over"),
+                Err(why) if stopped => tracing::info!("not reloaded: {why}"),
                 Err(why) => {
                     tracing::error!("not reloaded, all is as before: {why}");
                     notify::ready();
@@ -361,15 +382,16 @@ impl Daemon {
             if replaced {
                 break End::Replaced;
             }
+            if stopped {
+                break End::Stopped;
+            }
         };
         match end {
             End::Replaced => self.leave(),
             End::Stopped => {
                 tracing::info!("stopping; a second signal cuts what is open");
                 notify::stopping();
-                for name in [name::CONTROL, name::APPLIANCE, name::ENTRY, name::FORWARDER, name::DNS] {
-                    notify::forget(name);
-                }
+                name::ALL.into_iter().for_each(notify::forget);
                 self.sockets.let_go();
                 // First of all nothing is captured any more.
                 if let Some(steering) = &self.roles.steering {
@@ -396,24 +418,22 @@ impl Daemon {
     }
 
     /// Becomes the daemon, where another process was it until now.
-    async fn take_over(&mut self) -> Result<(), StartError> {
+    async fn take_over(&self, predecessor: Option<&Arc<Predecessor>>) -> Result<(), StartError> {
         let replacing =
             |source| StartError::System { doing: "taking over from the process before this one", source };
-        let predecessor = self.predecessor.take().map(Arc::new);
-        if let Some(predecessor) = predecessor.clone() {
+        if let Some(predecessor) = predecessor.cloned() {
             let ready = tokio::task::spawn_blocking(move || predecessor.ready()).await;
             ready.map_err(io::Error::other).flatten().map_err(replacing)?;
+        }
+        // First of all: where it does not work out, the other process goes on.
+        if let (Some(_), Some(steering)) = (predecessor, &self.roles.steering) {
+            steering.take_over()?;
         }
         // What has a name is ours to remove from now on.
         self.control_left.store(false, Ordering::Relaxed);
         self.sockets.close_rest();
-        if notify::is_on() {
-            self.sockets.observe(notify::store);
-        }
+        self.tell_manager();
         if let Some(predecessor) = predecessor {
-            if let Some(steering) = &self.roles.steering {
-                steering.take_over()?;
-            }
             self.drain.set_open(true);
             predecessor.serving();
         }
@@ -425,11 +445,31 @@ impl Daemon {
         Ok(())
     }
 
+    /// Has the service manager keep the sockets of this process, and no others: what it keeps may be nobody's any more.
+    fn tell_manager(&self) {
+        if notify::is_on() {
+            name::ALL.into_iter().for_each(notify::forget);
+            self.sockets.observe(notify::store);
+        }
+    }
+
+    /// Ends all that this process began: another one serves on, or none.
+    async fn undo(&self) {
+        // Its name is the other's.
+        self.control_left.store(true, Ordering::Relaxed);
+        self.control.abort();
+        self.drain.cut().await;
+        if let Some(steering) = &self.roles.steering {
+            steering.detach();
+        }
+    }
+
     /// Leaves everything to the process that is the daemon now, and ends what is open here.
-    fn leave(&self) {
+    fn leave(&mut self) {
         self.control_left.store(true, Ordering::Relaxed);
         self.control.abort();
         self.sockets.let_go();
+        self.own_state = None;
         if let Some(steering) = &self.roles.steering {
             steering.leave();
         }
@@ -451,19 +491,25 @@ impl Standing for Daemon {
         }
         let no_descriptor = |error: io::Error| format!("what is to be handed on: {error}");
         let mut all = self.sockets.all().map_err(no_descriptor)?;
-        let lock = self.own_state.try_clone().map_err(no_descriptor)?;
-        all.push((STATE_LOCK.to_owned(), lock.into()));
+        if let Some(lock) = &self.own_state {
+            all.push((name::STATE_LOCK.to_owned(), lock.try_clone().map_err(no_descriptor)?.into()));
+        }
         let Some(steering) = self.roles.steering.clone() else { return Ok((all, false)) };
-        let off = steering.is_off();
         let paused = tokio::task::spawn_blocking(move || steering.pause()).await;
-        all.extend(paused.map_err(io::Error::other).flatten().map_err(no_descriptor)?);
+        let (locks, off) = paused.map_err(io::Error::other).flatten().map_err(no_descriptor)?;
+        all.extend(locks);
         Ok((all, off))
     }
 
     async fn resume(&self) {
+        self.tell_manager();
         if let Some(steering) = self.roles.steering.clone() {
-            let resumed = tokio::task::spawn_blocking(move || steering.resume().map_err(|e| e.to_string()));
-            if let Err(why) = resumed.await.map_err(|panicked| panicked.to_string()).flatten() {
+            let resumed = tokio::task::spawn_blocking(move || steering.resume()).await;
+            let errors = match resumed {
+                Ok(errors) => errors.iter().map(ToString::to_string).collect(),
+                Err(panicked) => vec![panicked.to_string()],
+            };
+            for why in errors {
                 tracing::error!("steering is not all as it was: {why}");
             }
         }
@@ -486,101 +532,6 @@ async fn keep_alive(every: Duration, roles: &Roles) {
         }
         notify::alive();
     }
-}
-
-/// What `status` is made of.
-struct Roles {
-    config: Config,
-    started: Instant,
-    ledger: Ledger,
-    registry: Option<Arc<Registry>>,
-    appliance: Option<Appliance>,
-    uplink: Option<Arc<Uplink>>,
-    steering: Option<Arc<Steering>>,
-    proxy: Option<ProxyStatus>,
-    found: Believed<Vec<Lack>>,
-    expiry: Expiry,
-}
-
-impl Roles {
-    fn status(&self) -> Status {
-        let appliance =
-            self.config.appliance.as_ref().zip(self.appliance.as_ref()).map(|(config, appliance)| {
-                ApplianceStatus {
-                    listen: appliance.listen.clone(),
-                    plaintext: config.tls.is_none(),
-                    groups: appliance.registry.groups().iter().map(|group| group.status()).collect(),
-                }
-            });
-        let worker = self.config.worker.as_ref().zip(self.uplink.as_ref()).map(|(config, uplink)| {
-            let told = uplink.told();
-            let connected = uplink.session().is_up();
-            // What it was when it was connected last is no role.
-            let role = told.role.filter(|_| connected);
-            WorkerStatus {
-                appliance: uplink.appliance(),
-                connected,
-                problem: uplink.problem(),
-                lanes: uplink.session().lanes().iter().map(|lane| LaneStatus::of(lane)).collect(),
-                allow: texts(config.egress.allow.iter().flatten()),
-                deny: texts(&config.egress.deny),
-                role: role.map(|told| told.role.word().to_owned()),
-                role_epoch: role.map(|told| told.epoch),
-                policy: PolicyStatus::of(told.policy.as_deref(), config.egress.allow.is_some()),
-                proxy: uplink.proxy().map(|(proxy, appliance)| UpstreamStatus {
-                    address: proxy.name().to_owned(),
-                    appliance,
-                    no_proxy: texts(proxy.no_proxy().listed()),
-                }),
-            }
-        });
-        let steer = self.steering.as_ref().map(|steering| steering.status());
-        let named = [
-            ("appliance", appliance.is_some()),
-            ("worker", worker.is_some()),
-            ("steer", steer.is_some()),
-            ("proxy", self.proxy.is_some()),
-        ];
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_s: self.started.elapsed().as_secs(),
-            roles: named.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect(),
-            appliance,
-            worker,
-            steer,
-            proxy: self.proxy.clone(),
-            tls: CertificateStatus::all(&self.expiry),
-            flows: Flows {
-                open: self.ledger.open_count(),
-                total: self.ledger.total(),
-                recent: self.ledger.report(),
-            },
-        }
-    }
-}
-
-/// What the daemon says of itself to who asks over HTTP.
-fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
-    let (reported, asked, drain) = (roles.clone(), roles.clone(), drain.clone());
-    let explained = roles.clone();
-    Reports {
-        why: Arc::new(move |asked| Box::pin(why::why(explained.clone(), asked))),
-        status: Arc::new(move || reported.status()),
-        unready: Arc::new(move || {
-            let (roles, stopping) = (asked.clone(), drain.is_stopping());
-            Box::pin(async move {
-                match stopping {
-                    true => vec![Lack { part: "stopping", detail: "dworker is stopping".to_owned() }],
-                    false => roles.unready().await,
-                }
-            })
-        }),
-    }
-}
-
-fn texts<'p, P: ToString + 'p>(patterns: impl IntoIterator<Item = &'p P>) -> Vec<String> {
-    patterns.into_iter().map(ToString::to_string).collect()
 }
 
 fn listen_remedy(error: &io::Error) -> &'static str {

@@ -5,6 +5,7 @@
 //! | [`ledger`] | the connections, open and ended |
 //! | [`status`] | the records that the roles fill |
 //! | [`api`] | the routes that every daemon has |
+//! | [`metrics`] | what Prometheus reads: which metrics there are, and their text |
 //! | [`control`] | the socket between `dworker status` and the daemon |
 //! | [`monitor`] | what happens, as it happens |
 //! | [`objects`] | parts of the status, one kind of thing at a time |
@@ -15,6 +16,7 @@
 pub mod api;
 pub mod control;
 pub mod ledger;
+pub mod metrics;
 pub mod monitor;
 pub mod objects;
 pub mod print;

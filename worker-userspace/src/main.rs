@@ -64,6 +64,9 @@ enum Command {
     /// Events: who did what, and what happened to whom
     #[command(after_help = cli::EXIT_CODES)]
     Events(cli::events::Events),
+    /// What a daemon logs
+    #[command(after_help = cli::EXIT_CODES)]
+    Log(cli::log::Log),
     /// The admin token of an appliance
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Token(cli::token::TokenCommand),
@@ -128,7 +131,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     return Ok(ExitCode::from(USAGE));
                 }
             };
-            telemetry::start(&loaded.config.log)?;
+            telemetry::start(&loaded.config.log, loaded.config.log_format)?;
             tracing::info!("configuration: {file}");
             let invocation = invocation.beginning(Beginning::of(config.config.clone(), &loaded));
             for warning in &loaded.warnings {
@@ -170,6 +173,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Node(command) => return Ok(cli::run(command.run())),
         Command::Connections(command) => return Ok(cli::run(command.run())),
         Command::Events(command) => return Ok(cli::run(command.run())),
+        Command::Log(command) => return Ok(cli::run(command.run())),
         Command::Token(command) => return Ok(cli::run(command.run())),
         Command::Key { command: KeyCommand::New } => {
             let key = Key::generate().context("the kernel gave no randomness")?;

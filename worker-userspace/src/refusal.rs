@@ -49,29 +49,31 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them. [`Code::Other`] is the first: it is what everything is that is no other.
+    pub const ALL: [Code; 18] = [
+        Code::Other,
+        Code::Refused,
+        Code::Timeout,
+        Code::HostUnreachable,
+        Code::NetUnreachable,
+        Code::NameNotFound,
+        Code::ResolveFailed,
+        Code::Denied,
+        Code::NoRoute,
+        Code::NoWorker,
+        Code::Limit,
+        Code::Reset,
+        Code::TunnelLost,
+        Code::Shutdown,
+        Code::Protocol,
+        Code::Closed,
+        Code::ProxyDenied,
+        Code::ProxyDown,
+    ];
+
     /// The wire's number as a code; numbers from newer versions become [`Code::Other`].
     pub fn from_wire(n: u16) -> Code {
-        use Code::*;
-        const ALL: [Code; 17] = [
-            Refused,
-            Timeout,
-            HostUnreachable,
-            NetUnreachable,
-            NameNotFound,
-            ResolveFailed,
-            Denied,
-            NoRoute,
-            NoWorker,
-            Limit,
-            Reset,
-            TunnelLost,
-            Shutdown,
-            Protocol,
-            Closed,
-            ProxyDenied,
-            ProxyDown,
-        ];
-        ALL.into_iter().find(|c| *c as u16 == n).unwrap_or(Other)
+        Code::ALL.into_iter().find(|code| *code as u16 == n).unwrap_or(Code::Other)
     }
 
     /// The code for what a system call failed with.

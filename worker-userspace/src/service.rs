@@ -63,15 +63,16 @@ pub struct Wanted {
 impl Wanted {
     /// Of what was read of `file`, which is named to the daemon where it would not be found by itself.
     pub fn of(loaded: &Loaded, program: &Path, file: Option<&Path>, named: bool) -> Wanted {
-        let Config { state_dir, control_socket, drain, steer, appliance, proxy, .. } = &loaded.config;
+        let Config { state_dir, control_socket, drain, steer, appliance, proxy, metrics, .. } =
+            &loaded.config;
         let settings = loaded.effective.settings();
         let texts = settings.iter().filter_map(|setting| Some((setting, setting.value.as_ref()?.as_str()?)));
         let is_file = |origin: &Option<Origin>| matches!(origin, Some(Origin::File { .. }));
         // Secrets are shown as such.
         let mut secrets =
             texts.clone().filter(|(setting, text)| text.contains("***") && is_file(&setting.origin));
-        let mut listen: Vec<SocketAddr> =
-            appliance.iter().flat_map(|section| section.listen.clone()).collect();
+        let mut listen: Vec<SocketAddr> = metrics.listen.clone();
+        listen.extend(appliance.iter().flat_map(|section| &section.listen));
         if let Some(proxy) = proxy {
             listen.extend(proxy.http.iter().chain(&proxy.socks));
         }

@@ -5,10 +5,13 @@
 //! name, so that no connection in its queue is lost; what nobody wants is closed, and the log says so; every
 //! listener of ours is among what is handed on.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,10 +32,21 @@ pub mod name {
     pub const APPLIANCE: &str = "appliance";
     /// An entry for clients that know proxies.
     pub const ENTRY: &str = "entry";
+    /// Where Prometheus reads.
+    pub const METRICS: &str = "metrics";
     /// Where captured connections arrive.
     pub const FORWARDER: &str = "forwarder";
     /// One of the sockets of a port that stands for a resolver.
     pub const DNS: &str = "dns";
+    /// All of them.
+    pub const ALL: [&str; 6] = [CONTROL, APPLIANCE, ENTRY, METRICS, FORWARDER, DNS];
+
+    /// The lock of the state directory. Locks are for the process that follows only.
+    pub const STATE_LOCK: &str = "lock of state_dir";
+    /// The lock of the directory of what outlives a process in the kernel.
+    pub const PINS_LOCK: &str = "lock of steer.pins";
+    /// The file of the names, and its lock.
+    pub const NAMES_LOCK: &str = "lock of the names";
 }
 
 /// A descriptor with what it is for.
@@ -85,14 +99,12 @@ impl Sockets {
         for descriptor in (FIRST..).take(count) {
             let name = names.next().unwrap_or("unknown").to_owned();
             // SAFETY: by its variables the manager has passed this descriptor to this very process, for it alone.
-            let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
-            // What is not open is none; and what we start shall not inherit it.
-            if fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_err() {
-                std::mem::forget(socket);
-                tracing::warn!("the service manager names descriptor {descriptor}, and it is not open");
-                continue;
+            match unsafe { passed(descriptor) } {
+                Some(socket) => inherited.push((name, socket)),
+                None => {
+                    tracing::warn!("the service manager names descriptor {descriptor}, and it is not open")
+                }
             }
-            inherited.push((name, socket));
         }
         Sockets::new(inherited)
     }
@@ -130,6 +142,20 @@ impl Sockets {
     /// Takes the one of this name.
     pub fn one(&self, name: &str) -> Option<OwnedFd> {
         self.take(|found, _| found == name)
+    }
+
+    /// Locks a file or a directory: with the lock of this name that the process before this one had on the very same, or
+    /// with a new one. `None`: another process has it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn lock(&self, name: &str, file: File) -> io::Result<Option<File>> {
+        let identity = |file: &File| file.metadata().map(|found| (found.dev(), found.ino()));
+        match self.one(name).map(File::from) {
+            // The process before this one may have had another.
+            Some(lock) if identity(&lock)? == identity(&file)? => Ok(Some(lock)),
+            _ => try_lock(file),
+        }
     }
 
     fn take(&self, wanted: impl Fn(&str, &OwnedFd) -> bool) -> Option<OwnedFd> {
@@ -180,6 +206,14 @@ impl Sockets {
         *lock(&self.0.observer) = Some(Box::new(observer));
     }
 
+    /// The ports of those of this name that are kept.
+    pub fn ports(&self, name: &str) -> HashSet<u16> {
+        let kept = lock(&self.0.kept);
+        let bound = kept.iter().filter(|(found, _)| found == name);
+        let bound = bound.filter_map(|(_, socket)| SockRef::from(socket).local_addr().ok()?.as_socket());
+        bound.map(|address| address.port()).collect()
+    }
+
     /// All that is kept, for who comes next.
     ///
     /// # Errors
@@ -194,6 +228,34 @@ impl Sockets {
         *lock(&self.0.observer) = None;
         lock(&self.0.kept).clear();
     }
+}
+
+/// Locks a file or a directory until it is closed. `None`: another process has it.
+///
+/// # Errors
+/// The system's.
+pub fn try_lock(file: File) -> io::Result<Option<File>> {
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Takes a descriptor that whoever has started this process has passed to it by its number. What this process starts does
+/// not inherit it. `None`: it is not open.
+///
+/// # Safety
+/// Nobody else in this process has it.
+pub(crate) unsafe fn passed(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    if fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_err() {
+        // It is not ours to close.
+        std::mem::forget(descriptor);
+        return None;
+    }
+    Some(descriptor)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -221,6 +283,8 @@ mod tests {
         first.keep(name::ENTRY, &waiting).unwrap();
         first.keep(name::APPLIANCE, &listener).unwrap();
         first.keep(name::CONTROL, &control).unwrap();
+        assert_eq!(first.ports(name::DNS), HashSet::from([address.port()]));
+        assert!(first.ports(name::CONTROL).is_empty());
         let handed_on = first.all().unwrap();
         first.let_go();
         drop((listener, control));
@@ -236,6 +300,24 @@ mod tests {
         assert_eq!((second.named(name::DNS).len(), second.named(name::FORWARDER).len()), (1, 0));
         second.close_rest();
         assert!(second.one(name::ENTRY).is_none());
+    }
+
+    #[test]
+    fn a_lock_that_was_handed_on_counts_for_what_it_is_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+        let open = |path| File::create(path).unwrap();
+        let none = Sockets::default();
+        let first = none.lock("a", open(&a)).unwrap().expect("nobody has it");
+        assert!(none.lock("a", open(&a)).unwrap().is_none());
+        let handed_on = || Sockets::new(vec![("a".to_owned(), first.try_clone().unwrap().into())]);
+        let second = handed_on().lock("a", open(&a)).unwrap().expect("it is handed on");
+        let other = handed_on().lock("a", open(&b)).unwrap().expect("another file, which nobody has");
+        assert!(none.lock("b", open(&b)).unwrap().is_none());
+        drop((first, other));
+        assert!(none.lock("a", open(&a)).unwrap().is_none(), "the second one has it");
+        drop(second);
+        assert!(none.lock("a", open(&a)).unwrap().is_some());
     }
 
     #[test]

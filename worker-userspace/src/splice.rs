@@ -1,29 +1,32 @@
-//! Copies both ways between a socket and a stream, or between two streams.
+//! Copies both ways between a connection and a stream, or between two streams. Of what a connection is made, TCP alone
+//! or below TLS, is `wire`'s and `secured`'s to know.
 //!
 //! What must hold: not a byte is lost or altered; each direction ends by itself, so that a half-closed
 //! connection gets its answer; what was cut ends in a reset on the other side, never in a clean end, and what
 //! came before a reset arrives before it where its receiver has room. An idle connection holds no buffer.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
+use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
 use crate::inspect::ledger::Meter;
-use crate::refusal::Refusal;
+use crate::refusal::{Code, Refusal};
 use crate::tunnel::stream::{LARGEST_SEND, Stream};
+use crate::tunnel::transport::Way;
+use secured::Secured;
+use wire::Wire;
 
 mod secured;
-
-pub use secured::splice_over;
+mod wire;
 
 /// First size of a read; it doubles while reads fill it.
 const FIRST_READ: usize = 8 * 1024;
@@ -72,53 +75,63 @@ pub async fn splice(
     meter: &Meter,
     reads: Reads,
 ) -> Result<(), Refusal> {
+    copy(&*socket, stream, meter, reads).await
+}
+
+/// As [`splice`], whatever leads to the target; closes it, too.
+///
+/// # Errors
+/// Why the connection was cut.
+pub async fn splice_over(way: Way, stream: &Stream, meter: &Meter, reads: Reads) -> Result<(), Refusal> {
+    match way {
+        Way::Plain(tcp) => copy(&tcp, stream, meter, reads).await,
+        Way::Tls(tls) => copy(&Secured::from(*tls), stream, meter, reads).await,
+    }
+}
+
+async fn copy<W: Wire + Sync>(wire: &W, stream: &Stream, meter: &Meter, reads: Reads) -> Result<(), Refusal> {
     let (sent, received) = reads.counters(meter);
     // Until both directions have ended, every way out of here is a cut and must look like one.
-    reset_on_close(socket);
+    reset_on_close(wire.tcp());
     let mut chunks = VecDeque::new();
     let written = Notify::new();
-    let (mut reader, mut writer) = socket.split();
     let outcome = tokio::try_join!(
         async {
-            socket_to_stream(&mut reader, stream, sent).await?;
+            wire_to_stream(wire, stream, sent).await?;
             // Who has ended its direction may be gone later, and nobody reads from it any more.
             tokio::select! {
-                error = broken(reader.as_ref()) => Err(unread(error)),
+                error = broken(wire.tcp()) => Err(unread(error)),
                 () = written.notified() => Ok(()),
             }
         },
         async {
-            stream_to_socket(stream, &mut writer, &mut chunks, received).await?;
+            stream_to_wire(stream, wire, &mut chunks, received).await?;
             written.notify_one();
             Ok(())
         }
     );
     match outcome {
         Ok(((), ())) => {
-            end_on_close(socket);
+            end_on_close(wire.tcp());
             Ok(())
         }
         Err(refusal) => {
             // TCP too delivers what came before a reset, as far as there is room for it.
             stream.take_arrived(&mut chunks);
-            last_words(socket, &mut chunks, received);
-            last_answer(socket, stream, sent);
+            last_words(wire, &mut chunks, received);
+            last_answer(wire, stream, sent);
             stream.reset(refusal.clone());
             Err(refusal)
         }
     }
 }
 
-async fn socket_to_stream(
-    reader: &mut ReadHalf<'_>,
-    stream: &Stream,
-    meter: &AtomicU64,
-) -> Result<(), Refusal> {
+async fn wire_to_stream<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
     let mut size = FIRST_READ;
     let mut broke = None;
     loop {
         tokio::select! {
-            ready = reader.readable() => ready.map_err(unread)?,
+            ready = readable(wire) => ready.map_err(unread)?,
             refusal = stream.failed() => return Err(refusal),
         }
         // Asked last, with no wait between the answer and the send: what has room now is not the room of
@@ -127,7 +140,7 @@ async fn socket_to_stream(
             None => tokio::select! {
                 biased;
                 allowed = stream.sendable() => allowed?,
-                error = broken(reader.as_ref()) => {
+                error = broken(wire.tcp()) => {
                     broke = Some(unread(error));
                     continue;
                 }
@@ -140,7 +153,7 @@ async fn socket_to_stream(
         };
         let wanted = size.min(allowed);
         let mut buffer = BytesMut::with_capacity(wanted);
-        match reader.try_read_buf(&mut buffer) {
+        match wire.try_read(&mut buffer) {
             Ok(0) => {
                 if let Some(refusal) = broke {
                     return Err(refusal);
@@ -154,13 +167,24 @@ async fn socket_to_stream(
                 stream.send(buffer);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(unread(e)),
+            Err(e) => return Err(broke.unwrap_or_else(|| unread(e))),
         }
     }
 }
 
+async fn readable<W: Wire>(wire: &W) -> io::Result<()> {
+    if wire.holds() { Ok(()) } else { wire.tcp().readable().await }
+}
+
 pub(crate) fn unread(error: io::Error) -> Refusal {
-    Refusal::from_io(&error, "reading from the connection")
+    const DOING: &str = "reading from the connection";
+    match error.kind() {
+        // TCP alone has no such end.
+        io::ErrorKind::UnexpectedEof => {
+            Refusal::new(Code::Reset, format!("{DOING}: the proxy ended it without TLS's farewell"))
+        }
+        _ => Refusal::from_io(&error, DOING),
+    }
 }
 
 /// Waits until the socket has failed: a reset must be noticed where nobody may read, too.
@@ -177,9 +201,9 @@ pub(crate) async fn broken(socket: &TcpStream) -> io::Error {
     }
 }
 
-async fn stream_to_socket(
+async fn stream_to_wire<W: Wire>(
     stream: &Stream,
-    writer: &mut WriteHalf<'_>,
+    wire: &W,
     chunks: &mut VecDeque<BytesMut>,
     meter: &AtomicU64,
 ) -> Result<(), Refusal> {
@@ -187,54 +211,71 @@ async fn stream_to_socket(
     while stream.receive(chunks).await? {
         while !chunks.is_empty() {
             let n = tokio::select! {
-                n = write_some(writer, chunks) => n.map_err(lost)?,
+                n = written(wire, || wire.try_write(&slices(chunks))) => n.and_then(some).map_err(lost)?,
                 // The other direction may have ended: nobody else would notice while this one is blocked.
                 refusal = stream.failed() => return Err(refusal),
             };
             advance(chunks, n);
             meter.fetch_add(n as u64, Ordering::Relaxed);
             stream.consumed(n);
+            consume_budget().await;
+        }
+        tokio::select! {
+            flushed = written(wire, || wire.try_flush()) => flushed.map_err(lost)?,
+            refusal = stream.failed() => return Err(refusal),
         }
         // What was grown for a burst is not kept while idle.
         *chunks = VecDeque::new();
     }
-    writer.shutdown().await.or_else(|e| match e.kind() {
+    let ended = tokio::select! {
+        ended = written(wire, || wire.try_end()) => ended,
+        refusal = stream.failed() => return Err(refusal),
+    };
+    ended.or_else(|e| match e.kind() {
         // The peer closed its reading side meanwhile; it has all that it wanted.
         io::ErrorKind::NotConnected => Ok(()),
         _ => Err(lost(e)),
     })
 }
 
+/// Does what the socket need not have room for, or waits for the room.
+async fn written<W: Wire, T>(wire: &W, mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match step() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wire.tcp().writable().await?,
+            done => return done,
+        }
+    }
+}
+
+fn some(n: usize) -> io::Result<usize> {
+    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
+}
+
 /// Writes what the socket takes without a wait. Past tokio, which may not know yet what the kernel knows.
-fn last_words(socket: &TcpStream, chunks: &mut VecDeque<BytesMut>, meter: &AtomicU64) {
-    let socket = SockRef::from(socket);
-    while !chunks.is_empty() {
-        // What fails here is the failure that is reported already, or a lack of room.
-        let Ok(n @ 1..) = (&*socket).write_vectored(&slices(chunks)) else { return };
+fn last_words<W: Wire>(wire: &W, chunks: &mut VecDeque<BytesMut>, meter: &AtomicU64) {
+    // What fails here is the failure that is reported already, or a lack of room. Where no chunk is left, the wire itself
+    // may still have some of it.
+    while let Ok(n) = wire.write_now(&slices(chunks)) {
+        if n == 0 {
+            return;
+        }
         advance(chunks, n);
         meter.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
 
-/// Sends what the socket has to read, as far as the stream has room for it without a wait.
-fn last_answer(socket: &TcpStream, stream: &Stream, meter: &AtomicU64) {
-    let socket = SockRef::from(socket);
+/// Sends what there is to read, as far as the stream has room for it without a wait.
+fn last_answer<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) {
     loop {
         let mut buffer = BytesMut::zeroed(stream.room().min(LARGEST_SEND));
         if buffer.is_empty() {
             return;
         }
-        let Ok(n @ 1..) = (&*socket).read(&mut buffer) else { return };
+        let Ok(n @ 1..) = wire.read_now(&mut buffer) else { return };
         buffer.truncate(n);
         meter.fetch_add(n as u64, Ordering::Relaxed);
         stream.send(buffer);
-    }
-}
-
-async fn write_some(writer: &mut WriteHalf<'_>, chunks: &VecDeque<BytesMut>) -> io::Result<usize> {
-    match writer.write_vectored(&slices(chunks)).await? {
-        0 => Err(io::ErrorKind::WriteZero.into()),
-        n => Ok(n),
     }
 }
 

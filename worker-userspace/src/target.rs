@@ -229,11 +229,7 @@ impl Pattern {
 impl From<&Target> for Pattern {
     /// What means this target alone.
     fn from(target: &Target) -> Pattern {
-        let host = match &target.host {
-            Host::Name(name) => HostPattern::Name(name.clone()),
-            Host::Addr(addr) => HostPattern::Net((*addr).into()),
-        };
-        Pattern { host, ports: vec![PortRange(target.port, target.port)] }
+        Pattern { host: (&target.host).into(), ports: vec![PortRange(target.port, target.port)] }
     }
 }
 

@@ -1,26 +1,42 @@
-//! The log: one line an event on standard error, for journald.
+//! The log: one line an event on standard error, as text or as JSON, or records with fields in the journal.
 //!
-//! What must hold: who knocks often does not fill the log. Warnings and errors of one kind, which is one place in
-//! the source, are [`LINES`] in [`PERIOD`] at most; what is left out is counted, and the log says so.
+//! What must hold: who knocks often does not fill it ([`flood`]), wherever it goes; what is logged can be changed while the
+//! daemon runs.
+//!
+//! | file | about |
+//! |---|---|
+//! | `telemetry.rs` | where the log goes, and what is in it |
+//! | `telemetry/flood.rs` | its limit |
+//! | `telemetry/record.rs` | an event with its fields; JSON |
+//! | `telemetry/journal.rs` | the journal's protocol |
+//! | `telemetry/level.rs` | what is logged, changed at run time |
 
-use std::collections::HashMap;
+mod flood;
+mod journal;
+mod level;
+mod record;
+
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use tracing::callsite::Identifier;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use jiff::Timestamp;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-/// Lines of one kind in a [`PERIOD`].
-const LINES: u32 = 100;
-/// See [`LINES`].
-const PERIOD: Duration = Duration::from_secs(5);
+pub use flood::left_out;
+pub use level::{Filter, change_filter, filter, put_filter_back};
+
+use crate::config::LogFormat;
+use flood::{Flood, Turn};
+use journal::Journal;
+use record::{Record, Records};
 
 /// The filter did not parse.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +47,10 @@ pub struct FilterError {
     /// What is wrong with it.
     #[source]
     source: tracing_subscriber::filter::ParseError,
+}
+
+fn parsed(filter: &str) -> Result<EnvFilter, FilterError> {
+    EnvFilter::try_new(filter).map_err(|source| FilterError { filter: filter.to_owned(), source })
 }
 
 /// True where standard error goes to the journal: systemd says in `JOURNAL_STREAM` which file that is, and hands
@@ -45,31 +65,57 @@ pub fn is_journal() -> bool {
 ///
 /// # Errors
 /// The filter does not parse.
-pub fn start(filter: &str) -> Result<(), FilterError> {
-    let filter =
-        EnvFilter::try_new(filter).map_err(|source| FilterError { filter: filter.to_owned(), source })?;
-    // The journal has the time already.
-    let journal = is_journal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // `dworker tail` tells the daemon's parts apart by their targets.
-    let lines = format::format().with_target(journal).with_ansi(std::io::stderr().is_terminal());
-    match journal {
-        true => builder.event_format(Limited::new(lines.without_time())).init(),
-        false => builder.event_format(Limited::new(lines)).init(),
-    }
+pub fn start(filter: &str, format: LogFormat) -> Result<(), FilterError> {
+    let (layer, handle) = reload::Layer::new(parsed(filter)?);
+    let set = move |filter: EnvFilter| handle.reload(filter).map_err(|error| error.to_string());
+    level::begin(filter, Box::new(set));
+    tracing_subscriber::registry().with(layer).with(output(format)).init();
     Ok(())
+}
+
+type Filtered = tracing_subscriber::layer::Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+
+fn output(format: LogFormat) -> Box<dyn Layer<Filtered> + Send + Sync> {
+    let journal = || Journal::connect(Path::new(journal::SOCKET)).ok();
+    match format {
+        LogFormat::Json => Records::new(|record| print(&record.json(Timestamp::now()))).boxed(),
+        LogFormat::Text if is_journal() => match journal() {
+            Some(journal) => Records::new(move |record| tell(&journal, record)).boxed(),
+            // It has the time already. `dworker tail` tells the daemon's parts apart by their targets.
+            None => text(|lines| Limited::new(lines.with_target(true).without_time())),
+        },
+        LogFormat::Text => text(Limited::new),
+    }
+}
+
+fn text<F>(limited: impl FnOnce(format::Format) -> Limited<F>) -> Box<dyn Layer<Filtered> + Send + Sync>
+where
+    Limited<F>: FormatEvent<Filtered, format::DefaultFields> + Send + Sync + 'static,
+{
+    let lines = format::format().with_target(false).with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(limited(lines)).boxed()
+}
+
+/// One line on standard error. Nobody is there who could be told that it was not written.
+fn print(line: &impl fmt::Display) {
+    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
+
+fn tell(journal: &Journal, record: &Record) {
+    if journal.send(record, Path::new(journal::SOCKET)).is_err() {
+        print(&format_args!("{} {}", record.metadata.level(), record.line()));
+    }
 }
 
 /// Formats events, and leaves out those that come too often.
 struct Limited<F> {
     format: F,
-    /// By their places in the source, so there are not many.
-    kinds: Mutex<HashMap<Identifier, Kind>>,
+    flood: Flood,
 }
 
 impl<F> Limited<F> {
     fn new(format: F) -> Self {
-        Limited { format, kinds: Mutex::default() }
+        Limited { format, flood: Flood::default() }
     }
 }
 
@@ -85,127 +131,17 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        if *event.metadata().level() > Level::WARN {
-            return self.format.format_event(ctx, writer, event);
-        }
-        let turn = {
-            let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-            kinds.entry(event.metadata().callsite()).or_default().turn(Instant::now())
-        };
-        let mut line = String::new();
-        let added = match turn {
-            Turn::LeftOut => return Ok(()),
-            Turn::Plain => return self.format.format_event(ctx, writer, event),
-            Turn::First { left_out } => format!(" ({left_out} more like this were left out before)"),
-            Turn::Last => format!(" (more like this are only counted for up to {PERIOD:?})"),
-        };
-        self.format.format_event(ctx, Writer::new(&mut line), event)?;
-        writeln!(writer, "{}{added}", line.trim_end_matches('\n'))
-    }
-}
-
-/// The events of one kind.
-#[derive(Debug, Default)]
-struct Kind {
-    /// When the present period began.
-    since: Option<Instant>,
-    lines: u32,
-    left_out: u64,
-}
-
-/// What becomes of an event.
-#[derive(Debug, PartialEq, Eq)]
-enum Turn {
-    Plain,
-    /// The first line after some were left out.
-    First {
-        left_out: u64,
-    },
-    /// The last line of its period.
-    Last,
-    LeftOut,
-}
-
-impl Kind {
-    fn turn(&mut self, now: Instant) -> Turn {
-        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= PERIOD) {
-            (self.since, self.lines) = (Some(now), 0);
-        }
-        self.lines = self.lines.saturating_add(1);
-        match (self.lines, std::mem::take(&mut self.left_out)) {
-            (..LINES, 0) => Turn::Plain,
-            (..LINES, left_out) => Turn::First { left_out },
-            (LINES, _) => Turn::Last,
-            (_, left_out) => {
-                self.left_out = left_out + 1;
-                Turn::LeftOut
+        match self.flood.turn(event) {
+            Turn::LeftOut => Ok(()),
+            Turn::Plain => self.format.format_event(ctx, writer, event),
+            turn => {
+                let mut line = String::new();
+                self.format.format_event(ctx, Writer::new(&mut line), event)?;
+                writeln!(writer, "{}{turn}", line.trim_end_matches('\n'))
             }
         }
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::io;
-    use std::sync::Arc;
-
-    use super::*;
-
-    #[test]
-    fn a_flood_is_a_few_lines_and_a_count() {
-        let (mut kind, start) = (Kind::default(), Instant::now());
-        let mut turns = |after: Duration, count: u32| -> Vec<Turn> {
-            (0..count).map(|_| kind.turn(start + after)).collect()
-        };
-        let first = turns(Duration::ZERO, 1000);
-        assert!(first[..99].iter().all(|turn| *turn == Turn::Plain));
-        assert_eq!(first[99], Turn::Last);
-        assert!(first[100..].iter().all(|turn| *turn == Turn::LeftOut));
-        assert_eq!(turns(PERIOD - Duration::from_millis(1), 1), [Turn::LeftOut]);
-        let second = turns(PERIOD, 110);
-        assert_eq!(second[..2], [Turn::First { left_out: 901 }, Turn::Plain]);
-        assert_eq!(second[99..101], [Turn::Last, Turn::LeftOut]);
-        assert_eq!(turns(10 * PERIOD, 2), [Turn::First { left_out: 10 }, Turn::Plain]);
-    }
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// What is logged on this thread meanwhile, without times.
-    pub(crate) fn logged(run: impl FnOnce()) -> String {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let log = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
-            .event_format(Limited::new(format::format().without_time().with_target(false).with_ansi(false)))
-            .finish();
-        tracing::subscriber::with_default(log, run);
-        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
-    }
-
-    #[test]
-    fn one_kind_does_not_hide_another() {
-        let said = logged(|| {
-            for peer in 0..150 {
-                tracing::warn!(peer, "refused");
-                tracing::info!(peer, "asked");
-            }
-            tracing::error!("out of descriptors");
-        });
-        let count = |what| said.lines().filter(|line| line.contains(what)).count();
-        assert_eq!((count("refused"), count("asked"), count("out of descriptors")), (100, 150, 1));
-        let last = said.lines().rfind(|line| line.contains("refused")).unwrap();
-        assert_eq!(last.trim(), "WARN refused peer=99 (more like this are only counted for up to 5s)");
-    }
-}
+pub(crate) mod tests;

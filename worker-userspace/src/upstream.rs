@@ -26,7 +26,7 @@ use crate::connect;
 use crate::refusal::{Code, Refusal};
 use crate::target::{Host, NoProxy, Target};
 use crate::tunnel::tls::{End, Trust, Unsecured};
-use crate::tunnel::transport::Transport;
+use crate::tunnel::transport::Way;
 use answer::{Answer, Head, Said};
 
 /// Bytes of an answer that are looked at in one go.
@@ -56,8 +56,6 @@ impl fmt::Debug for Upstream {
 #[error("{}", self.text())]
 pub struct UpstreamError {
     proxy: Arc<str>,
-    /// The target that was asked for.
-    target: Target,
     has_login: bool,
     cause: Cause,
 }
@@ -67,25 +65,26 @@ enum Cause {
     Resolve(io::Error),
     Connect(SocketAddr, io::Error),
     Tls(Unsecured),
-    /// A step, and the time that it had.
+    /// A step before the proxy was asked, and the time that it had.
     Slow(Step, Duration),
+    /// No answer to the question for this target, in the time that it had.
+    Silent(Target, Duration),
     Io(io::Error),
     Closed,
     TooLong,
     NotHttp,
-    Refused(Said),
+    Refused(Target, Said),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Connect,
     Tls,
-    Answer,
 }
 
 impl UpstreamError {
     fn text(&self) -> String {
-        let UpstreamError { proxy, target, .. } = self;
+        let UpstreamError { proxy, .. } = self;
         match &self.cause {
             Cause::Resolve(e) => {
                 format!("can't resolve the proxy {proxy}: {e}: check `proxy_address` and this host's DNS")
@@ -100,7 +99,7 @@ impl UpstreamError {
             Cause::Slow(Step::Tls, within) => {
                 format!("TLS with the proxy {proxy}: no answer within {within:?}")
             }
-            Cause::Slow(Step::Answer, within) => {
+            Cause::Silent(target, within) => {
                 format!("the proxy {proxy} did not connect to {target} within {within:?}")
             }
             Cause::Io(e) => format!("the connection to the proxy {proxy} failed: {e}"),
@@ -113,19 +112,32 @@ impl UpstreamError {
                     "what listens at {proxy} does not answer as an HTTP proxy: check the port in `proxy_address`, and whether it begins with \"https://\""
                 )
             }
-            Cause::Refused(said) => said.text(proxy, target, self.has_login),
+            Cause::Refused(target, said) => said.text(proxy, target, self.has_login),
         }
     }
 
     /// What an application's `connect()` is told of it.
     pub fn refusal(&self) -> Refusal {
         let (code, errno) = match &self.cause {
-            Cause::Refused(said) => said.meaning(),
-            Cause::Slow(Step::Answer, _) => (Code::Timeout, libc::ETIMEDOUT),
+            Cause::Refused(_, said) => said.meaning(),
+            Cause::Silent(..) => (Code::Timeout, libc::ETIMEDOUT),
             _ => (Code::ProxyDown, 0),
         };
         Refusal { code, errno, text: self.to_string() }
     }
+
+    /// True where it says nothing of the target: the proxy would answer alike for another address of it.
+    pub fn is_the_proxys(&self) -> bool {
+        matches!(self.refusal().code, Code::ProxyDenied | Code::ProxyDown | Code::Limit)
+    }
+}
+
+/// A connection to a proxy that was asked for nothing yet.
+#[derive(Debug)]
+pub struct Reached<'u> {
+    proxy: &'u Upstream,
+    way: Way,
+    address: SocketAddr,
 }
 
 impl Upstream {
@@ -166,53 +178,40 @@ impl Upstream {
         !self.no_proxy.exempts(target)
     }
 
-    /// A connection through the proxy to `target`, which the proxy resolves, within `allowed`; and the proxy's address.
+    /// A connection through the proxy to `target`, which the proxy resolves, before `until`; and the proxy's address.
     ///
     /// # Errors
     /// The proxy is not reached, or does not connect.
-    pub async fn connect(
-        &self,
-        target: &Target,
-        allowed: Duration,
-    ) -> Result<(Transport, SocketAddr), UpstreamError> {
-        self.try_connect(target, allowed).await.map_err(|cause| UpstreamError {
-            proxy: self.name.clone(),
-            target: target.clone(),
-            has_login: self.authorization.is_some(),
-            cause,
-        })
+    pub async fn connect(&self, target: &Target, until: Instant) -> Result<(Way, SocketAddr), UpstreamError> {
+        self.reach(until).await?.ask(target, until).await
     }
 
-    async fn try_connect(
-        &self,
-        target: &Target,
-        allowed: Duration,
-    ) -> Result<(Transport, SocketAddr), Cause> {
-        let until = Instant::now() + allowed;
+    /// A connection to the proxy, before `until`.
+    ///
+    /// # Errors
+    /// The proxy is not reached, or its certificate is not taken.
+    pub async fn reach(&self, until: Instant) -> Result<Reached<'_>, UpstreamError> {
+        let allowed = left(until);
         let slow = |step| move |_| Cause::Slow(step, allowed);
-        let (mut tcp, address) = timeout_at(until, self.reach()).await.map_err(slow(Step::Connect))??;
-        let request = self.request(target);
-        let (transport, answer) = match &self.tls {
-            None => {
-                let answer =
-                    timeout_at(until, ask(&mut tcp, &request)).await.map_err(slow(Step::Answer))??;
-                (Transport::Plain(tcp), answer)
-            }
-            Some(trust) => {
-                let tls = timeout_at(until, trust.secure(tcp, &self.host, End::Proxy));
-                let mut tls = tls.await.map_err(slow(Step::Tls))?.map_err(Cause::Tls)?;
-                let asked = timeout_at(until, ask_secured(&mut tls, &request));
-                let answer = asked.await.map_err(slow(Step::Answer))??;
-                (Transport::Tls(Box::new(tls)), answer)
-            }
+        let reaching = async {
+            let (tcp, address) = timeout_at(until, self.dial()).await.map_err(slow(Step::Connect))??;
+            let way = match &self.tls {
+                None => Way::Plain(tcp),
+                Some(trust) => {
+                    let tls = timeout_at(until, trust.secure(tcp, &self.host, End::Proxy));
+                    Way::Tls(Box::new(tls.await.map_err(slow(Step::Tls))?.map_err(Cause::Tls)?))
+                }
+            };
+            Ok(Reached { proxy: self, way, address })
         };
-        match answer {
-            Answer::Connected => Ok((transport, address)),
-            Answer::Refused(said) => Err(Cause::Refused(said)),
-        }
+        reaching.await.map_err(|cause| self.error(cause))
     }
 
-    async fn reach(&self) -> Result<(TcpStream, SocketAddr), Cause> {
+    fn error(&self, cause: Cause) -> UpstreamError {
+        UpstreamError { proxy: self.name.clone(), has_login: self.authorization.is_some(), cause }
+    }
+
+    async fn dial(&self) -> Result<(TcpStream, SocketAddr), Cause> {
         let addresses = match &self.host {
             Host::Addr(addr) => vec![*addr],
             Host::Name(name) => {
@@ -237,6 +236,38 @@ impl Upstream {
             "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}User-Agent: dworker/{version}\r\n\r\n"
         )
     }
+}
+
+impl Reached<'_> {
+    /// Asks for `target`, which the proxy resolves, and waits for the answer until `until`. Gives the way to the
+    /// target, and the proxy's address.
+    ///
+    /// # Errors
+    /// The proxy does not connect.
+    pub async fn ask(self, target: &Target, until: Instant) -> Result<(Way, SocketAddr), UpstreamError> {
+        let Reached { proxy, mut way, address } = self;
+        let allowed = left(until);
+        let request = proxy.request(target);
+        let asking = async {
+            match &mut way {
+                Way::Plain(tcp) => ask(tcp, &request).await,
+                Way::Tls(tls) => ask_secured(tls, &request).await,
+            }
+        };
+        let answered = match timeout_at(until, asking).await {
+            Err(_) => Err(Cause::Silent(target.clone(), allowed)),
+            Ok(Ok(Answer::Refused(said))) => Err(Cause::Refused(target.clone(), said)),
+            Ok(Ok(Answer::Connected)) => Ok(()),
+            Ok(Err(cause)) => Err(cause),
+        };
+        answered.map(|()| (way, address)).map_err(|cause| proxy.error(cause))
+    }
+}
+
+/// The time until then as messages show it: a few microseconds have always passed.
+fn left(until: Instant) -> Duration {
+    let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(500);
+    Duration::from_millis(left.as_millis().try_into().unwrap_or(u64::MAX))
 }
 
 /// Asks over TCP. What stands behind the answer stays in the kernel, so the socket is the target's as it is.

@@ -238,7 +238,7 @@ impl Uplink {
             // Nobody waits for it any more.
             refusal = stream.failed() => return flow.end(Err(refusal)),
         };
-        let mut dialled = match dialled {
+        let dialled = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
                 tracing::warn!(target = %open.target, trace = format_args!("{:016x}", open.trace), "not dialled: {refusal}");
@@ -250,7 +250,7 @@ impl Uplink {
         let ok = OpenOk { address: dialled.address, dial: started.elapsed(), proxied };
         flow.dialled(ok);
         stream.accept(ok);
-        let outcome = splice_over(&mut dialled.socket, &stream, &flow.meter, Reads::Down).await;
+        let outcome = splice_over(dialled.way, &stream, &flow.meter, Reads::Down).await;
         flow.end(outcome);
     }
 }

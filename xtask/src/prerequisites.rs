@@ -3,8 +3,9 @@
 //! On Debian what is missing is installed. Elsewhere packages have other names, so the answer there is the whole list
 //! of what is missing and why.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +13,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{cargo, output, run, say};
 use crate::root;
+
+/// Packages that bring a service, which the lab does without.
+const SERVICES: [&str; 1] = ["squid"];
+/// What Debian asks whether a package may start its service.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// A line of `tests/packages.txt`.
 #[derive(Debug, PartialEq)]
@@ -81,8 +87,47 @@ pub(crate) fn apt(packages: &[&str], why: &str) -> Result<()> {
         apt
     };
     run(apt().arg("update"))?;
-    run(apt().args(["install", "--no-install-recommends"]).args(&missing))
-        .with_context(|| format!("installing packages; `{by_hand}` by hand tells more"))
+    let services: Vec<_> = SERVICES.into_iter().filter(|service| missing.contains(service)).collect();
+    let quiet = Quiet::begin(Path::new(POLICY), !services.is_empty())?;
+    let installed = run(apt().args(["install", "--no-install-recommends"]).args(&missing))
+        .with_context(|| format!("installing packages; `{by_hand}` by hand tells more"));
+    drop(quiet);
+    installed?;
+    // Not at the next boot either: this machine was not asked for a proxy.
+    services.iter().try_for_each(|service| run(Command::new("update-rc.d").args([service, "disable"])))
+}
+
+/// While it lives, no package starts a service. What the administrator says of that stays as it is.
+struct Quiet<'p>(Option<&'p Path>);
+
+impl Quiet<'_> {
+    fn begin(policy: &Path, wanted: bool) -> Result<Quiet<'_>> {
+        if !wanted {
+            return Ok(Quiet(None));
+        }
+        match OpenOptions::new().write(true).create_new(true).mode(0o755).open(policy) {
+            Ok(mut file) => {
+                // Removed also where it could not be written.
+                let quiet = Quiet(Some(policy));
+                file.write_all(
+                    b"#!/bin/sh\n# Made by dworker's cargo xtask while it installs packages.\nexit 101\n",
+                )
+                .with_context(|| format!("writing {}", policy.display()))?;
+                Ok(quiet)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Quiet(None)),
+            Err(error) => Err(error).with_context(|| format!("making {}", policy.display())),
+        }
+    }
+}
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        if let Some(policy) = self.0 {
+            // Where it stays, services are not started; the file says whose it is.
+            let _ = fs::remove_file(policy);
+        }
+    }
 }
 
 /// A program from crates.io of exactly this version, built once and kept in `target/tools`.
@@ -140,6 +185,28 @@ mod tests {
         assert_eq!(needs().len(), lines.count());
         let dig = Need { package: "bind9-dnsutils", proof: "dig", why: "the tests ask resolvers with it" };
         assert_eq!(needs()[0], dig);
+    }
+
+    #[test]
+    fn no_service_is_started_while_packages_are_installed_and_an_administrators_word_stays() {
+        let directory = std::env::temp_dir().join(format!("dworker-xtask-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let policy = directory.join("policy-rc.d");
+        let quiet = Quiet::begin(&policy, true).unwrap();
+        let answer = Command::new(&policy).args(["squid", "start"]).status().unwrap();
+        assert_eq!(answer.code(), Some(101), "it may start");
+        drop(quiet);
+        assert!(!policy.exists());
+        drop(Quiet::begin(&policy, false).unwrap());
+        fs::write(&policy, "#!/bin/sh\nexit 0\n").unwrap();
+        drop(Quiet::begin(&policy, true).unwrap());
+        assert_eq!(fs::read_to_string(&policy).unwrap(), "#!/bin/sh\nexit 0\n");
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn every_service_is_a_package_that_is_needed() {
+        assert!(SERVICES.iter().all(|service| needs().iter().any(|need| need.package == *service)));
     }
 
     #[test]

@@ -157,8 +157,8 @@ fn whom_a_command_can_not_ask_is_said_with_the_remedy() -> Result<()> {
         let with_ca = |args: &[&str]| ask(&[args, &["--ca-file", &ca]].concat());
         for (output, code, says) in [
             (with_ca(&["--url", APPLIANCE_URL])?, 5, "not the admin token"),
-            (ask(&["--url", APPLIANCE_URL])?, 1, "name it in `--ca-file`"),
-            (with_ca(&["--url", "https://10.77.1.10"])?, 1, "that the certificate has in `--url`"),
+            (ask(&["--url", APPLIANCE_URL])?, 1, "into `--ca-file`"),
+            (with_ca(&["--url", "https://10.77.1.10"])?, 1, "write one of its names in `--url`"),
             (with_ca(&["--url", "https://10.77.4.10"])?, 1, "Connection refused"),
             (ask(&["--url", "http://appliance.example"])?, 2, "or add `--insecure-plaintext` in a lab"),
             (ask(&["--socket", "/nonexistent.sock"])?, 1, "is dworker running"),

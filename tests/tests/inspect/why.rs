@@ -349,10 +349,12 @@ fn what_is_said_before_is_what_the_kernel_does() -> Result<()> {
 
         // Without steering nothing is steered, and it is said why.
         let steer = |to| -> Result<String> {
-            on.dworker(["steer", to, "--socket"])?.arg(on.socket("appliance")).check()
+            let command = on.dworker(["steer", to, "--socket"])?.arg(on.socket("appliance"));
+            let pins = on.pins("appliance");
+            if to == "off" { command.arg("--pins").arg(pins) } else { command }.check()
         };
         let here = &places[0];
-        steer("off")?;
+        assert_eq!(steer("off")?, "steering is off\n");
         let asked = why(&lab, "10.77.3.30:7001", &here.options())?;
         assert_eq!(
             (&asked["reason"], &asked["scope"]["off"]),

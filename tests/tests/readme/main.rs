@@ -83,26 +83,51 @@ fn a_status_without_a_daemon_says_what_to_check() -> Result<()> {
     Ok(())
 }
 
+/// The keys that a commented file has, each with the sections around it.
+fn keys(template: &str) -> BTreeSet<String> {
+    let mut section = String::new();
+    let mut found = BTreeSet::new();
+    // `# ` begins what is for people.
+    for line in template.lines().filter_map(|line| line.strip_prefix('#')) {
+        if line.starts_with('[') {
+            section = format!("{}.", line.trim_matches(['[', ']']));
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with(' ')) {
+            found.insert(format!("{section}{key}"));
+        }
+    }
+    found
+}
+
+/// The keys that a row of the README's table tells of: `a.b`, `.c` are a.b and a.c, and so are `a`: `b`, `c`.
+fn told(cell: &str) -> Vec<String> {
+    let mut section = "";
+    if let Some((above, rest)) = cell.split_once("`: `") {
+        let above = above.trim_start_matches('`');
+        return codes(&format!("`{rest}")).map(|key| format!("{above}.{key}")).collect();
+    }
+    let mut found = Vec::new();
+    for code in codes(cell) {
+        match code.strip_prefix('.') {
+            Some(key) => found.push(format!("{section}.{key}")),
+            None => {
+                section = code.rsplit_once('.').map_or("", |(section, _)| section);
+                found.push(code.to_owned());
+            }
+        }
+    }
+    found
+}
+
 #[test]
 fn the_table_has_every_key_of_the_configuration_and_no_other() -> Result<()> {
-    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../worker-userspace/src/config/schema.rs");
-    let schema = fs::read_to_string(schema)?;
-    // `text("lanes", ...)`, however it is broken into lines.
-    let makers = ["text(", "number(", "flag(", "list(", "words(", "section(", "sections("];
-    let schema = schema.split_once("#[cfg(test)]").map_or(&*schema, |(schema, _)| schema);
-    let calls = makers.iter().flat_map(|maker| schema.split(maker).skip(1));
-    let known: BTreeSet<&str> =
-        calls.filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next()).collect();
-    assert!(known.len() > 20, "only {known:?} were found in the schema");
+    let known = keys(&dworker(&["config", "template"], "")?.check()?);
+    assert!(known.contains("lanes") && known.contains("appliance.groups.name"), "{known:?}");
     let readme = readme()?;
     let rows = readme.table("| key | meaning, default |")?;
-    let told: BTreeSet<&str> = rows
-        .iter()
-        .flat_map(|row| codes(row[0]))
-        .flat_map(|key| key.split('.'))
-        .filter(|part| !part.is_empty())
-        .collect();
-    assert_eq!(told, known, "the README's table, and the schema");
+    let listed: Vec<String> = rows.iter().flat_map(|row| told(row[0])).collect();
+    let told: BTreeSet<String> = listed.iter().cloned().collect();
+    assert_eq!(told, known, "the README's table, and the commented file");
+    assert_eq!(listed.len(), told.len(), "a key stands there twice: {listed:?}");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -68,6 +69,8 @@ pub struct Registry {
     /// Counts changes of who is connected, and of the roster.
     changes: watch::Sender<u64>,
     witness: Box<dyn Witness>,
+    /// How often somebody was refused.
+    refused: AtomicU64,
 }
 
 /// One roster, ready for look-ups.
@@ -121,6 +124,7 @@ impl Registry {
             drain,
             changes: watch::Sender::new(0),
             witness,
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -217,7 +221,13 @@ impl Registry {
 
     /// Notes that somebody was refused.
     pub fn refused(&self, key: Option<&str>, address: SocketAddr) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
         self.witness.refused(key, address);
+    }
+
+    /// How often somebody was refused since the start.
+    pub fn refused_keys(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The group that carries `target`, with the pattern that says so.

@@ -9,7 +9,7 @@ use dworker::config::{ApplianceUrl, read_roots};
 use dworker::target::Target;
 use dworker::tunnel::dial::{Appliance, DialError, Words};
 use dworker::tunnel::tls;
-use dworker::tunnel::transport::Transport;
+use dworker::tunnel::transport::Way;
 use dworker::web::Problem;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, StatusCode};
@@ -286,7 +286,7 @@ async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -
         }
     };
     let appliance = Appliance { at, tls, words: Words::OPTIONS };
-    let dialling = async { appliance.secure(Transport::Plain(appliance.connect().await?)).await };
+    let dialling = async { appliance.secure(Way::Plain(appliance.connect().await?)).await };
     let transport = match timeout(DEADLINE, dialling).await {
         Ok(transport) => transport.map_err(|error: DialError| Failure::Failed(error.to_string()))?,
         Err(_) => return Err(failed(format!("not connected within {DEADLINE:?}"))),

@@ -1,7 +1,7 @@
 //! `dworker config`, and where every command that needs a configuration finds it.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,6 @@ use clap::{Args, Subcommand};
 use dworker::config::{self, Faults, Loaded};
 
 use super::{Done, Failure, Format};
-
-/// The largest file that is imported, in bytes, as for any configuration.
-const LARGEST: u64 = 1 << 20;
 
 /// Which configuration.
 #[derive(Debug, Args)]
@@ -71,12 +68,7 @@ impl ConfigCommand {
                 format.print(&loaded.effective, || loaded.effective.to_string())
             }
             ConfigCommand::Import { file, output, force } => {
-                let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", file.display()));
-                let mut text = String::new();
-                fs::File::open(&file)
-                    .and_then(|opened| opened.take(LARGEST).read_to_string(&mut text))
-                    .map_err(failed)?;
-                let made = config::import(&text, &file).map_err(Failure::Wrong)?;
+                let made = config::import(&file).map_err(Failure::Wrong)?;
                 match output {
                     None => print(&made),
                     Some(output) => save(&output, &made, force),

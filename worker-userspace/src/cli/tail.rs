@@ -62,7 +62,7 @@ enum Part {
 }
 
 /// From the most specific on: the first that fits counts.
-const MODULES: [(&str, Part); 12] = [
+const MODULES: [(&str, Part); 13] = [
     ("dworker::steer::dns", Part::Dns),
     ("dworker::steer::names", Part::Dns),
     ("dworker::steer", Part::Steer),
@@ -75,6 +75,7 @@ const MODULES: [(&str, Part); 12] = [
     ("dworker::worker", Part::Worker),
     ("dworker::egress", Part::Worker),
     ("dworker::tunnel", Part::Tunnel),
+    ("dworker::carry", Part::Tunnel),
 ];
 
 impl Part {
@@ -238,11 +239,10 @@ impl Said {
 
     fn json(text: &str) -> Option<Said> {
         let value: Value = serde_json::from_str(text).ok()?;
-        let level = Level::of(value.get("level")?.as_str()?)?;
+        let level = Level::of(&value.get("level")?.as_str()?.to_ascii_uppercase())?;
         let fields = value.get("fields").and_then(Value::as_object);
-        let mut message =
-            fields.unwrap_or(value.as_object()?).get("message").and_then(Value::as_str)?.to_owned();
-        for (name, field) in fields.into_iter().flatten().filter(|(name, _)| *name != "message") {
+        let mut message = value.get("message")?.as_str()?.to_owned();
+        for (name, field) in fields.into_iter().flatten() {
             message +=
                 &format!(" {name}={}", field.as_str().map_or_else(|| field.to_string(), str::to_owned));
         }
@@ -350,7 +350,7 @@ mod tests {
             (" INFO ready: all of it", Level::Info, None, "ready: all of it"),
             ("Started dworker.service.", Level::Info, None, "Started dworker.service."),
             (
-                r#"{"timestamp":"x","level":"WARN","fields":{"message":"refused","errno":113},"target":"dworker::egress"}"#,
+                r#"{"time":"x","level":"warn","message":"refused","target":"dworker::egress","fields":{"errno":113}}"#,
                 Level::Warn,
                 Some("worker"),
                 "refused errno=113",

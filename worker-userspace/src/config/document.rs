@@ -14,7 +14,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::environment::{Assignment, Environment};
 use super::fault::mask_shown;
-use super::schema::{Key, Kind, SECTIONS, Section, TOP, WORKER};
+use super::schema::{EGRESS, Key, Kind, METRICS, SECTIONS, Section, TOP, WORKER};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,6 +132,8 @@ pub(super) fn complete<'d>(
             table.insert(Spanned::new(at..at, key.name.into()), string(path, at));
         }
     }
+    let at = origins.add(Origin::Default);
+    empty(table, &METRICS, at);
     // What only a worker has is in nobody's way elsewhere.
     if !is_worker(table) {
         return;
@@ -142,17 +144,19 @@ pub(super) fn complete<'d>(
             set(table, &TOP, key, value(key.kind, text.trim().into(), at), at);
         }
     }
-    let at = origins.add(Origin::Default);
     if let Some(url) = environment.worker_url()
         && !table.contains_key("worker_url")
     {
         table.insert(Spanned::new(at..at, "worker_url".into()), string(url, at));
     }
-    if !table.contains_key("egress") {
-        table.insert(
-            Spanned::new(at..at, "egress".into()),
-            Spanned::new(at..at, DeValue::Table(DeTable::new())),
-        );
+    empty(table, &EGRESS, at);
+}
+
+/// Makes a section where it is missing, so that its defaults hold.
+fn empty<'d>(table: &mut DeTable<'d>, section: &Section, at: usize) {
+    if !section.path.is_empty() && !table.contains_key(section.path) {
+        let empty = Spanned::new(at..at, DeValue::Table(DeTable::new()));
+        table.insert(Spanned::new(at..at, section.path.to_owned().into()), empty);
     }
 }
 
@@ -174,10 +178,7 @@ fn inside<'t, 'd>(table: &'t mut DeTable<'d>, section: &Section) -> Option<&'t m
 
 /// Sets a key, and its section where that is missing. What stands in the place of a section stays, and is a fault.
 fn set<'d>(table: &mut DeTable<'d>, section: &Section, key: &Key, value: Spanned<DeValue<'d>>, at: usize) {
-    if !section.path.is_empty() && !table.contains_key(section.path) {
-        let empty = Spanned::new(at..at, DeValue::Table(DeTable::new()));
-        table.insert(Spanned::new(at..at, section.path.to_owned().into()), empty);
-    }
+    empty(table, section, at);
     if let Some(table) = inside(table, section) {
         table.insert(Spanned::new(at..at, key.name.to_owned().into()), value);
     }

@@ -54,8 +54,8 @@ pub enum FileCause {
     Forbidden,
     /// A directory, pipe, socket or device.
     NotAFile,
-    /// More than 1 MiB.
-    TooLarge,
+    /// More than 1 MiB: so many bytes, at least.
+    TooLarge(u64),
     /// No directory.
     NotADirectory,
     /// A directory without a certificate.
@@ -108,7 +108,9 @@ impl FileCause {
             Missing => wrong("there is no such file", PATH),
             Forbidden => wrong("this user may not read it", "run as root, or change its owner or mode"),
             NotAFile => wrong("it is not a regular file", PATH),
-            TooLarge => wrong("it is larger than 1 MiB", PATH),
+            TooLarge(size) => {
+                wrong(format!("it has {size} bytes, and at most {LARGEST} are read (1 MiB)"), PATH)
+            }
             NotADirectory => wrong("it is not a directory", "name a directory; a single file is `ca_file`"),
             EmptyDirectory => wrong(
                 "no file `*.pem`, `*.crt` or `*.cer` is in it",
@@ -410,8 +412,9 @@ pub(super) fn read_file(path: &Path) -> Result<(Vec<u8>, u32), FileCause> {
     let mut bytes = Vec::new();
     // One byte beyond the limit tells, also where the file grows while it is read.
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(because)?;
-    match bytes.len() as u64 > LARGEST {
-        true => Err(FileCause::TooLarge),
+    let read = bytes.len() as u64;
+    match read > LARGEST {
+        true => Err(FileCause::TooLarge(read.max(metadata.len()))),
         false => Ok((bytes, metadata.mode())),
     }
 }

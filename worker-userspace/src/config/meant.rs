@@ -85,7 +85,7 @@ mod tests {
             (&TOP, "stere", "did you mean `steer`?"),
             (&STEER, "cgroup", "did you mean `cgroups`?"),
             (&STEER, "lanes", "it belongs at the top, above the first [section]"),
-            (&TOP, "listen", "it belongs in [appliance]"),
+            (&TOP, "listen", "it belongs in [appliance], or in [metrics]"),
             (&TOP, "proxy_hosts", "it belongs in [[appliance.groups]], or in [steer]"),
             (
                 &EGRESS,

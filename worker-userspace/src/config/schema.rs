@@ -184,6 +184,7 @@ pub(super) static TOP: Section = Section {
             .or("\"1h\""),
         text("log", "error, warn, info, debug, trace, or a filter such as dworker::tunnel=debug,info")
             .or("\"info\""),
+        text("log_format", "text or json: one line, or one object, for each event").or("\"text\""),
         text(
             "worker_url",
             "Where the appliance reaches this worker on port 443; else https:// and this host's name",
@@ -249,6 +250,7 @@ pub(super) static TOP: Section = Section {
         section("appliance", &APPLIANCE),
         section("steer", &STEER),
         section("proxy", &PROXY),
+        section("metrics", &METRICS),
     ],
 };
 
@@ -367,11 +369,20 @@ pub(super) static PROXY: Section = Section {
     ],
 };
 
+/// What Prometheus reads.
+pub(super) static METRICS: Section = Section {
+    header: "[metrics]",
+    path: "metrics",
+    about: "What Prometheus reads, at /metrics",
+    keys: &[list("listen", "Addresses and ports; whoever reaches them reads it. [] is none")
+        .or("[\"127.0.0.1:19464\"]")],
+};
+
 /// The keys that make a worker.
 pub(super) const WORKER: [&str; 3] = ["appliance_url", "worker_key", "worker_key_file"];
 
 /// All sections, in the order of the commented file.
-pub(super) static SECTIONS: [&Section; 6] = [&TOP, &EGRESS, &APPLIANCE, &GROUP, &STEER, &PROXY];
+pub(super) static SECTIONS: [&Section; 7] = [&TOP, &EGRESS, &APPLIANCE, &GROUP, &STEER, &PROXY, &METRICS];
 
 /// The names of the systemd credentials that are taken.
 pub fn credentials() -> impl Iterator<Item = &'static str> {

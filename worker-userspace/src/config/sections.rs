@@ -15,8 +15,8 @@ use super::reader::{Place, Reader, Table, Value, bare};
 use super::schema::{EGRESS, STEER, TOP, WORKER};
 use super::values::{self, LIST_HOSTS};
 use super::{
-    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, Steer, TlsFiles, User, Worker, appliance,
-    proxy, upstream, url,
+    ApiKey, ApiKeySource, Config, Egress, Families, Key, KeySource, LogFormat, Steer, TlsFiles, User, Worker,
+    appliance, metrics, proxy, upstream, url,
 };
 use crate::target::{HostPattern, Pattern};
 
@@ -48,6 +48,15 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
     let drain = top.get_or_default("drain").and_then(|v| r.duration(&v, DRAIN));
     let reload_drain = top.get_or_default("reload_drain").and_then(|v| r.duration(&v, RELOAD_DRAIN));
     let log = top.get_or_default("log").and_then(|v| r.parsed(&v, values::log_filter));
+
+    let log_format = top.get_or_default("log_format").and_then(|v| {
+        r.parsed(&v, |text| match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(wrong("neither of the two", "write \"text\" or \"json\"")),
+        })
+    });
+    let metrics = metrics::read(r, &top);
 
     let worker_set = WORKER.iter().any(|key| top.get(key).is_some());
     let worker = worker(r, &top, &mut named);
@@ -84,6 +93,8 @@ pub(super) fn read<'d>(r: &mut Reader<'d>, document: &'d DeTable<'d>) -> (Config
         drain: drain.unwrap_or_default(),
         reload_drain: reload_drain.unwrap_or_default(),
         log: log.unwrap_or_default(),
+        log_format: log_format.unwrap_or_default(),
+        metrics,
         worker,
         appliance,
         steer,

@@ -8,7 +8,7 @@ use toml::Value;
 use toml::de::DeValue;
 
 use super::schema::{Kind, SECTIONS};
-use super::{Environment, Faults, Language, Source, ruby};
+use super::{Environment, Faults, Language, Source, ruby, text_of};
 
 /// The file that a package installs. Whoever takes the `#` in front of a key away sets it.
 pub fn template() -> String {
@@ -21,14 +21,15 @@ pub fn template() -> String {
     write(head, &BTreeMap::new())
 }
 
-/// The older product's file as ours, each of its values filled in, secrets too. `name` is where it came from.
+/// The older product's file as ours, each of its values filled in, secrets too.
 ///
 /// # Errors
-/// All faults of the file.
-pub fn import(text: &str, name: &Path) -> Result<String, Faults> {
-    let name = name.display().to_string();
-    Source { name: &name, text, language: Language::Ruby }.read(&Environment::default(), None)?;
-    let (table, _) = ruby::scan(text.strip_prefix('\u{feff}').unwrap_or(text));
+/// It can't be read, or all its faults.
+pub fn import(path: &Path) -> Result<String, Faults> {
+    let (text, _) = text_of(path)?;
+    let name = path.display().to_string();
+    Source { name: &name, text: &text, language: Language::Ruby }.read(&Environment::default(), None)?;
+    let (table, _) = ruby::scan(text.strip_prefix('\u{feff}').unwrap_or(&text));
     let values = table.iter().map(|(key, value)| (key.get_ref().as_ref(), literal(value.get_ref())));
     let name = name.replace(char::is_control, "\u{fffd}");
     let head =

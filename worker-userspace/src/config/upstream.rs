@@ -189,12 +189,6 @@ fn parse(text: &str) -> Result<Parts, Wrong> {
         return Err(wrong("more than a host and a port stand there", FORM));
     }
     let (host, port) = split_port(host, FORM)?;
-    let port = port
-        .map(|port| match port.parse::<u16>() {
-            Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok(number),
-            _ => Err(wrong("the port is not one of 1 to 65535", FORM)),
-        })
-        .transpose()?;
     let login = match login.map(|login| login.split_once(':').ok_or(login)) {
         None => None,
         Some(Ok((user, password))) => Some((decoded(user)?, Some(Password::inline(decoded(password)?)))),

@@ -150,19 +150,11 @@ fn api_target(text: &str) -> Result<Target, Wrong> {
 
 fn host_and_port(authority: &str, plaintext: bool, form: &str) -> Result<(Host, u16), Wrong> {
     let (host, port) = split_port(authority, form)?;
-    let port = match port {
-        None if plaintext => 80,
-        None => 443,
-        Some(port) => match port.parse::<u16>() {
-            Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
-            _ => return Err(wrong("the port is not one of 1 to 65535", form)),
-        },
-    };
-    Ok((host, port))
+    Ok((host, port.unwrap_or(if plaintext { 80 } else { 443 })))
 }
 
 /// Splits `host[:port]`; an IPv6 address stands in brackets, as in every URL.
-pub(super) fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Option<&'a str>), Wrong> {
+pub(super) fn split_port(authority: &str, form: &str) -> Result<(Host, Option<u16>), Wrong> {
     let (host, after) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, after)) => {
             let address: Ipv6Addr =
@@ -181,7 +173,10 @@ pub(super) fn split_port<'a>(authority: &'a str, form: &str) -> Result<(Host, Op
         }
     };
     match after.strip_prefix(':') {
-        Some(port) => Ok((host, Some(port))),
+        Some(port) => match port.parse() {
+            Ok(number @ 1..) if port.bytes().all(|b| b.is_ascii_digit()) => Ok((host, Some(number))),
+            _ => Err(wrong("the port is not one of 1 to 65535", form)),
+        },
         None if after.is_empty() => Ok((host, None)),
         None => Err(wrong("something stands behind the bracket", form)),
     }

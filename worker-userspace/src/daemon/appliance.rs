@@ -14,7 +14,7 @@ use super::StartError;
 use super::listening::Listening;
 use crate::appliance::admin::{Admin, Publish, SystemResolver};
 use crate::appliance::api::{self, Routers};
-use crate::appliance::audit::{Actor, Audit, EventKind, Limits};
+use crate::appliance::audit::{Actor, Audit, EventKind, Limits, NewEvent};
 use crate::appliance::endpoint::Endpoint;
 use crate::appliance::login::{Login, new_token};
 use crate::appliance::page;
@@ -198,6 +198,11 @@ impl Appliance {
         if let Err(error) = self.admin.sync_file_groups(groups).await {
             tracing::error!("the workers of the configuration may not be as it says: {error}");
         }
+    }
+
+    /// Notes what somebody has done.
+    pub(super) fn record(&self, event: NewEvent) {
+        self.audit.record(event);
     }
 
     /// Leaves the registry to the process that follows.

@@ -2,6 +2,7 @@
 //! deadline, over a pair of sockets.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
-use crate::sockets::Named;
+use crate::sockets::{Named, passed};
 
 /// The variable by which a process knows its end. What begins with `DWORKER_` is configuration.
 pub(super) const VARIABLE: &str = "_DWORKER_HANDOVER";
@@ -64,16 +65,13 @@ impl Channel {
     pub(super) fn inherited() -> Option<Channel> {
         let descriptor = std::env::var(VARIABLE).ok()?.parse().ok()?;
         // SAFETY: by the variable the process that has started this one passed this descriptor to it, for it alone.
-        let channel = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        let flags = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
-        match nix::fcntl::fcntl(&channel, flags) {
-            Ok(_) => Some(Channel(channel)),
-            Err(_) => {
-                // It is not open, so it is nobody's.
-                std::mem::forget(channel);
-                None
-            }
-        }
+        unsafe { passed(descriptor) }.map(Channel)
+    }
+
+    /// Says and hears nothing any more: whoever waits on either side is told the end.
+    pub(super) fn end(&self) {
+        // The other side may have ended it.
+        let _ = SockRef::from(&self.0).shutdown(Shutdown::Both);
     }
 
     /// Sends a message, with descriptors.

@@ -1,34 +1,20 @@
 //! Who this node is: an id that stays the same over restarts, a name for people, and a directory that is its own.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::sockets::{Sockets, name};
 use crate::tunnel::message::{Id, id_text, parse_id};
 
-/// Makes the state directory where it is missing, and takes it for this process until the result is dropped:
-/// two daemons with one id would be one node to their appliance. `inherited` is the lock of the process before this
-/// one. `None`: another process has it.
+/// Makes the state directory where it is missing, and takes it for this process until the result is closed: two daemons with
+/// one id would be one node to their appliance. `None`: another process has it.
 ///
 /// # Errors
 /// The directory can't be made, opened or locked.
-pub(super) fn take(state_dir: &Path, inherited: Option<OwnedFd>) -> io::Result<Option<File>> {
+pub(super) fn take(state_dir: &Path, sockets: &Sockets) -> io::Result<Option<File>> {
     fs::create_dir_all(state_dir)?;
-    let directory = File::open(state_dir)?;
-    if let Some(lock) = inherited.map(File::from) {
-        let (a, b) = (lock.metadata()?, directory.metadata()?);
-        // The process before this one may have had another directory.
-        if a.dev() == b.dev() && a.ino() == b.ino() {
-            return Ok(Some(lock));
-        }
-    }
-    match directory.try_lock() {
-        Ok(()) => Ok(Some(directory)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
+    sockets.lock(name::STATE_LOCK, File::open(state_dir)?)
 }
 
 /// The node's id from `<state_dir>/node-id`; made at the first start.
@@ -74,11 +60,11 @@ mod tests {
     fn a_directory_is_taken_by_one_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         let state_dir = directory.path().join("state");
-        let taken = take(&state_dir, None).unwrap();
+        let taken = take(&state_dir, &Sockets::default()).unwrap();
         assert!(taken.is_some());
-        assert!(take(&state_dir, None).unwrap().is_none());
+        assert!(take(&state_dir, &Sockets::default()).unwrap().is_none());
         drop(taken);
-        assert!(take(&state_dir, None).unwrap().is_some());
+        assert!(take(&state_dir, &Sockets::default()).unwrap().is_some());
     }
 
     #[test]

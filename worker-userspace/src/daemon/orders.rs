@@ -8,11 +8,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinError;
 
 use super::news::News;
 use super::reload::Invocation;
 use crate::inspect::api::{RELOAD, STEER_OFF, STEER_ON};
-use crate::steer::steering::Steering;
+use crate::steer::steering::{SteerError, Steering};
 use crate::web::extract::Json;
 use crate::web::{Kind, Problem};
 
@@ -69,15 +70,20 @@ impl Shared {
         let Some(steering) = self.steering else {
             return problem(Kind::Conflict, "this daemon does not steer: its configuration has no [steer]");
         };
-        let switched = tokio::task::spawn_blocking(move || steering.switch(on).map_err(|e| e.to_string()));
-        match switched.await.map_err(|panicked| panicked.to_string()).flatten() {
+        let switched = tokio::task::spawn_blocking(move || match steering.switch(on) {
+            Ok(changed) => Ok(changed),
+            Err(why @ SteerError::Standing) => Err((Kind::Unavailable, why.to_string())),
+            Err(why) => Err((Kind::Internal, why.to_string())),
+        });
+        let panicked = |panicked: JoinError| (Kind::Internal, panicked.to_string());
+        match switched.await.map_err(panicked).flatten() {
             Ok(changed) => {
                 if changed {
                     tracing::warn!("steering was switched {} by hand", if on { "on" } else { "off" });
                 }
                 Json(json!({ "changed": changed })).into_response()
             }
-            Err(why) => problem(Kind::Internal, &why),
+            Err((kind, why)) => problem(kind, &why),
         }
     }
 }

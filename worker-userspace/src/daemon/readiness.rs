@@ -17,20 +17,30 @@ const BELIEVED: Duration = Duration::from_secs(5);
 
 /// What was found out last, and when.
 #[derive(Debug)]
-pub(super) struct Believed<T>(Mutex<Option<(Instant, T)>>);
+pub(super) struct Believed<T> {
+    last: Mutex<Option<(Instant, T)>>,
+    lasts: Duration,
+}
 
 impl<T> Default for Believed<T> {
     fn default() -> Believed<T> {
-        Believed(Mutex::default())
+        Believed::lasting(BELIEVED)
+    }
+}
+
+impl<T> Believed<T> {
+    /// What is found out is believed for as long as this.
+    pub(super) fn lasting(lasts: Duration) -> Believed<T> {
+        Believed { last: Mutex::default(), lasts }
     }
 }
 
 impl<T: Clone> Believed<T> {
     /// What is believed, or else what `find` finds out; who asks meanwhile waits for that.
-    async fn or(&self, find: impl Future<Output = T>) -> T {
-        let mut last = self.0.lock().await;
+    pub(super) async fn or(&self, find: impl Future<Output = T>) -> T {
+        let mut last = self.last.lock().await;
         if let Some((at, found)) = &*last
-            && at.elapsed() < BELIEVED
+            && at.elapsed() < self.lasts
         {
             return found.clone();
         }

@@ -144,6 +144,8 @@ impl Drop for Successor {
         if let Some(life) = self.life.take() {
             life.kill();
         }
+        // One that has not said who it is ends by this.
+        self.channel.end();
     }
 }
 
@@ -174,23 +176,46 @@ impl Successor {
     }
 }
 
-/// Has a new process take over; returns its id once it serves.
+/// Has a new process take over; returns its id once it serves. When `stop` comes to its end before that, the new process is
+/// ended.
 ///
 /// # Errors
 /// Why not; then all is as before.
-pub(super) async fn replace(invocation: &Invocation, standing: &impl Standing) -> Result<u32, String> {
+pub(super) async fn replace(
+    invocation: &Invocation,
+    standing: &impl Standing,
+    stop: impl Future<Output = ()>,
+) -> Result<u32, String> {
+    let stopped = async {
+        stop.await;
+        "this one was asked to stop".to_owned()
+    };
+    tokio::pin!(stopped);
     let starting = |error| format!("{} can't be started: {error}", invocation.program.display());
     let channel = invocation.start().map_err(starting)?;
     let mut successor = Successor { life: None, channel: channel.into() };
     let prepared = |said: &Message| matches!(said, Message::Prepared { .. });
-    let Message::Prepared { pid } = successor.says(prepared, PREPARE, "reading its configuration").await?
-    else {
+    let said = tokio::select! {
+        said = successor.says(prepared, PREPARE, "reading its configuration") => said,
+        why = &mut stopped => Err(why),
+    };
+    let Message::Prepared { pid } = said? else {
         return Err("the new process does not say who it is".to_owned());
     };
     successor.life = Some(Life::of(pid).map_err(|error| format!("the new process {pid}: {error}"))?);
     tracing::info!(pid, "a new process takes over");
-    let taken = take_over(&successor, standing).await;
+    // It is waited for, whatever happens: what has begun to stand still must have come to it before it goes on.
+    let taken = match standing.pause().await {
+        Ok(handed_on) => tokio::select! {
+            biased;
+            taken = take_over(&successor, handed_on) => taken,
+            why = &mut stopped => Err(why),
+        },
+        Err(why) => Err(why),
+    };
     if let Err(why) = taken {
+        // Before the other one ends: to the manager it may be the main process already.
+        notify::main_process(std::process::id());
         drop(successor);
         standing.resume().await;
         return Err(why);
@@ -200,9 +225,8 @@ pub(super) async fn replace(invocation: &Invocation, standing: &impl Standing) -
     Ok(pid)
 }
 
-async fn take_over(successor: &Successor, standing: &impl Standing) -> Result<(), String> {
+async fn take_over(successor: &Successor, (all, off): (Vec<Named>, bool)) -> Result<(), String> {
     let gone = |error: io::Error| format!("the new process does not take over: {error}");
-    let (all, off) = standing.pause().await?;
     let channel = &successor.channel;
     channel.send_all(&all).map_err(gone)?;
     drop(all);
@@ -212,14 +236,6 @@ async fn take_over(successor: &Successor, standing: &impl Standing) -> Result<()
     if let Some(life) = &successor.life {
         notify::main_process(life.pid);
     }
-    let served = match channel.send(&Message::Go, &[]) {
-        Ok(()) => {
-            successor.says(|said| *said == Message::Serving, SERVE, "beginning to serve").await.map(drop)
-        }
-        Err(error) => Err(gone(error)),
-    };
-    if served.is_err() {
-        notify::main_process(std::process::id());
-    }
-    served
+    channel.send(&Message::Go, &[]).map_err(gone)?;
+    successor.says(|said| *said == Message::Serving, SERVE, "beginning to serve").await.map(drop)
 }

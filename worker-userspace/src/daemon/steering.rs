@@ -13,11 +13,12 @@ use crate::entry::captured::Forwarder;
 use crate::steer::steering::{Inherited, Started, Steering};
 use carriers::{Carriers, follow};
 
-/// Starts steering with the tasks that belong to it.
+/// Starts steering with the tasks that belong to it, and captures: nothing of a start may fail after it, or what is
+/// captured would lead to nobody.
 pub(super) fn start(
     roles: &Roles,
     steer: &Steer,
-    inherited: &Inherited,
+    inherited: Inherited,
     drain: &Drain,
 ) -> Result<Option<Arc<Steering>>, StartError> {
     let Some(carriers) = Carriers::of(roles, steer) else { return Ok(None) };
@@ -31,9 +32,11 @@ pub(super) fn start(
         ledger: roles.ledger.clone(),
         drain: drain.clone(),
     };
+    let forwarder = forwarder.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
+    let forwarder = forwarder
+        .map_err(|source| StartError::System { doing: "taking the forwarder's listener", source })?;
+    steering.capture()?;
     for listener in forwarder {
-        let listener = TcpListener::from_std(listener)
-            .map_err(|source| StartError::System { doing: "taking the forwarder's listener", source })?;
         drain.spawn("forwarder", service.clone().serve(listener));
     }
     let stopping = drain.clone();

@@ -4,7 +4,6 @@
 //! serving it tells the old one, which goes on as if nothing had been.
 
 use std::io;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use super::StartError;
@@ -48,8 +47,13 @@ impl Inheritance {
 
     /// What steering takes of it.
     pub(super) fn steering(&mut self, gate: Gate) -> Inherited {
-        let programs = Mutex::new(self.programs.take());
-        Inherited { sockets: self.sockets.clone(), gate, off: self.off, programs }
+        Inherited {
+            sockets: self.sockets.clone(),
+            gate,
+            off: self.off,
+            programs: self.programs.take(),
+            follows: self.predecessor.is_some(),
+        }
     }
 }
 

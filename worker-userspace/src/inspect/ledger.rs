@@ -5,6 +5,7 @@
 
 mod flow;
 mod report;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub use flow::{Entry, Flow, Meter, Origin, Process};
 pub use report::{Filter, FlowReport, Found, Phase, StreamPlace};
+pub use tally::{Census, Dials, Outcomes, Tally};
 
 use super::monitor::{Happening, Hub, What};
 use crate::drain::Drain;
@@ -48,6 +50,8 @@ struct Book {
     next: u64,
     open: BTreeMap<u64, Arc<Flow>>,
     ended: VecDeque<Arc<Flow>>,
+    /// What has ended, and all that is known once; what the open ones carry is added when somebody asks.
+    census: Census,
 }
 
 #[derive(Default)]
@@ -96,6 +100,7 @@ impl Ledger {
         book.next += 1;
         let flow = Arc::new(Flow::new(book.next, entry, trace, target, origin));
         book.open.insert(flow.id, flow.clone());
+        book.census.of_mut(entry).total += 1;
         drop(book);
         if entry == Entry::Captured {
             self.0.hub.tell(|| Happening::of(What::Steered, &flow));
@@ -118,6 +123,21 @@ impl Ledger {
     /// Connections ever seen.
     pub fn total(&self) -> u64 {
         self.book().next
+    }
+
+    /// All that was counted, and what the open connections have carried so far.
+    pub fn census(&self) -> Census {
+        let book = self.book();
+        let mut census = book.census;
+        let open: Vec<_> = book.open.values().cloned().collect();
+        drop(book);
+        // What one carries after it was taken for open only rises, so no count ever falls.
+        for flow in open {
+            let tally = census.of_mut(flow.entry);
+            tally.open += 1;
+            tally.moved(&flow);
+        }
+        census
     }
 
     /// The open connections and the last that ended, newest first.
@@ -212,7 +232,11 @@ pub struct FlowGuard {
 impl FlowGuard {
     /// Notes what the far end dialled.
     pub fn dialled(&self, dialled: OpenOk) {
-        self.flow.dialled(dialled);
+        if self.flow.dialled(dialled) {
+            let mut book = self.ledger.book();
+            book.census.of_mut(self.flow.entry).dialled();
+            book.census.dials.count(dialled.dial);
+        }
         self.ledger.tell(FlowEvent::Dialled(&self.flow));
     }
 
@@ -239,6 +263,7 @@ impl Drop for FlowGuard {
             if book.ended.len() == REMEMBERED {
                 book.ended.pop_front();
             }
+            book.census.of_mut(flow.entry).end(&flow);
             book.ended.push_back(flow);
         }
         drop(book);

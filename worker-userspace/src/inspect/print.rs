@@ -140,7 +140,8 @@ fn write_lane(out: &mut String, lane: &LaneStatus, indent: &str) -> fmt::Result 
 
 fn write_steer(out: &mut String, steer: &SteerStatus) -> fmt::Result {
     let listeners: Vec<_> = steer.listeners.iter().map(ToString::to_string).collect();
-    writeln!(out, "steer: forwarder {}", listeners.join(" "))?;
+    let off = if steer.off { "off: `dworker steer on` captures again  " } else { "" };
+    writeln!(out, "steer: {off}forwarder {}", listeners.join(" "))?;
     if let Some(problem) = &steer.problem {
         problem.lines().try_for_each(|line| writeln!(out, "\tproblem {line}"))?;
     }

@@ -371,6 +371,9 @@ pub struct SteerStatus {
     /// Why the last change of the rules came to nothing; the ones from before it hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// True where nothing is captured, since steering was switched off by hand.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub off: bool,
     /// Where captured connections arrive.
     #[schema(value_type = Vec<String>)]
     pub listeners: Vec<SocketAddr>,
@@ -391,6 +394,10 @@ pub struct SteerStatus {
     pub dns: BTreeMap<String, u64>,
     /// The last connections that the kernel refused, or let go although a rule named them; newest first.
     pub refused: Vec<RefusedStatus>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A program in the kernel.

@@ -1,140 +1,171 @@
-//! Copies between a stream and a connection in TLS: to a target behind a proxy that is itself spoken to in TLS.
+//! A connection in TLS: to a target behind a proxy that is itself spoken to in TLS.
 //!
-//! Apart from [`splice`](super::splice), which asks the socket itself what it has; here the session stands in between.
+//! The session is driven by hand, since both directions and the watch for a failure share its socket. What was decrypted
+//! is given out before any failure that came behind it.
 
-use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::io::{self, ErrorKind};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::{self, BufRead, ErrorKind, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::ready;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite};
+use rustls::Connection;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-use super::{Reads, advance, end_on_close, reset_on_close, slices, splice};
-use crate::inspect::ledger::Meter;
-use crate::refusal::{Code, Refusal};
-use crate::tunnel::stream::{LARGEST_SEND, Stream};
-use crate::tunnel::transport::Transport;
+use super::wire::Wire;
 
-/// A connection that one task reads from and writes to, in turns.
-struct Shared<'t, S>(Mutex<Pin<&'t mut S>>);
-
-/// As [`splice`], whatever the connection is made of.
-///
-/// # Errors
-/// Why the connection was cut.
-pub async fn splice_over(
-    transport: &mut Transport,
-    stream: &Stream,
-    meter: &Meter,
-    reads: Reads,
-) -> Result<(), Refusal> {
-    if let Transport::Plain(tcp) = transport {
-        return splice(tcp, stream, meter, reads).await;
-    }
-    reset_on_close(transport.tcp());
-    match transport {
-        Transport::Plain(_) => {}
-        Transport::Tls(tls) => splice_secured(tls, stream, meter, reads).await?,
-        Transport::TlsInTls(tls) => splice_secured(tls, stream, meter, reads).await?,
-    }
-    end_on_close(transport.tcp());
-    Ok(())
+/// A TCP connection with TLS.
+pub(super) struct Secured {
+    tcp: TcpStream,
+    session: Mutex<Session>,
 }
 
-/// Copies until both directions ended or one failed. On failure the stream is reset.
-async fn splice_secured<S: AsyncRead + AsyncWrite + Unpin>(
-    tls: &mut TlsStream<S>,
-    stream: &Stream,
-    meter: &Meter,
-    reads: Reads,
-) -> Result<(), Refusal> {
-    let (sent, received) = reads.counters(meter);
-    let shared = Shared(Mutex::new(Pin::new(tls)));
-    let outcome = tokio::try_join!(shared.read_into(stream, sent), shared.write_from(stream, received));
-    if let Err(refusal) = &outcome {
-        stream.reset(refusal.clone());
-    }
-    outcome.map(|_| ())
+struct Session {
+    tls: Connection,
+    /// What came that is no TLS.
+    wrong: Option<rustls::Error>,
+    /// The farewell is written.
+    ended: bool,
 }
 
-impl<'t, S: AsyncBufRead + AsyncWrite> Shared<'t, S> {
-    fn lock(&self) -> MutexGuard<'_, Pin<&'t mut S>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl From<TlsStream<TcpStream>> for Secured {
+    fn from(stream: TlsStream<TcpStream>) -> Secured {
+        let (tcp, tls) = match stream {
+            TlsStream::Client(stream) => {
+                let (tcp, tls) = stream.into_inner();
+                (tcp, tls.into())
+            }
+            TlsStream::Server(stream) => {
+                let (tcp, tls) = stream.into_inner();
+                (tcp, tls.into())
+            }
+        };
+        Secured { tcp, session: Mutex::new(Session { tls, wrong: None, ended: false }) }
+    }
+}
+
+impl Secured {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn read_into(&self, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
-        loop {
-            tokio::select! {
-                come = self.read(0) => { come.map_err(unread)?; }
-                refusal = stream.failed() => return Err(refusal),
-            }
-            // Asked last, as in `splice`: what has room now is not the room of thousands of idle connections.
-            let allowed = stream.sendable().await?;
-            let buffer = self.read(allowed.min(LARGEST_SEND)).await.map_err(unread)?;
-            if buffer.is_empty() {
-                stream.finish();
-                return Ok(());
-            }
-            meter.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-            stream.send(buffer);
+    fn push(&self, session: &mut Session) -> io::Result<()> {
+        match session.tls.wants_write() {
+            true => self.tcp.try_io(Interest::WRITABLE, || session.push(&*SockRef::from(&self.tcp))),
+            false => Ok(()),
         }
     }
+}
 
-    /// Waits until there is something to read, or the end; takes at most `most` bytes of it.
-    async fn read(&self, most: usize) -> io::Result<BytesMut> {
-        poll_fn(|cx| {
-            let mut tls = self.lock();
-            let come = ready!(tls.as_mut().poll_fill_buf(cx))?;
-            let taken = BytesMut::from(&come[..come.len().min(most)]);
-            tls.as_mut().consume(taken.len());
-            Ok(taken).into()
-        })
-        .await
+impl Wire for Secured {
+    fn tcp(&self) -> &TcpStream {
+        &self.tcp
     }
 
-    async fn write_from(&self, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
-        let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
-        let mut chunks = VecDeque::new();
-        while stream.receive(&mut chunks).await? {
-            while !chunks.is_empty() {
-                let write = poll_fn(|cx| self.lock().as_mut().poll_write_vectored(cx, &slices(&chunks)));
-                let n = tokio::select! {
-                    n = write => n.and_then(some).map_err(lost)?,
-                    refusal = stream.failed() => return Err(refusal),
-                };
-                advance(&mut chunks, n);
-                meter.fetch_add(n as u64, Ordering::Relaxed);
-                stream.consumed(n);
-            }
-            tokio::select! {
-                flushed = poll_fn(|cx| self.lock().as_mut().poll_flush(cx)) => flushed.map_err(lost)?,
-                refusal = stream.failed() => return Err(refusal),
-            }
-            chunks = VecDeque::new();
+    fn holds(&self) -> bool {
+        self.session().holds()
+    }
+
+    fn try_read(&self, into: &mut BytesMut) -> io::Result<usize> {
+        let mut session = self.session();
+        if !session.holds() {
+            self.tcp.try_io(Interest::READABLE, || session.pull(&*SockRef::from(&self.tcp)))?;
+            // The protocol's own answers. Where they do not go, what is written next does not either, and tells.
+            let _ = self.push(&mut session);
         }
-        poll_fn(|cx| self.lock().as_mut().poll_shutdown(cx)).await.or_else(|e| match e.kind() {
-            // The peer closed its reading side meanwhile; it has all that it wanted.
-            ErrorKind::NotConnected => Ok(()),
-            _ => Err(lost(e)),
-        })
+        let room = into.capacity() - into.len();
+        session.take(room, |come| into.extend_from_slice(come))
+    }
+
+    fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut session = self.session();
+        // What was encrypted before comes first, so that what waits here is a record or two.
+        self.push(&mut session)?;
+        let n = session.tls.writer().write_vectored(from)?;
+        blocked(self.push(&mut session))?;
+        Ok(n)
+    }
+
+    fn try_flush(&self) -> io::Result<()> {
+        self.push(&mut self.session())
+    }
+
+    fn try_end(&self) -> io::Result<()> {
+        let mut session = self.session();
+        if !session.ended {
+            session.ended = true;
+            session.tls.send_close_notify();
+        }
+        self.push(&mut session)?;
+        SockRef::from(&self.tcp).shutdown(Shutdown::Write)
+    }
+
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        let mut session = self.session();
+        if !session.holds() {
+            session.pull(&*SockRef::from(&self.tcp))?;
+        }
+        session.take(into.len(), |come| into[..come.len()].copy_from_slice(come))
+    }
+
+    fn write_now(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        let (mut session, socket) = (self.session(), SockRef::from(&self.tcp));
+        session.push(&*socket)?;
+        let n = session.tls.writer().write_vectored(from)?;
+        blocked(session.push(&*socket))?;
+        Ok(n)
     }
 }
 
-fn some(n: usize) -> io::Result<usize> {
-    if n == 0 { Err(ErrorKind::WriteZero.into()) } else { Ok(n) }
-}
+impl Session {
+    /// True where something is decrypted, or nothing will come any more.
+    fn holds(&mut self) -> bool {
+        let nothing = matches!(self.tls.reader().fill_buf(), Err(e) if e.kind() == ErrorKind::WouldBlock);
+        !nothing || self.wrong.is_some()
+    }
 
-fn unread(error: io::Error) -> Refusal {
-    match error.kind() {
-        ErrorKind::UnexpectedEof => Refusal::new(
-            Code::Reset,
-            "reading from the connection: the proxy ended it without TLS's farewell",
-        ),
-        _ => super::unread(error),
+    /// Reads from the socket until there is something.
+    fn pull(&mut self, mut socket: impl Read) -> io::Result<()> {
+        while !self.holds() {
+            self.tls.read_tls(&mut socket)?;
+            self.wrong = self.tls.process_new_packets().err();
+        }
+        Ok(())
+    }
+
+    /// Gives out what is decrypted, at most so much, and tells how much that was.
+    fn take(&mut self, most: usize, give: impl FnOnce(&[u8])) -> io::Result<usize> {
+        let mut reader = self.tls.reader();
+        let come = match (reader.fill_buf(), &self.wrong) {
+            (Err(_), Some(wrong)) => return Err(io::Error::new(ErrorKind::InvalidData, wrong.clone())),
+            (come, _) => come?,
+        };
+        let n = come.len().min(most);
+        give(&come[..n]);
+        reader.consume(n);
+        Ok(n)
+    }
+
+    /// Gives the socket what is encrypted.
+    fn push(&mut self, mut socket: impl Write) -> io::Result<()> {
+        while self.tls.wants_write() {
+            if self.tls.write_tls(&mut socket)? == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
     }
 }
+
+/// That there is no room for what was taken already is no failure.
+fn blocked(pushed: io::Result<()>) -> io::Result<()> {
+    match pushed {
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
+        pushed => pushed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! Copying between lanes over in-memory pipes.
 
-use tokio::io::duplex;
+use std::os::fd::AsRawFd;
+
+use tokio::io::{AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -10,7 +12,7 @@ use crate::tunnel::lane::{Incoming, Lane, Settings, Upgraded};
 use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::websocket::Side;
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incoming>) {
     let upgraded = Upgraded::new(io, side, BytesMut::new());
@@ -20,7 +22,7 @@ fn lane(io: tokio::io::DuplexStream, side: Side) -> (Lane, mpsc::Receiver<Incomi
 }
 
 /// Both ends of one stream: the opener's, and the other.
-async fn stream() -> (Stream, Stream) {
+pub(super) async fn stream() -> (Stream, Stream) {
     let (a, b) = duplex(1 << 16);
     let ((a, _), (_b, mut incoming)) = (lane(a, Side::Client), lane(b, Side::Server));
     let target = crate::target::Target { host: "192.0.2.1".parse().unwrap(), port: 443 };
@@ -47,6 +49,23 @@ async fn a_relay_whose_opener_is_lost_behind_its_fin_ends() {
     let refusal = timeout(SOON, target.failed()).await.expect("the target is never told");
     assert_eq!(refusal.code, Code::Reset);
     assert_eq!(relayed.await.unwrap().unwrap_err().code, Code::Reset);
+}
+
+/// Waits until the peer's kernel has all that was written: a reset leaves behind what has not left.
+pub(super) async fn until_nothing_is_unsent(socket: &TcpStream) {
+    let arrived = async {
+        loop {
+            let mut unsent: libc::c_int = 0;
+            // SAFETY: the kernel writes one int.
+            let asked = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
+            assert_eq!(asked, 0, "{}", io::Error::last_os_error());
+            if unsent == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, arrived).await.expect("the peer has no room for it");
 }
 
 /// A spliced connection whose application has ended its direction, and the far end of its stream.
@@ -93,6 +112,7 @@ async fn what_came_before_a_reset_arrives_before_it_however_much_it_is() {
     let answer: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
     // All of it waits in the socket before the first byte is read.
     timeout(SOON, target.write_all(&answer)).await.unwrap().unwrap();
+    until_nothing_is_unsent(&target).await;
     reset_on_close(&target);
     drop(target);
     let spliced =

@@ -249,8 +249,8 @@ mod tests {
         assert_eq!(around(&mount.join("a/b")), ["a/b", "a", ""].map(PathBuf::from));
         assert_eq!(around(&mount.join("a/b/..")), ["a", ""].map(PathBuf::from));
         assert_eq!(around(&mount), [PathBuf::from("")]);
-        assert_eq!(around(&beside), [PathBuf::new(); 0]);
-        assert_eq!(around(&mount.join("gone")), [PathBuf::new(); 0]);
+        assert_eq!(around(&beside), Vec::<PathBuf>::new());
+        assert_eq!(around(&mount.join("gone")), Vec::<PathBuf>::new());
     }
 
     #[test]

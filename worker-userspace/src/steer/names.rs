@@ -16,7 +16,6 @@ mod patterns;
 mod prefixes;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -30,6 +29,7 @@ pub use overlap::{OverlapError, check_overlap};
 pub use patterns::{PatternIndex, Standing};
 pub use prefixes::{PrefixError, Prefixes, Synthetic};
 
+use crate::sockets::Sockets;
 use crate::target::Name;
 use file::NameFile;
 
@@ -136,7 +136,7 @@ impl Names {
         prefixes: Prefixes,
         rules: Arc<dyn NameRules>,
     ) -> Result<Names, NamesError> {
-        Names::adopt(state_dir, prefixes, rules, None)
+        Names::adopt(state_dir, prefixes, rules, &Sockets::default())
     }
 
     /// As [`Names::open`], with the file that the process before this one [hands on](Names::freeze).
@@ -147,9 +147,9 @@ impl Names {
         state_dir: &Path,
         prefixes: Prefixes,
         rules: Arc<dyn NameRules>,
-        inherited: Option<OwnedFd>,
+        sockets: &Sockets,
     ) -> Result<Names, NamesError> {
-        let (file, names) = NameFile::open(&state_dir.join("names"), prefixes, inherited.map(File::from))?;
+        let (file, names) = NameFile::open(&state_dir.join("names"), prefixes, sockets)?;
         let by_name = (1..).zip(&names).map(|(index, name)| (name.clone(), index)).collect();
         let entries = names.into_iter().map(|name| Entry { name, steered: false }).collect();
         let table = Table { entries, by_name, ..Table::default() };
@@ -175,6 +175,14 @@ impl Names {
     /// The file is ours again: nobody has written to it.
     pub fn thaw(&self) {
         self.frozen.store(false, Ordering::Relaxed);
+    }
+
+    /// Leaves the file for ever to the process that it was [handed on](Self::freeze) to: a third one may follow that one
+    /// while this one lets its connections end.
+    pub fn leave(&self) {
+        let mut file = self.changes();
+        self.frozen.store(true, Ordering::Relaxed);
+        file.leave();
     }
 
     /// The addresses of `name`, where a pattern covers it; a name's first look-up assigns them, for ever.
@@ -247,6 +255,11 @@ impl Names {
     /// The prefixes that the addresses come from.
     pub fn prefixes(&self) -> Prefixes {
         self.prefixes
+    }
+
+    /// How many names ever had an address.
+    pub fn count(&self) -> usize {
+        self.read().entries.len()
     }
 
     /// Every name that ever had an address, in the order of the index; proxy host or not.

@@ -1,9 +1,10 @@
 //! What of steering outlives the daemon: links and maps that hang on names in a bpf file system.
 //!
 //! ```text
-//! <steer.pins>/maps-<layout>/RULES4 ...     adopted by the next daemon, where it reads the same layout
+//! <steer.pins>/maps/RULES4-<layout> ...             adopted by the next daemon that reads the same layout of this one
 //! <steer.pins>/links/<daemon>-<cgroup>-dw_connect4 ...
-//! <steer.pins>/owner-<daemon>         an empty directory: the daemon that captures here, or would
+//! <steer.pins>/alive/<process id>                 an empty directory, locked by a daemon that is captured itself
+//! <steer.pins>/owner-<daemon>                     an empty directory: the daemon that captures here, or would
 //! ```
 //!
 //! A daemon always loads its own programs, with the maps that it finds, and attaches them before it removes the links of
@@ -14,16 +15,18 @@
 //! What must hold: one daemon at a time has the directory (a lock, which is handed on with it); a daemon that stops
 //! in order leaves nothing.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use worker_common::LAYOUT;
+use worker_common::{Layout, MAPS};
+
+use crate::sockets::{self, Sockets, name};
 
 /// Where systems mount the bpf file system, and where it is mounted for the default of `steer.pins` if they do not.
 const SYSTEMS: &str = "/sys/fs/bpf";
@@ -74,19 +77,19 @@ pub struct Pins {
     directory: PathBuf,
     /// Tells this daemon's links from those of the one before it.
     daemon: String,
-    /// Set once it is taken.
-    lock: OnceLock<File>,
+    /// While it is taken.
+    lock: Mutex<Option<File>>,
 }
 
 impl Pins {
-    /// Makes the directory, on a bpf file system that is mounted where there is none, and takes it. `lock` is the one of
-    /// the daemon that hands the directory on.
+    /// Makes the directory, on a bpf file system that is mounted where there is none, and takes it, by
+    /// the lock of the daemon that hands it on, if there is one.
     ///
     /// # Errors
     /// Another daemon has it, or it can't be made.
-    pub fn take(directory: &Path, lock: Option<OwnedFd>) -> Result<Pins, PinsError> {
+    pub fn take(directory: &Path, sockets: &Sockets) -> Result<Pins, PinsError> {
         let pins = Pins::beside(directory)?;
-        pins.lock_by(lock)?;
+        pins.lock_by(sockets)?;
         Ok(pins)
     }
 
@@ -97,7 +100,7 @@ impl Pins {
     pub fn beside(directory: &Path) -> Result<Pins, PinsError> {
         make(directory)?;
         let daemon = format!("{:016x}", rand::random::<u64>());
-        let pins = Pins { directory: directory.to_owned(), daemon, lock: OnceLock::new() };
+        let pins = Pins { directory: directory.to_owned(), daemon, lock: Mutex::default() };
         for part in [pins.maps(), pins.links()] {
             make_private(&part).map_err(failed("making", &part))?;
         }
@@ -108,19 +111,23 @@ impl Pins {
     ///
     /// # Errors
     /// Another daemon has it.
-    pub fn lock_by(&self, lock: Option<OwnedFd>) -> Result<(), PinsError> {
+    pub fn lock_by(&self, sockets: &Sockets) -> Result<(), PinsError> {
         let directory = &self.directory;
-        // The daemon before this one may have had another.
-        let is_of = |lock: &File| {
-            let (a, b) = (lock.metadata().ok()?, fs::metadata(directory).ok()?);
-            (a.dev() == b.dev() && a.ino() == b.ino()).then_some(())
-        };
-        let lock = match lock.map(File::from).filter(|lock| is_of(lock).is_some()) {
-            Some(lock) => lock,
-            None => take(directory)?,
-        };
-        let _ = self.lock.set(lock);
+        let open = File::open(directory).map_err(failed("opening", directory))?;
+        let locked = sockets.lock(name::PINS_LOCK, open).map_err(failed("locking", directory))?;
+        let lock = locked.ok_or_else(|| PinsError::Taken(directory.clone()))?;
+        *self.held() = Some(lock);
         Ok(())
+    }
+
+    /// Leaves the directory to the daemon that it was handed on to: a third one may follow that one while this one lets
+    /// its connections end. Closed and not unlocked, since the lock is that one's, too.
+    pub fn leave(&self) {
+        *self.held() = None;
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<File>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is.
@@ -143,7 +150,7 @@ impl Pins {
         let pins = Pins {
             directory: directory.to_owned(),
             daemon: String::new(),
-            lock: OnceLock::from(take(directory)?),
+            lock: Mutex::new(Some(take(directory)?)),
         };
         pins.remove_all()?;
         Ok(true)
@@ -154,18 +161,41 @@ impl Pins {
     /// # Errors
     /// No descriptor is left.
     pub fn lock(&self) -> io::Result<OwnedFd> {
-        let lock = self.lock.get().ok_or(io::ErrorKind::NotFound)?;
-        Ok(lock.try_clone()?.into())
+        Ok(self.held().as_ref().ok_or(io::ErrorKind::NotFound)?.try_clone()?.into())
     }
 
     /// Where a map is.
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+    pub(super) fn map(&self, map: &Layout) -> PathBuf {
+        let Layout { name, key, value, entries, meaning } = map;
+        self.maps().join(format!("{name}-{key}-{value}-{entries}-{meaning}"))
     }
 
     /// Where this daemon's link of a program to a cgroup is.
     pub(super) fn link(&self, cgroup: u64, program: &str) -> PathBuf {
         self.links().join(format!("{}-{cgroup}-{program}", self.daemon))
+    }
+
+    /// Notes that the process with this id, which is ours, is alive: for as long as the result is open, in whatever pid
+    /// namespace somebody asks. `None`: it is noted already.
+    pub(super) fn note_alive(&self, id: u32) -> Result<Option<File>, PinsError> {
+        let note = self.alive().join(id.to_string());
+        for part in [self.alive(), note.clone()] {
+            make_private(&part).map_err(failed("making", &part))?;
+        }
+        try_lock(&note)
+    }
+
+    /// True where a process that was noted with this id has not ended. The note of one that has is removed.
+    pub(super) fn is_alive(&self, id: u32) -> Result<bool, PinsError> {
+        let note = self.alive().join(id.to_string());
+        if !note.exists() {
+            return Ok(false);
+        }
+        let ended = try_lock(&note)?.is_some();
+        if ended {
+            fs::remove_dir(&note).map_err(failed("removing", &note))?;
+        }
+        Ok(!ended)
     }
 
     /// Makes this daemon the owner: removes the links of others, and maps that this one does not read. Its own must be
@@ -174,21 +204,26 @@ impl Pins {
         let owner = self.owner();
         make_private(&owner).map_err(failed("making", &owner))?;
         self.remove_links(|owner| owner != self.daemon)?;
-        for part in read(&self.directory)? {
-            if part != self.maps() && part != self.links() && part != owner {
-                remove_all(&part).map_err(failed("removing", &part))?;
-            }
+        let kept = [self.maps(), self.links(), self.alive(), owner];
+        let maps: Vec<PathBuf> = MAPS.iter().map(|map| self.map(map)).collect();
+        let parts = read(&self.directory)?.into_iter().filter(|part| !kept.contains(part));
+        let old = read(&self.maps())?.into_iter().filter(|map| !maps.contains(map));
+        for surplus in parts.chain(old) {
+            remove_all(&surplus).map_err(failed("removing", &surplus))?;
         }
         Ok(())
     }
 
     /// True where another daemon is the owner.
-    pub(super) fn has_other_owner(&self) -> bool {
+    ///
+    /// # Errors
+    /// It can't be seen: then there may be one.
+    pub(super) fn has_other_owner(&self) -> Result<bool, PinsError> {
         let other = |part: &PathBuf| {
             let name = part.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.starts_with(OWNER) && *part != self.owner()
         };
-        read(&self.directory).is_ok_and(|parts| parts.iter().any(other))
+        Ok(read(&self.directory)?.iter().any(other))
     }
 
     /// Removes this daemon's links.
@@ -199,7 +234,7 @@ impl Pins {
     /// Removes this daemon's links; and all the rest, where no other daemon is the owner.
     pub(super) fn remove_own(&self) -> Result<(), PinsError> {
         self.remove_own_links()?;
-        if self.has_other_owner() { Ok(()) } else { self.remove_all() }
+        if self.has_other_owner()? { Ok(()) } else { self.remove_all() }
     }
 
     /// Removes the links of all daemons first: from then on nothing is captured.
@@ -218,7 +253,7 @@ impl Pins {
     }
 
     fn remove_links(&self, of: impl Fn(&str) -> bool) -> Result<(), PinsError> {
-        let Ok(links) = read(&self.links()) else { return Ok(()) };
+        let links = read(&self.links())?;
         let owner = |path: &Path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.split('-').next().unwrap_or_default().to_owned()
@@ -237,7 +272,11 @@ impl Pins {
     }
 
     fn maps(&self) -> PathBuf {
-        self.directory.join(format!("maps-{LAYOUT:016x}"))
+        self.directory.join("maps")
+    }
+
+    fn alive(&self) -> PathBuf {
+        self.directory.join("alive")
     }
 
     fn owner(&self) -> PathBuf {
@@ -284,17 +323,22 @@ fn is_bpf(path: &Path) -> io::Result<bool> {
 }
 
 fn take(directory: &Path) -> Result<File, PinsError> {
-    let lock = File::open(directory).map_err(failed("opening", directory))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(PinsError::Taken(directory.to_owned())),
-        Err(TryLockError::Error(source)) => Err(failed("locking", directory)(source)),
-    }
+    try_lock(directory)?.ok_or_else(|| PinsError::Taken(directory.to_owned()))
 }
 
+/// `None`: somebody has it.
+fn try_lock(directory: &Path) -> Result<Option<File>, PinsError> {
+    let file = File::open(directory).map_err(failed("opening", directory))?;
+    sockets::try_lock(file).map_err(failed("locking", directory))
+}
+
+/// What is in a directory; in one that is not there, nothing.
 fn read(directory: &Path) -> Result<Vec<PathBuf>, PinsError> {
     let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>();
-    list().map_err(failed("listing", directory))
+    match list() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(failed("listing", directory)),
+    }
 }
 
 /// As the standard library's, which first tries what a bpf file system does not have.
@@ -306,4 +350,31 @@ fn remove_all(path: &Path) -> io::Result<()> {
         remove_all(&entry?.path())?;
     }
     fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a directory on a file system that answers nothing but errors.
+    #[test]
+    fn what_can_not_be_seen_counts_as_another_daemons() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |directory: PathBuf| Pins { directory, daemon: "a".to_owned(), lock: Mutex::default() };
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let unreadable = of(file.clone());
+        let error = unreadable.has_other_owner().unwrap_err().to_string();
+        assert!(error.contains(&format!("listing {}", file.display())), "{error}");
+        assert!(unreadable.remove_own().is_err());
+        assert!(file.exists());
+
+        let pins = of(directory.path().join("pins"));
+        assert!(!pins.has_other_owner().unwrap(), "there is nothing");
+        for owner in ["a", "b"] {
+            assert!(!pins.has_other_owner().unwrap());
+            fs::create_dir_all(pins.directory.join(format!("{OWNER}{owner}"))).unwrap();
+        }
+        assert!(pins.has_other_owner().unwrap());
+    }
 }

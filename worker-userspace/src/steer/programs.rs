@@ -6,6 +6,7 @@
 //! before those that make one; nobody is unsteered while one daemon follows another.
 
 mod maps;
+mod used;
 
 use std::fmt;
 use std::fs::File;
@@ -18,7 +19,7 @@ use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use socket2::{Domain, Protocol, Socket, Type};
-use worker_common::mark;
+use worker_common::{MAPS, mark};
 
 use super::kernel::{LinkStatus, ProgramStatus};
 use super::pins::{Pins, PinsError};
@@ -60,8 +61,16 @@ pub struct Programs {
     maps: Maps,
     pins: Option<Pins>,
     left: AtomicBool,
-    /// Our process id in the initial pid namespace, where we are captured.
-    own: Mutex<Option<u32>>,
+    /// Set where we are captured ourselves.
+    own: Mutex<Option<Own>>,
+}
+
+/// What the programs know us by.
+struct Own {
+    /// Our process id in the initial pid namespace.
+    id: u32,
+    /// Tells whoever asks that we live.
+    _note: Option<File>,
 }
 
 struct Attached {
@@ -167,8 +176,8 @@ impl Programs {
         let Features { set_retval, mptcp } = probe::features()?;
         let (set_retval, mptcp) = (u8::from(set_retval), u8::from(mptcp));
         let mut loader = EbpfLoader::new();
-        for (name, pins) in maps::NAMES.iter().zip(pins.iter().cycle()) {
-            loader.map_pin_path(name, pins.map(name));
+        for (map, pins) in MAPS.iter().zip(pins.iter().cycle()) {
+            loader.map_pin_path(map.name, pins.map(map));
         }
         let mut ebpf = loader
             // No program looks into the kernel's own types, so its BTF need not be read, nor be there.
@@ -229,24 +238,34 @@ impl Programs {
     /// # Errors
     /// A name can't be made or removed.
     pub fn settle(&self) -> Result<(), ProgramsError> {
+        self.name_all()?;
+        self.own_pins()
+    }
+
+    /// As [`settle`](Self::settle), against a daemon that was to follow: what it left goes, whatever can't be named.
+    pub(super) fn take_back_pins(&self) -> Result<(), ProgramsError> {
+        let named = self.name_all();
+        self.own_pins().and(named)
+    }
+
+    fn name_all(&self) -> Result<(), ProgramsError> {
+        self.pins.as_ref().map_or(Ok(()), |pins| self.lock().name_all(pins))
+    }
+
+    fn own_pins(&self) -> Result<(), ProgramsError> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        let mut attached = self.lock();
-        for Attachment { program, cgroup, link } in std::mem::take(&mut attached.links) {
-            let path = pins.link(cgroup.id, program);
-            let link = match path.exists() {
-                true => link,
-                false => match link.pin(&path) {
-                    Ok(pinned) => pinned.into(),
-                    Err(error) => {
-                        let (cgroup, source) =
-                            (cgroup.path.display().to_string(), ProgramError::from_link(error));
-                        return Err(ProgramsError::Attach { program, cgroup, source: Box::new(source) });
-                    }
-                },
-            };
-            attached.links.push(Attachment { program, cgroup, link });
+        pins.own()?;
+        self.forget_ended(pins)
+    }
+
+    /// Forgets the daemons that have ended: another process may get the id of one, and would go where it wants.
+    fn forget_ended(&self, pins: &Pins) -> Result<(), ProgramsError> {
+        for daemon in self.maps.daemons()? {
+            if !pins.is_alive(daemon)? {
+                self.maps.forget_daemon(daemon)?;
+            }
         }
-        Ok(pins.own()?)
+        Ok(())
     }
 
     /// Lets go of the cgroups that were removed since: nobody is captured there any more.
@@ -259,8 +278,11 @@ impl Programs {
     }
 
     /// True where another daemon has settled with the same pins.
-    pub fn is_followed(&self) -> bool {
-        self.pins.as_ref().is_some_and(Pins::has_other_owner)
+    ///
+    /// # Errors
+    /// It can't be seen: then one may have.
+    pub fn is_followed(&self) -> Result<bool, ProgramsError> {
+        Ok(self.pins.as_ref().map_or(Ok(false), Pins::has_other_owner)?)
     }
 
     /// Detaches all that this process attached. Maps stay, for the next [`attach`](Self::attach).
@@ -296,25 +318,23 @@ impl Programs {
     /// connect(), whatever pid namespace we are in; if they do not see it, we are not captured.
     fn register(&self) -> Result<Option<SocketAddr>, ProgramsError> {
         let port = self.maps.listener4();
-        let before = self.maps.daemons()?;
         let register = || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             self.maps.mark(&socket, mark::REGISTER)?;
             socket.connect(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into())?;
-            Ok(socket.local_addr()?.as_socket())
+            Ok((socket.local_addr()?.as_socket(), self.maps.registered(&socket)?))
         };
-        let source = register().map_err(|source| ProgramsError::Register { port, source })?;
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        *own = own.or(self.maps.daemons()?.difference(&before).next().copied());
+        let (source, id) = register().map_err(|source| ProgramsError::Register { port, source })?;
+        let mut own = self.own();
+        if let (None, Some(id)) = (&*own, id) {
+            let note = self.pins.as_ref().map(|pins| pins.note_alive(id)).transpose()?;
+            *own = Some(Own { id, _note: note.flatten() });
+        }
         Ok(source)
     }
 
-    /// Forgets the daemons before this one: none of them runs any more.
-    ///
-    /// # Errors
-    /// When the map can't be written.
-    pub fn forget_predecessors(&self) -> Result<(), ProgramsError> {
-        Ok(self.maps.forget_daemons(self.maps.daemons()?)?)
+    fn own(&self) -> MutexGuard<'_, Option<Own>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Attached> {
@@ -327,7 +347,8 @@ impl Programs {
         let mut all = Vec::with_capacity(HOOKS.len());
         for hook in &HOOKS {
             // A hook that this kernel lacks is not loaded.
-            let Some(program) = attached.ebpf.program(hook.name).filter(|program| program.fd().is_ok())
+            let Some((program, Ok(descriptor))) =
+                attached.ebpf.program(hook.name).map(|program| (program, program.fd()))
             else {
                 continue;
             };
@@ -338,7 +359,7 @@ impl Programs {
                 id: info.id(),
                 kind: if hook.name == "dw_sock_ops" { "sock_ops" } else { "cgroup_sock_addr" },
                 tag: info.tag(),
-                map_ids: info.map_ids().map_err(io::Error::other)?.unwrap_or_default(),
+                map_ids: used::map_ids(descriptor)?,
                 attach_type: hook.attach_type,
                 run_time: info.run_time(),
                 run_count: info.run_count(),
@@ -357,8 +378,8 @@ impl fmt::Debug for Programs {
 
 impl Drop for Programs {
     fn drop(&mut self) {
-        let own = *self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.maps.forget_daemons(own) {
+        let own = self.own().take();
+        if let Some(Err(error)) = own.map(|own| self.maps.forget_daemon(own.id)) {
             tracing::warn!("{error}");
         }
         if !self.left.load(Ordering::Relaxed) {
@@ -378,28 +399,56 @@ impl Attached {
             if self.has(cgroup) || links.iter().any(|link| link.cgroup.id == cgroup.id) {
                 continue;
             }
-            let failed = |program, source| ProgramsError::Attach {
-                program,
-                cgroup: cgroup.path.display().to_string(),
-                source: Box::new(source),
-            };
-            let directory = File::open(&cgroup.path)
-                .map_err(|error| failed(HOOKS[0].name, ProgramError::IOError(error)))?;
             for hook in &HOOKS {
-                let program = program(&mut self.ebpf, hook.name)?;
-                if program.fd().is_err() {
-                    // A hook that this kernel lacks.
-                    continue;
-                }
-                let mut link = attach(program, &directory).map_err(|error| failed(hook.name, error))?;
-                if let Some(pins) = pins {
-                    let pinned = link.pin(pins.link(cgroup.id, hook.name));
-                    link = pinned.map_err(|error| failed(hook.name, ProgramError::from_link(error)))?.into();
-                }
-                links.push(Attachment { program: hook.name, cgroup: cgroup.clone(), link });
+                links.extend(self.attach_one(hook, cgroup, pins)?);
             }
         }
         Ok(links)
+    }
+
+    /// Attaches a program, with a name where there are pins. `None`: this kernel lacks the hook.
+    fn attach_one(
+        &mut self,
+        hook: &Hook,
+        cgroup: &Cgroup,
+        pins: Option<&Pins>,
+    ) -> Result<Option<Attachment>, ProgramsError> {
+        let failed = |source| ProgramsError::Attach {
+            program: hook.name,
+            cgroup: cgroup.path.display().to_string(),
+            source: Box::new(source),
+        };
+        let program = program(&mut self.ebpf, hook.name)?;
+        if program.fd().is_err() {
+            return Ok(None);
+        }
+        let directory = File::open(&cgroup.path).map_err(|error| failed(ProgramError::IOError(error)))?;
+        let mut link = attach(program, &directory).map_err(failed)?;
+        if let Some(pins) = pins {
+            let pinned = link.pin(pins.link(cgroup.id, hook.name));
+            link = pinned.map_err(|error| failed(ProgramError::from_link(error)))?.into();
+        }
+        Ok(Some(Attachment { program: hook.name, cgroup: cgroup.clone(), link }))
+    }
+
+    /// Has all that is attached have its names, which another daemon may have removed. A link that has lost its name is
+    /// given up only for a new one beside it: what can't be named stays attached for as long as this process lives.
+    fn name_all(&mut self, pins: &Pins) -> Result<(), ProgramsError> {
+        let mut outcome = Ok(());
+        for at in 0..self.links.len() {
+            let Attachment { program, ref cgroup, .. } = self.links[at];
+            let hook = HOOKS.iter().find(|hook| hook.name == program);
+            let (Some(hook), cgroup) = (hook, cgroup.clone()) else { continue };
+            if !cgroup.is_alive() || pins.link(cgroup.id, program).exists() {
+                continue;
+            }
+            match self.attach_one(hook, &cgroup, Some(pins)) {
+                Ok(Some(fresh)) => self.links[at] = fresh,
+                Ok(None) => {}
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome
     }
 }
 

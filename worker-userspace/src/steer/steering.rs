@@ -16,6 +16,8 @@ mod report;
 mod slots;
 mod table;
 
+pub use report::Counted;
+
 use std::cmp::Reverse;
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -23,6 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -50,9 +53,6 @@ use plan::{Plan, Planner};
 use slots::Slots;
 use table::Table;
 
-/// The locks that are handed on with what they guard.
-const PINS_LOCK: &str = "lock of steer.pins";
-const NAMES_LOCK: &str = "lock of the names";
 /// Where names are found before DNS is asked.
 const HOSTS: &str = "/etc/hosts";
 
@@ -110,6 +110,9 @@ pub enum SteerError {
         #[source]
         source: io::Error,
     },
+    /// It stands still.
+    #[error("another process takes over: ask again when it has")]
+    Standing,
     /// The forwarder's listener.
     #[error("listening on {address}: {source}")]
     Listen {
@@ -158,6 +161,9 @@ pub struct Steering {
     registered: Mutex<HashSet<SocketAddr>>,
     /// What attaches; set once, by a start on the real kernel.
     attaching: OnceLock<Attaching>,
+    /// Another process takes over, or has. Changes under the locks of both who plans and what is attached, so whoever has
+    /// either may ask.
+    standing: AtomicBool,
 }
 
 /// What a start takes over from the process before it, and how it waits for its turn.
@@ -170,7 +176,9 @@ pub struct Inherited {
     /// Steering was switched off by hand.
     pub off: bool,
     /// The programs, where they were loaded ahead.
-    pub programs: Mutex<Option<Programs>>,
+    pub programs: Option<Programs>,
+    /// A process before this one serves until this one [takes over](Steering::take_over), with whatever pins.
+    pub follows: bool,
 }
 
 impl Default for Inherited {
@@ -179,7 +187,8 @@ impl Default for Inherited {
             sockets: Sockets::default(),
             gate: Gate::always_open(),
             off: false,
-            programs: Mutex::default(),
+            programs: None,
+            follows: false,
         }
     }
 }
@@ -195,8 +204,9 @@ pub struct Started {
 }
 
 impl Steering {
-    /// Loads and attaches the programs; needs root and a tokio runtime. `carriers` may be none yet. What the process
-    /// before this one left is taken out of `inherited`; questions come through its gate.
+    /// Loads the programs and makes all that a captured connection leads to; needs root and a tokio runtime.
+    /// [`capture`](Self::capture) follows. `carriers` may be none yet. What the process before this one left is taken out
+    /// of `inherited`; questions come through its gate.
     ///
     /// # Errors
     /// The first thing that does not work; what was attached before stays so, and nothing else.
@@ -204,40 +214,27 @@ impl Steering {
         config: &Steer,
         state_dir: &Path,
         carriers: Vec<Carrier>,
-        inherited: &Inherited,
+        mut inherited: Inherited,
     ) -> Result<Started, SteerError> {
         let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
         let found = scope.find(true)?;
         let users = config.exclude_users.iter().map(user).collect::<Result<Vec<u32>, _>>()?;
         let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
         check_overlap(&prefixes)?;
-        let pins_lock = inherited.sockets.one(PINS_LOCK);
-        let follows = pins_lock.is_some();
-        let programs = match lock(&inherited.programs).take() {
-            Some(programs) => programs,
-            None => Steering::load_ahead(config)?,
-        };
+        let programs = inherited.programs.take().map_or_else(|| Steering::load_ahead(config), Ok)?;
         if let Some(pins) = programs.pins() {
-            pins.lock_by(pins_lock)?;
+            pins.lock_by(&inherited.sockets)?;
         }
         let programs = Arc::new(programs);
-        if !follows {
-            programs.forget_predecessors()?;
-        }
         programs.set_excluded(&users, &found.excluded)?;
         let (hosts, kernel) = (Path::new(HOSTS), programs.clone());
-        let started = Steering::prepare(kernel, config, prefixes, state_dir, hosts, carriers, inherited)?;
+        let started = Steering::prepare(kernel, config, prefixes, state_dir, hosts, carriers, &inherited)?;
         for path in &found.missing {
             tracing::warn!("nothing is captured in {} yet: there is no such cgroup", path.display());
         }
-        // Last of all: now everything is there that a captured connection leads to.
-        let cgroups = if inherited.off { &[][..] } else { &found.captured };
-        started.steering.registered().extend(programs.attach(cgroups)?);
-        if !follows {
-            programs.settle()?;
-        }
         let now = Mutex::new(Attached { off: inherited.off, found });
-        let _ = started.steering.attaching.set(Attaching { programs, scope, users, now });
+        let attaching = Attaching { programs, scope, users, alone: !inherited.follows, now };
+        let _ = started.steering.attaching.set(attaching);
         Ok(started)
     }
 
@@ -265,7 +262,7 @@ impl Steering {
         let table = Table::new(kernel.clone(), &apart)?;
         let next = NonZeroU32::MIN.saturating_add(table.highest());
         let rules = Arc::new(Installed { plan: RwLock::default(), table });
-        let names = Arc::new(Names::adopt(state_dir, prefixes, rules.clone(), sockets.one(NAMES_LOCK))?);
+        let names = Arc::new(Names::adopt(state_dir, prefixes, rules.clone(), sockets)?);
 
         let mut forwarder = Vec::new();
         for socket in sockets.named(name::FORWARDER) {
@@ -318,6 +315,7 @@ impl Steering {
             hub: OnceLock::new(),
             registered: Mutex::default(),
             attaching: OnceLock::new(),
+            standing: AtomicBool::new(false),
         });
         steering.update(carriers)?;
         Ok(Started { steering, forwarder, dns: server })
@@ -332,9 +330,13 @@ impl Steering {
     /// A carrier that was not there before is taken to be up until [`set_carrier`](Self::set_carrier) says otherwise.
     ///
     /// # Errors
-    /// Then what was steered before is steered on, and `status` says why.
+    /// Then what was steered before is steered on, and `status` says why; but for [`SteerError::Standing`], which is no
+    /// fault.
     pub fn update(&self, carriers: Vec<Carrier>) -> Result<(), SteerError> {
         let mut planner = lock(&self.planner);
+        if self.is_standing() {
+            return Err(SteerError::Standing);
+        }
         let result = self.replace(&mut planner, carriers);
         planner.slots.settle(self.rules.plan().carriers.keys().copied());
         *lock(&self.problem) = result.as_ref().err().map(ToString::to_string);
@@ -430,18 +432,22 @@ impl Steering {
     }
 
     /// Says whether a carrier is there. While it is not, `connect()` fails at once. Of carriers that nothing is steered
-    /// for it need not be said.
-    pub fn set_carrier(&self, carrier: i64, up: bool) {
+    /// for it need not be said. False: steering [stands still](Self::pause), so say it again.
+    pub fn set_carrier(&self, carrier: i64, up: bool) -> bool {
         let planner = lock(&self.planner);
+        if self.is_standing() {
+            return false;
+        }
         match up {
             true => drop(lock(&self.down).remove(&carrier)),
             false => drop(lock(&self.down).insert(carrier)),
         }
-        let Some(slot) = planner.slots.of(carrier) else { return };
+        let Some(slot) = planner.slots.of(carrier) else { return true };
         let errno = (!up).then_some(libc::EHOSTUNREACH);
         if let Err(error) = self.kernel.set_group_state(slot, errno) {
             tracing::error!(carrier, "the kernel can't be told who carries: {error}");
         }
+        true
     }
 
     /// Captures nothing any more. What was captured goes on.

@@ -22,13 +22,8 @@ const FORM: &str =
 pub enum Exempt {
     /// `*`: all targets.
     All,
-    /// A name with all names below it; or, as a pattern says, names below a suffix, an address or a network.
-    Some {
-        /// What stands there, without the names below.
-        pattern: Pattern,
-        /// Whether the names below count too: a name without a dot in front.
-        below: bool,
-    },
+    /// A name, which has all names below it here; or, as ever, names below a suffix, an address or a network.
+    Some(Pattern),
 }
 
 impl FromStr for Exempt {
@@ -46,9 +41,9 @@ impl FromStr for Exempt {
         let ports = parse_ports(ports).map_err(|why| bad(&why))?;
         let suffix = host.strip_prefix('*').unwrap_or(host).strip_prefix('.');
         let net = host.split_once('/').map(|_| host.parse::<IpNet>());
-        let (host, below) = match (suffix, net) {
-            (Some(suffix), _) => (HostPattern::Suffix(suffix.parse()?), false),
-            (None, Some(Ok(net))) => (HostPattern::Net(canonical(net.trunc())), false),
+        let host = match (suffix, net) {
+            (Some(suffix), _) => HostPattern::Suffix(suffix.parse()?),
+            (None, Some(Ok(net))) => HostPattern::Net(canonical(net.trunc())),
             (None, Some(Err(_))) => {
                 return Err(bad("a network is written `10.20.0.0/16` or `2001:db8::/32`"));
             }
@@ -58,28 +53,12 @@ impl FromStr for Exempt {
                 ));
             }
             (None, None) => match host.parse::<IpAddr>() {
-                Ok(addr) => (HostPattern::Net(addr.to_canonical().into()), false),
+                Ok(addr) => HostPattern::Net(addr.to_canonical().into()),
                 Err(_) if host.is_empty() => return Err(bad(FORM)),
-                Err(_) => (HostPattern::Name(host.parse()?), true),
+                Err(_) => HostPattern::Name(host.parse()?),
             },
         };
-        Ok(Exempt::Some { pattern: Pattern { host, ports }, below })
-    }
-}
-
-impl Exempt {
-    /// True where it means `target`.
-    fn matches(&self, target: &Target) -> bool {
-        match self {
-            Exempt::All => true,
-            Exempt::Some { pattern, below } => {
-                let is_below = || match (&pattern.host, &target.host) {
-                    (HostPattern::Name(name), Host::Name(host)) => host.is_below(name),
-                    _ => false,
-                };
-                pattern.matches(target) || *below && is_below() && pattern.covers_port(target.port)
-            }
-        }
+        Ok(Exempt::Some(Pattern { host, ports }))
     }
 }
 
@@ -87,7 +66,7 @@ impl fmt::Display for Exempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Exempt::All => f.write_str("*"),
-            Exempt::Some { pattern, .. } => pattern.fmt(f),
+            Exempt::Some(pattern) => pattern.fmt(f),
         }
     }
 }
@@ -97,8 +76,10 @@ impl fmt::Display for Exempt {
 #[derive(Debug, Clone, Default)]
 pub struct NoProxy {
     listed: Vec<Exempt>,
-    all: bool,
-    patterns: PatternMap<()>,
+    /// The place of the entry that exempts all.
+    all: Option<usize>,
+    /// With the places of their entries.
+    patterns: PatternMap<usize>,
 }
 
 impl NoProxy {
@@ -114,27 +95,28 @@ impl NoProxy {
 
     /// True where `target` is dialled without the proxy.
     pub fn exempts(&self, target: &Target) -> bool {
-        self.all || is_own(&target.host) || self.patterns.find(target).is_some()
+        is_own(&target.host) || self.entry_for(target).is_some()
     }
 
-    /// The first entry that means `target`; `None` also of this host itself, which need not be listed.
+    /// The entry that means `target`, the most specific of several. This host itself needs none.
     pub fn entry_for(&self, target: &Target) -> Option<&Exempt> {
-        self.listed.iter().find(|entry| entry.matches(target))
+        let found = self.patterns.find(target).map(|(_, place)| *place).or(self.all)?;
+        self.listed.get(found)
     }
 }
 
 impl FromIterator<Exempt> for NoProxy {
     fn from_iter<I: IntoIterator<Item = Exempt>>(entries: I) -> NoProxy {
         let mut list = NoProxy::default();
-        for entry in entries {
+        for (place, entry) in entries.into_iter().enumerate() {
             match &entry {
-                Exempt::All => list.all = true,
-                Exempt::Some { pattern, below } => {
-                    if let (HostPattern::Name(name), true) = (&pattern.host, below) {
+                Exempt::All => list.all = Some(place),
+                Exempt::Some(pattern) => {
+                    if let HostPattern::Name(name) = &pattern.host {
                         let host = HostPattern::Suffix(name.clone());
-                        list.patterns.insert(Pattern { host, ports: pattern.ports.clone() }, ());
+                        list.patterns.insert(Pattern { host, ports: pattern.ports.clone() }, place);
                     }
-                    list.patterns.insert(pattern.clone(), ());
+                    list.patterns.insert(pattern.clone(), place);
                 }
             }
             list.listed.push(entry);
@@ -214,6 +196,13 @@ mod tests {
         );
         assert!(listed.exempts(&target("x.b.example", 1)) && !listed.exempts(&target("c.example", 1)));
         assert!(!list("").exempts(&target("a.example", 1)));
+        let entry = |list: &NoProxy, host| list.entry_for(&target(host, 1)).map(ToString::to_string);
+        assert_eq!(entry(&listed, "x.b.example").as_deref(), Some("b.example"));
+        assert_eq!(entry(&listed, "10.1.2.3").as_deref(), Some("10.0.0.0/8"));
+        assert_eq!(entry(&list("*, b.example"), "b.example").as_deref(), Some("b.example"));
+        assert_eq!(entry(&list("b.example, *"), "c.example").as_deref(), Some("*"));
+        let own = target("localhost", 1);
+        assert!(list("").exempts(&own) && list("").entry_for(&own).is_none());
     }
 
     /// What an entry means, by text alone: the rules of `docs/proxy.md` once more, without maps and patterns.

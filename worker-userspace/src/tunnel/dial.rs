@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::tls::{End, Trust, Unsecured};
-use super::transport::Transport;
+use super::transport::{Transport, Way};
 use crate::connect;
 use crate::target::{Host, Target};
 
@@ -128,22 +128,15 @@ impl Appliance {
     ///
     /// # Errors
     /// The handshake fails: above all, nobody who is trusted vouches for the name.
-    pub async fn secure(&self, way: Transport) -> Result<Transport, DialError> {
-        let Some(trust) = &self.tls else { return Ok(way) };
+    pub async fn secure(&self, way: Way) -> Result<Transport, DialError> {
+        let Some(trust) = &self.tls else { return Ok(way.into()) };
         let host = &self.at.host;
         let failed = |source| DialError::Tls { host: host.clone(), source };
         let end = End::Appliance(self.words);
         Ok(match way {
-            Transport::Plain(tcp) => {
-                Transport::Tls(Box::new(trust.secure(tcp, host, end).await.map_err(failed)?))
-            }
-            Transport::Tls(tls) => {
+            Way::Plain(tcp) => Transport::Tls(Box::new(trust.secure(tcp, host, end).await.map_err(failed)?)),
+            Way::Tls(tls) => {
                 Transport::TlsInTls(Box::new(trust.secure(*tls, host, end).await.map_err(failed)?))
-            }
-            // Two proxies one behind the other are not configured.
-            Transport::TlsInTls(_) => {
-                let source = io::Error::other("TLS in TLS in TLS");
-                return Err(failed(Unsecured::by(source, end)));
             }
         })
     }

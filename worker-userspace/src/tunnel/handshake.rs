@@ -11,7 +11,7 @@ use bytes::{Buf, BytesMut};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use http::{Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::Error as WebsocketFailure;
@@ -21,7 +21,7 @@ use super::dial::{Appliance, DialError};
 use super::frame::{FrameError, Piece, Type, put_message};
 use super::lane::Upgraded;
 use super::message::{Hello, MessageError, VERSION};
-use super::transport::{Transport, tune};
+use super::transport::{Transport, Way, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
 use crate::upstream::{Upstream, UpstreamError};
 
@@ -134,8 +134,8 @@ impl Dial {
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
         let way = match self.through() {
-            None => Transport::Plain(within("connecting to the appliance", self.appliance.connect()).await??),
-            Some(proxy) => proxy.connect(&self.appliance.at, PROXY_DEADLINE).await?.0,
+            None => Way::Plain(within("connecting to the appliance", self.appliance.connect()).await??),
+            Some(proxy) => proxy.connect(&self.appliance.at, Instant::now() + PROXY_DEADLINE).await?.0,
         };
         tune(way.tcp())?;
         let transport = within("the TLS handshake", self.appliance.secure(way)).await??;

@@ -178,6 +178,45 @@ pub struct Counters {
     pub round_trip: AtomicU64,
 }
 
+impl Counters {
+    /// What only rises.
+    pub fn totals(&self) -> Totals {
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        Totals {
+            sent: read(&self.sent),
+            received: read(&self.received),
+            streams: read(&self.streams),
+            stalls: read(&self.stalls),
+        }
+    }
+}
+
+/// What lanes have counted together, those that are gone included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Payload bytes of `DATA` sent.
+    pub sent: u64,
+    /// Payload bytes of `DATA` received.
+    pub received: u64,
+    /// Streams ever opened, by either end.
+    pub streams: u64,
+    /// Times that a sender had to wait for credit.
+    pub stalls: u64,
+}
+
+impl std::ops::Add for Totals {
+    type Output = Totals;
+
+    fn add(self, other: Totals) -> Totals {
+        Totals {
+            sent: self.sent + other.sent,
+            received: self.received + other.received,
+            streams: self.streams + other.streams,
+            stalls: self.stalls + other.stalls,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Queues {
     streams: HashMap<u32, Arc<stream::Shared>>,

@@ -3,10 +3,11 @@
 //! A stream stays on the lane that it was opened on; a session chooses the least busy one. Losing a lane
 //! costs its streams, not the session.
 
+use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::lane::Lane;
+use super::lane::{Lane, Totals};
 use super::message::{Hello, Open};
 use super::stream::Stream;
 use crate::refusal::{Code, Refusal};
@@ -16,16 +17,23 @@ use crate::refusal::{Code, Refusal};
 pub struct Session {
     peer: Hello,
     since: SystemTime,
-    lanes: Mutex<Vec<Arc<Lane>>>,
+    lanes: Mutex<Lanes>,
+}
+
+#[derive(Debug, Default)]
+struct Lanes {
+    up: Vec<Arc<Lane>>,
+    /// What those have counted that are gone.
+    gone: Totals,
 }
 
 impl Session {
     /// A session without lanes.
     pub fn new(peer: Hello) -> Session {
-        Session { peer, since: SystemTime::now(), lanes: Mutex::new(Vec::new()) }
+        Session { peer, since: SystemTime::now(), lanes: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Lane>>> {
+    fn lock(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -42,23 +50,29 @@ impl Session {
     /// Adds a lane. The guard takes it out again.
     pub fn add(self: &Arc<Self>, lane: Lane) -> LaneGuard {
         let lane = Arc::new(lane);
-        self.lock().push(lane.clone());
+        self.lock().up.push(lane.clone());
         LaneGuard { session: self.clone(), lane }
     }
 
     /// The lanes that are up.
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.lock().clone()
+        self.lock().up.clone()
+    }
+
+    /// What its lanes have counted, those that are gone included.
+    pub fn totals(&self) -> Totals {
+        let lanes = self.lock();
+        lanes.up.iter().map(|lane| lane.counters().totals()).fold(lanes.gone, Totals::add)
     }
 
     /// True where a stream could be opened now.
     pub fn is_up(&self) -> bool {
-        self.lock().iter().any(|lane| !lane.is_closing())
+        self.lock().up.iter().any(|lane| !lane.is_closing())
     }
 
     /// The lane that a new stream goes to.
     pub fn least_busy(&self) -> Option<Arc<Lane>> {
-        self.lock().iter().filter(|lane| !lane.is_closing()).min_by_key(|lane| lane.load()).cloned()
+        self.lock().up.iter().filter(|lane| !lane.is_closing()).min_by_key(|lane| lane.load()).cloned()
     }
 
     /// Opens a stream on the least busy lane.
@@ -86,6 +100,8 @@ impl LaneGuard {
 
 impl Drop for LaneGuard {
     fn drop(&mut self) {
-        self.session.lock().retain(|lane| !Arc::ptr_eq(lane, &self.lane));
+        let mut lanes = self.session.lock();
+        lanes.up.retain(|lane| !Arc::ptr_eq(lane, &self.lane));
+        lanes.gone = lanes.gone + self.lane.counters().totals();
     }
 }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 pub mod certificate;
 pub mod expiry;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod listener;
 pub mod trust;
 mod verify;

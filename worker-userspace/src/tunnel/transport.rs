@@ -17,6 +17,25 @@ const NOT_SENT: u32 = 128 * 1024;
 /// Sent bytes that nobody acknowledges end the connection after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What leads to a peer, before TLS with the peer itself: TCP, or what a proxy connected.
+#[derive(Debug)]
+pub enum Way {
+    /// TCP: to the peer itself, or by a plain proxy.
+    Plain(TcpStream),
+    /// By a proxy that is spoken to in TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Way {
+    /// The TCP connection below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Way::Plain(tcp) => tcp,
+            Way::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
 /// A TCP connection with or without TLS.
 #[derive(Debug)]
 pub enum Transport {
@@ -26,6 +45,15 @@ pub enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
     /// `wss://` through a proxy that is spoken to in TLS.
     TlsInTls(Box<TlsStream<TlsStream<TcpStream>>>),
+}
+
+impl From<Way> for Transport {
+    fn from(way: Way) -> Transport {
+        match way {
+            Way::Plain(tcp) => Transport::Plain(tcp),
+            Way::Tls(tls) => Transport::Tls(tls),
+        }
+    }
 }
 
 impl Transport {

@@ -136,7 +136,7 @@ const PROXY_STATUS: [(&str, Code); 13] = [
     ("connection_timeout", Code::Timeout),
     ("connection_read_timeout", Code::Timeout),
     ("http_response_timeout", Code::Timeout),
-    ("destination_ip_unroutable", Code::HostUnreachable),
+    ("destination_ip_unroutable", Code::NetUnreachable),
     ("destination_unavailable", Code::HostUnreachable),
     ("destination_not_found", Code::HostUnreachable),
     ("dns_error", Code::NameNotFound),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
@@ -11,7 +11,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::target::Exempt;
-use crate::tunnel::tls;
+use crate::tunnel::tls::{self, fake::identity};
+use crate::tunnel::transport::Transport;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -58,7 +59,7 @@ async fn scripted(pieces: &'static [&'static str]) -> (SocketAddr, JoinHandle<(T
 
 async fn refused(pieces: &'static [&'static str]) -> UpstreamError {
     let (address, _proxy) = scripted(pieces).await;
-    upstream(address, None).connect(&target(), SOON).await.unwrap_err()
+    upstream(address, None).connect(&target(), Instant::now() + SOON).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -70,12 +71,11 @@ async fn what_comes_behind_the_answer_is_the_targets() {
         &["HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst words"],
     ] {
         let (address, proxy) = scripted(pieces).await;
-        let (mut transport, at) = upstream(address, Some("dTpw")).connect(&target(), SOON).await.unwrap();
+        let (way, at) =
+            upstream(address, Some("dTpw")).connect(&target(), Instant::now() + SOON).await.unwrap();
         assert_eq!(at, address);
-        assert!(
-            matches!(transport, Transport::Plain(_)),
-            "the socket itself, so that nothing is copied more often"
-        );
+        assert!(matches!(way, Way::Plain(_)), "the socket itself, so that nothing is copied more often");
+        let mut transport = Transport::from(way);
         let mut words = [0; 11];
         transport.read_exact(&mut words).await.unwrap();
         assert_eq!(&words, b"first words", "{pieces:?}");
@@ -99,7 +99,7 @@ async fn what_comes_behind_the_answer_is_the_targets() {
 async fn an_ipv6_target_stands_in_brackets() {
     let (address, proxy) = scripted(&["HTTP/1.1 200 OK\r\n\r\n"]).await;
     let target = Target { host: "2001:db8::1".parse().unwrap(), port: 902 };
-    upstream(address, None).connect(&target, SOON).await.unwrap();
+    upstream(address, None).connect(&target, Instant::now() + SOON).await.unwrap();
     let asked = proxy.await.unwrap().1;
     assert!(
         asked.starts_with("CONNECT [2001:db8::1]:902 HTTP/1.1\r\nHost: [2001:db8::1]:902\r\nUser-Agent:"),
@@ -152,13 +152,13 @@ async fn a_proxy_that_goes_away_or_never_ends_its_answer_is_down() {
             while endless && socket.write_all(&[b'b'; 1000]).await.is_ok() {}
         }
     });
-    let error = upstream(address, None).connect(&target(), SOON).await.unwrap_err();
+    let error = upstream(address, None).connect(&target(), Instant::now() + SOON).await.unwrap_err();
     assert!(error.to_string().contains("closed the connection without an answer"), "{error}");
-    let error = upstream(address, None).connect(&target(), SOON).await.unwrap_err();
+    let error = upstream(address, None).connect(&target(), Instant::now() + SOON).await.unwrap_err();
     assert!(error.to_string().contains("no end within 16384 bytes"), "{error}");
     assert_eq!(error.refusal().code, Code::ProxyDown);
     proxy.await.unwrap();
-    let error = upstream(address, None).connect(&target(), SOON).await.unwrap_err();
+    let error = upstream(address, None).connect(&target(), Instant::now() + SOON).await.unwrap_err();
     assert!(error.to_string().contains("Connection refused"), "{error}");
     assert_eq!(
         (error.refusal().code, error.refusal().connect_errno()),
@@ -178,12 +178,12 @@ async fn each_step_has_its_deadline() {
     while let Ok(connected) = tokio::time::timeout(SHORT, TcpStream::connect(full_address)).await {
         filling.push(connected.unwrap());
     }
-    let error = upstream(full_address, None).connect(&target(), SHORT).await.unwrap_err();
+    let error = upstream(full_address, None).connect(&target(), Instant::now() + SHORT).await.unwrap_err();
     assert!(error.to_string().contains("can't connect to the proxy"), "{error}");
     assert_eq!(error.refusal().code, Code::ProxyDown);
 
     let (address, _proxy) = scripted(&["HTTP/1.1 200 OK\r\n"]).await;
-    let error = upstream(address, None).connect(&target(), SHORT).await.unwrap_err();
+    let error = upstream(address, None).connect(&target(), Instant::now() + SHORT).await.unwrap_err();
     assert!(
         error.to_string().contains("did not connect to vcenter.corp.example:443 within 100ms"),
         "{error}"
@@ -196,17 +196,11 @@ async fn each_step_has_its_deadline() {
 
     let (address, _proxy) = scripted(&[]).await;
     let tls = Some(tls::client(Vec::new()).unwrap());
-    let error = Upstream { tls, ..upstream(address, None) }.connect(&target(), SHORT).await.unwrap_err();
+    let error = Upstream { tls, ..upstream(address, None) }
+        .connect(&target(), Instant::now() + SHORT)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("TLS with the proxy"), "{error}");
-}
-
-/// A certificate for `localhost` and a proxy that has it.
-fn identity() -> (CertificateDer<'static>, Arc<ServerConfig>) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
-    let certificate = made.cert.der().clone();
-    let config = ServerConfig::builder().with_no_client_auth();
-    (certificate.clone(), Arc::new(config.with_single_cert(vec![certificate], key).unwrap()))
 }
 
 async fn answer_in_tls<S: AsyncRead + AsyncWrite + Unpin>(socket: S, config: Arc<ServerConfig>) {
@@ -235,8 +229,9 @@ async fn a_proxy_in_tls_is_verified_and_loses_nothing() {
         tls: Some(tls::client(roots).unwrap()),
         ..upstream(address, None)
     };
-    let (mut transport, _) =
-        at("localhost", vec![certificate.clone()]).connect(&target(), SOON).await.unwrap();
+    let (way, _) =
+        at("localhost", vec![certificate.clone()]).connect(&target(), Instant::now() + SOON).await.unwrap();
+    let mut transport = Transport::from(way);
     let mut words = [0; 11];
     transport.read_exact(&mut words).await.unwrap();
     assert_eq!(&words, b"first words");
@@ -258,7 +253,7 @@ async fn a_proxy_in_tls_is_verified_and_loses_nothing() {
             "is not for 127.0.0.1: write one of its names in `proxy_address`, or have the proxy's certificate",
         ),
     ] {
-        let error = at(host, roots).connect(&target(), SOON).await.unwrap_err();
+        let error = at(host, roots).connect(&target(), Instant::now() + SOON).await.unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(error.refusal().code, Code::ProxyDown);
     }
@@ -270,7 +265,10 @@ async fn a_proxy_in_tls_is_verified_and_loses_nothing() {
         let _ = socket.read_to_end(&mut Vec::new()).await;
     });
     let tls = Some(tls::client(Vec::new()).unwrap());
-    let error = Upstream { tls, ..upstream(address, None) }.connect(&target(), SOON).await.unwrap_err();
+    let error = Upstream { tls, ..upstream(address, None) }
+        .connect(&target(), Instant::now() + SOON)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("write \"http://\" in `proxy_address`"), "{error}");
 }
 

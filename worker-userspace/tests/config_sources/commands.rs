@@ -48,9 +48,11 @@ proptest! {
                 }
             })
             .collect();
-        let file = PathBuf::from("morpheus-worker.rb");
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("morpheus-worker.rb");
+        fs::write(&file, &text).expect("a file");
         let before = Config::parse(&text, "morpheus-worker.rb").map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
-        let made = config::import(&text, &file).expect("it was read");
+        let made = config::import(&file).expect("it was read");
         let after = Config::parse(&made, "dworker.toml").map_err(|e| TestCaseError::fail(format!("{e}\n{made}")))?;
         prop_assert_eq!(before.config, after.config);
     }
@@ -148,4 +150,24 @@ fn the_commands_check_show_and_import() {
     fs::write(&older, "puts 'hello'\n").expect("a file");
     let refused = dworker(&["config", "import", &older], &[]);
     assert_eq!((refused.status.code(), text(refused.stdout).as_str()), (Some(2), ""));
+}
+
+#[test]
+fn what_is_imported_is_whole_and_a_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("morpheus-worker.rb");
+    // As large as may be, with all that counts at its end; and larger by a byte.
+    let of_size = |size: usize| format!("#{}\n{}", ".".repeat(size - filled().len() - 2), filled());
+    fs::write(&file, of_size(1 << 20)).expect("a file");
+    let whole = config::import(&file).expect("as large as may be");
+    assert!(whole.contains("\nappliance_url = \"https://appliance.example/\"\n"), "its end was not read");
+    fs::write(&file, of_size((1 << 20) + 1)).expect("a file");
+    let large = config::import(&file).expect_err("too large").to_string();
+    assert!(large.contains("it has 1048577 bytes, and at most 1048576 are read"), "{large}");
+    fs::remove_file(&file).expect("the file");
+    // Nobody writes to it, so opening it for reading would wait for ever.
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let refused = dworker(&["config", "import", file.to_str().expect("UTF-8")], &[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(refused.stderr).contains("it is not a regular file"));
 }

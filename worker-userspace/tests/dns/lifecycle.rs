@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use dworker::sockets::Sockets;
 use dworker::steer::dns::ServerError;
 use dworker::steer::names::Prefixes;
 use hickory_proto::rr::RecordType;
@@ -40,6 +41,38 @@ async fn eight_ports_are_ready_and_each_that_is_used_is_made_up_for() {
     let distinct: std::collections::HashSet<u16> =
         house.kernel.offered.lock().unwrap().iter().copied().collect();
     assert_eq!(distinct.len(), 256);
+}
+
+#[tokio::test]
+async fn a_server_that_follows_another_makes_up_for_ports_that_stand_for_resolvers_already() {
+    many_descriptors();
+    let mut first = House::new(9);
+    let question = query(1, "vc.corp.example.", RecordType::A, None);
+    let ask_from = async |house: &House, host: u8| {
+        let app = house.udp(IpAddr::from(Ipv4Addr::new(127, 0, 1, host))).await;
+        assert_eq!(addresses(&ask(&app, &question).await), ["240.64.0.1"]);
+    };
+    let offers = async |kernel: &Kernel, ports| {
+        until(|| kernel.offered() == ports, || format!("{} ports", kernel.offered())).await;
+    };
+    for host in 1..=8 {
+        ask_from(&first, host).await;
+    }
+    offers(&first.kernel, 16).await;
+    let handed_on = Sockets::new(first.sockets.all().unwrap());
+    let kernel = first.kernel.clone();
+    first.stop();
+    first.ended().await.unwrap();
+
+    let second = House::adopt(9, kernel, Prefixes::default(), handed_on).unwrap();
+    assert_eq!(second.kernel.offered(), 16);
+    // Those of before are silent. Twice as many as stood ready ask anew.
+    for host in 9..=24 {
+        ask_from(&second, host).await;
+        offers(&second.kernel, 8 + usize::from(host)).await;
+    }
+    ask_from(&second, 1).await;
+    assert_eq!(second.kernel.offered(), 32, "it was in use already");
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dworker::config::Families;
+use dworker::drain::Gate;
+use dworker::sockets::Sockets;
 use dworker::steer::dns::{Counters, Counts, Resolvers, Server, ServerError, Settings};
 use dworker::steer::names::{NameRules, Names, PatternIndex, Prefixes, Synthetic};
 use dworker::target::{Name, Pattern};
@@ -75,6 +77,13 @@ impl Resolvers for Kernel {
         Ok(())
     }
 
+    fn adopt_ports(&self, ports: &HashSet<u16>) -> io::Result<HashSet<u16>> {
+        self.given.lock().unwrap().retain(|port, _| ports.contains(port));
+        let mut offered = self.offered.lock().unwrap();
+        offered.retain(|port| ports.contains(port));
+        Ok(offered.iter().copied().collect())
+    }
+
     fn take_flow(&self, listener: u16, source: SocketAddr, _: BorrowedFd<'_>) -> bool {
         self.flows.lock().unwrap().remove(&(listener, source))
     }
@@ -101,6 +110,8 @@ impl NameRules for Kernel {
 pub(crate) struct House {
     pub(crate) kernel: Arc<Kernel>,
     pub(crate) names: Arc<Names>,
+    /// What a server that follows gets.
+    pub(crate) sockets: Sockets,
     counters: Arc<Counters>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), ServerError>>,
@@ -117,6 +128,16 @@ impl House {
         kernel: Arc<Kernel>,
         prefixes: Prefixes,
     ) -> Result<House, ServerError> {
+        House::adopt(upstream_port, kernel, prefixes, Sockets::default())
+    }
+
+    /// With the sockets of a server before this one.
+    pub(crate) fn adopt(
+        upstream_port: u16,
+        kernel: Arc<Kernel>,
+        prefixes: Prefixes,
+        sockets: Sockets,
+    ) -> Result<House, ServerError> {
         let state = TempDir::new().unwrap();
         let names = Arc::new(Names::open(state.path(), prefixes, kernel.clone()).unwrap());
         let patterns: Vec<Pattern> = ["vc.corp.example", "*.lab.example"].map(|p| p.parse().unwrap()).into();
@@ -126,11 +147,13 @@ impl House {
             .set(Arc::new(PatternIndex::new(&patterns)), |_, _| Ok::<_, Infallible>(false))
             .unwrap();
         let families = Families { ipv4: true, ipv6: false };
-        let server = Server::new(names.clone(), kernel.clone(), Settings { families, upstream_port })?;
+        let settings = Settings { families, upstream_port };
+        let gate = Gate::always_open();
+        let server = Server::adopt(names.clone(), kernel.clone(), settings, &sockets, gate)?;
         let counters = server.counters();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(async { stopped.await.unwrap_or(()) }));
-        Ok(House { kernel, names, counters, stop: Some(stop), running, _state: state })
+        Ok(House { kernel, names, sockets, counters, stop: Some(stop), running, _state: state })
     }
 
     pub(crate) fn counts(&self) -> Counts {

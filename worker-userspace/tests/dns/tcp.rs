@@ -221,6 +221,24 @@ async fn an_idle_connection_is_closed() {
 }
 
 #[tokio::test]
+async fn who_asks_for_a_new_name_while_another_process_takes_over_asks_again() {
+    let house = House::new(9);
+    let resolver = "127.0.0.2".parse().unwrap();
+    let (app, mut stream) = (house.udp(resolver).await, house.tcp(resolver).await);
+    let question = |id| query(id, "a.lab.example.", RecordType::A, None);
+    let _handed_on = house.names.freeze().unwrap();
+    app.send(&question(1)).await.unwrap();
+    write_message(&mut stream, &question(2)).await.unwrap();
+    assert_reset(&mut stream).await;
+    house.until(|counts| counts.dropped == 2).await;
+    assert_eq!(house.counts().failed, 0);
+    house.names.thaw();
+    // The first reply that arrives is this one's.
+    let reply = ask(&app, &question(3)).await;
+    assert_eq!((&reply[..2], addresses(&reply)), (&[0, 3][..], vec!["240.64.0.1".to_owned()]));
+}
+
+#[tokio::test]
 async fn connections_are_bounded_and_free_again_when_closed() {
     many_descriptors();
     let upstream = Upstream::start(2, 0, |_| vec![]).await;

@@ -16,6 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dworker::steer::pins::Pins;
 use dworker::steer::probe;
 use dworker::steer::programs::Programs;
 use nix::sched::{CloneFlags, unshare};
@@ -60,7 +61,7 @@ enum Call {
     /// Sends a datagram to each, from as many threads at once.
     Ask(Vec<SocketAddr>, usize),
     /// Loads the programs and attaches them, as a daemon does; they stay until the process ends.
-    Steer(Option<PathBuf>),
+    Steer(Option<PathBuf>, Option<PathBuf>),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -169,7 +170,12 @@ impl Client {
 
     /// Loads the programs and attaches them to a cgroup, if one is given.
     pub(crate) fn steer(&self, cgroup: Option<&Path>) -> Result<(), String> {
-        match self.call(&Call::Steer(cgroup.map(Path::to_owned))) {
+        self.steer_with(cgroup, None)
+    }
+
+    /// As [`Client::steer`], with what outlives it.
+    pub(crate) fn steer_with(&self, cgroup: Option<&Path>, pins: Option<&Path>) -> Result<(), String> {
+        match self.call(&Call::Steer(cgroup.map(Path::to_owned), pins.map(Path::to_owned))) {
             Answer::Done => Ok(()),
             Answer::Failed(why) => Err(why),
             other => panic!("{other:?}"),
@@ -358,8 +364,9 @@ impl State {
                 }
             }
             Call::Ask(all, threads) => ask(&all, threads)?,
-            Call::Steer(cgroup) => {
-                let programs = Programs::load(None).map_err(io::Error::other)?;
+            Call::Steer(cgroup, pins) => {
+                let pins = pins.map(|pins| Pins::beside(&pins)).transpose().map_err(io::Error::other)?;
+                let programs = Programs::load(pins).map_err(io::Error::other)?;
                 if let Some(cgroup) = cgroup {
                     attach(&programs, &cgroup).map_err(io::Error::other)?;
                 }

@@ -71,11 +71,15 @@ const TESTS: &[(&str, fn())] = tests! {
         tables_that_are_full_say_so_and_rules_can_be_removed;
     pins:
         what_a_killed_daemon_captured_is_adopted_by_the_next
+        a_map_that_has_changed_takes_no_other_with_it
         nobody_is_unsteered_while_one_daemon_follows_another
+        what_can_not_be_named_stays_attached
+        the_id_of_a_daemon_that_has_ended_is_forgotten
         what_is_left_can_be_removed_without_a_daemon
         ports_for_resolvers_live_on_with_their_sockets
         excluded_users_and_cgroups_are_left_alone;
     update:
+        nothing_is_switched_while_another_process_takes_over
         what_is_added_is_steered_and_what_is_removed_goes_direct
         a_name_that_is_removed_is_asked_of_its_resolver_again
         rules_are_replaced_under_live_traffic

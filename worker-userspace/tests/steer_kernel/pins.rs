@@ -5,9 +5,11 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use dworker::sockets::{Sockets, name};
 use dworker::steer::kernel::{Counter, Kernel};
 use dworker::steer::pins::Pins;
 use dworker::steer::programs::Programs;
+use worker_common::MAPS;
 
 use crate::client::{Client, Kind, Place};
 use crate::world::{Cgroup, Daemon, REMOTE4, at, attached, listen, pins, port, run};
@@ -16,7 +18,7 @@ const NAMED: &str = "240.64.0.1";
 const PROGRAMS: usize = 9;
 
 fn take(directory: &Path) -> Pins {
-    Pins::take(directory, None).unwrap_or_else(|e| panic!("{e}"))
+    Pins::take(directory, &Sockets::default()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The ids of the programs that are attached.
@@ -60,7 +62,7 @@ pub(crate) fn what_a_killed_daemon_captured_is_adopted_by_the_next() {
     let _accepted = first.accept4();
     let before = ids(&cgroup);
     assert_eq!((before.len(), attached(&cgroup.path).len()), (PROGRAMS, PROGRAMS));
-    let wrong = Pins::take(&directory, None).unwrap_err().to_string();
+    let wrong = Pins::take(&directory, &Sockets::default()).unwrap_err().to_string();
     assert!(wrong.contains("another dworker steers with it"), "{wrong}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&directory).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o700);
@@ -94,6 +96,44 @@ pub(crate) fn what_a_killed_daemon_captured_is_adopted_by_the_next() {
     assert!(!directory.exists(), "a daemon that ends in order leaves nothing");
 }
 
+/// The names in a directory below the pins.
+fn names(directory: &Path, below: &str) -> HashSet<String> {
+    let entries = fs::read_dir(directory.join(below)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+pub(crate) fn a_map_that_has_changed_takes_no_other_with_it() {
+    let directory = pins();
+    let first = Daemon::with(Programs::load(Some(take(&directory))).unwrap(), &["192.0.2.1"]);
+    first.kernel.settle().unwrap();
+    let before = names(&directory, "maps");
+    assert_eq!(before.len(), MAPS.len());
+    // A name says what is in the map: a ring buffer has no size of its own for its records.
+    for map in before.iter().filter(|map| !map.starts_with("EVENTS")) {
+        let path = directory.join("maps").join(map);
+        let shown = run("bpftool", &["-j", "map", "show", "pinned", path.to_str().unwrap()]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let name = map.split('-').next().unwrap();
+        let [key, value, entries] =
+            ["bytes_key", "bytes_value", "max_entries"].map(|field| shown[field].as_u64().unwrap());
+        assert_eq!(*map, format!("{name}-{key}-{value}-{entries}-1"), "{shown}");
+    }
+    kill(first);
+
+    // Another daemon's FLOWS.
+    let ours = before.iter().find(|map| map.starts_with("FLOWS")).unwrap();
+    let path = |name: &str| directory.join("maps").join(name);
+    fs::rename(path(ours), path("FLOWS-20-88-65536-0")).unwrap();
+    let second = Programs::load(Some(take(&directory))).unwrap();
+    let nets: Vec<_> = second.rules().unwrap().into_iter().map(|(net, _)| net.to_string()).collect();
+    assert!(nets.contains(&"192.0.2.1/32".to_owned()), "{nets:?}");
+    assert_eq!(names(&directory, "maps").len(), MAPS.len() + 1, "it may be used yet");
+    second.settle().unwrap();
+    assert_eq!(names(&directory, "maps"), before);
+    drop(second);
+    assert!(!directory.exists());
+}
+
 pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
     let cgroup = Cgroup::new();
     let directory = pins();
@@ -105,7 +145,10 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
 
     // One that gives up before it is attached leaves all as it was.
     let before = ids(&cgroup);
-    let pins = |lock| Pins::take(&directory, Some(lock)).unwrap();
+    let pins = |lock| {
+        let handed_on = Sockets::new(vec![(name::PINS_LOCK.to_owned(), lock)]);
+        Pins::take(&directory, &handed_on).unwrap()
+    };
     drop(Programs::load(Some(pins(lock.try_clone().unwrap()))).unwrap());
     assert_eq!(ids(&cgroup), before);
     drop(client.connect(&to).unwrap());
@@ -146,10 +189,65 @@ pub(crate) fn nobody_is_unsteered_while_one_daemon_follows_another() {
     first.kernel.leave();
     wait_for(&cgroup, PROGRAMS);
     assert!(ids(&cgroup).is_disjoint(&before));
+    // A third one can follow as soon as the second has ended, though the first one is still there.
+    first.kernel.pins().unwrap().leave();
+    drop(lock);
+    let wrong = Pins::take(&directory, &Sockets::default()).unwrap_err().to_string();
+    assert!(wrong.contains("another dworker"), "{wrong}");
     drop(client.connect(&to).unwrap());
     assert_eq!(first.target4(), to);
     drop(second);
     wait_for(&cgroup, 0);
+    drop(take(&directory));
+}
+
+pub(crate) fn what_can_not_be_named_stays_attached() {
+    let cgroup = Cgroup::new();
+    let directory = pins();
+    let daemon = Daemon::with(Programs::load(Some(take(&directory))).unwrap(), &[]);
+    daemon.attach(&[&cgroup]);
+    // As another daemon's take-over that came to nothing.
+    let links = directory.join("links");
+    for name in names(&directory, "links") {
+        fs::remove_file(links.join(name)).unwrap();
+    }
+    fs::remove_dir(&links).unwrap();
+    let before = ids(&cgroup);
+    assert_eq!(before.len(), PROGRAMS);
+    daemon.kernel.settle().unwrap_err();
+    assert_eq!(ids(&cgroup), before);
+    fs::create_dir(&links).unwrap();
+    daemon.kernel.settle().unwrap();
+    wait_for(&cgroup, PROGRAMS);
+    assert_eq!(names(&directory, "links").len(), PROGRAMS);
+    kill(daemon);
+    assert_eq!(ids(&cgroup), before, "it has its names");
+}
+
+pub(crate) fn the_id_of_a_daemon_that_has_ended_is_forgotten() {
+    let cgroup = Cgroup::new();
+    let directory = pins();
+    let known = || {
+        let map = names(&directory, "maps").into_iter().find(|map| map.starts_with("DAEMONS")).unwrap();
+        let path = directory.join("maps").join(map);
+        let dump = run("bpftool", &["-j", "map", "dump", "pinned", path.to_str().unwrap()]);
+        serde_json::from_str::<Vec<serde_json::Value>>(&dump).unwrap().len()
+    };
+    // Daemons that are captured themselves. One dies, another one lets its connections end yet.
+    let [dead, draining] = [(); 2].map(|()| {
+        let daemon = Client::inside(&cgroup.path);
+        daemon.steer_with(Some(&cgroup.path), Some(&directory)).unwrap();
+        daemon
+    });
+    assert_eq!(known(), 2);
+    dead.kill();
+    let next = Programs::load(Some(take(&directory))).unwrap();
+    assert_eq!(known(), 2, "nobody has told");
+    next.settle().unwrap();
+    assert_eq!(known(), 1, "the one that lives");
+    draining.kill();
+    next.settle().unwrap();
+    assert_eq!(known(), 0);
 }
 
 pub(crate) fn what_is_left_can_be_removed_without_a_daemon() {

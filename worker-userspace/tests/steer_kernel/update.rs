@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dworker::config::{Families, Steer};
 use dworker::steer::kernel::{FlowRecord, Purpose};
-use dworker::steer::steering::{Carrier, Inherited, Started, Steering};
+use dworker::steer::steering::{Carrier, Inherited, Started, SteerError, Steering};
 use hickory_proto::op::{Message, MessageType, Query};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::client::{Client, Kind};
-use crate::world::{Cgroup, DEADLINE, REMOTE4, at, is_idle, listen, port, synthetic, udp};
+use crate::world::{Cgroup, DEADLINE, REMOTE4, at, attached, is_idle, listen, port, synthetic, udp};
 
 /// Steering as the daemon has it, with a forwarder that is the test's.
 struct House {
@@ -52,10 +52,11 @@ impl House {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let context = runtime.enter();
-        let started = Steering::start(&config, state.path(), carriers, &Inherited::default())
+        let started = Steering::start(&config, state.path(), carriers, Inherited::default())
             .unwrap_or_else(|e| panic!("{e}"));
         drop(context);
         let Started { steering, forwarder, dns } = started;
+        steering.capture().unwrap_or_else(|e| panic!("{e}"));
         runtime.spawn(dns.run(std::future::pending()));
         let forwarder = forwarder.into_iter().next().expect("on 127.0.0.1");
         forwarder.set_nonblocking(false).unwrap();
@@ -104,6 +105,22 @@ fn resolve(client: &Client, resolver: &str, name: &str) -> String {
     assert_eq!(from, resolver);
     let answer = Message::from_vec(&answer).unwrap();
     answer.answers.first().unwrap_or_else(|| panic!("{answer}")).data.to_string()
+}
+
+pub(crate) fn nothing_is_switched_while_another_process_takes_over() {
+    let cgroup = Cgroup::new();
+    let house = House::new(&cgroup, vec![]);
+    let programs = attached(&cgroup.path).len();
+    let (handed_on, off) = house.steering.pause().unwrap();
+    assert!(!off);
+    let error = house.steering.switch(false).unwrap_err();
+    assert!(matches!(error, SteerError::Standing), "{error}");
+    assert_eq!(attached(&cgroup.path).len(), programs);
+    drop(handed_on);
+    let errors = house.steering.resume();
+    assert!(errors.is_empty(), "{errors:?}");
+    assert!(house.steering.switch(false).unwrap());
+    assert!(house.steering.pause().unwrap().1, "the next one must know that it is off");
 }
 
 pub(crate) fn what_is_added_is_steered_and_what_is_removed_goes_direct() {

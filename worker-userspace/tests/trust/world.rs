@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dworker::tunnel::dial::{Appliance, DialError, Words};
 use dworker::tunnel::tls::expiry::Expiry;
 use dworker::tunnel::tls::{Listener, Trust, listener, trust};
-use dworker::tunnel::transport::Transport;
+use dworker::tunnel::transport::{Transport, Way};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -44,7 +44,7 @@ pub(crate) fn dialled(address: SocketAddr, host: &str, trust: Arc<Trust>) -> App
 }
 
 pub(crate) async fn dial(appliance: &Appliance) -> Result<Transport, DialError> {
-    appliance.secure(Transport::Plain(appliance.connect().await?)).await
+    appliance.secure(Way::Plain(appliance.connect().await?)).await
 }
 
 pub(crate) fn listening(made: &Made, certificate: &str, key: &str) -> listener::Files {

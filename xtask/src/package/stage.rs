@@ -38,8 +38,9 @@ pub(super) fn stage(program: &Path) -> Result<()> {
     let packaging = root().join("packaging");
     copy(&packaging.join("dworker.toml"), &place)?;
     copy(&packaging.join("systemd/dworker.service"), &place)?;
-    for dashboard in
-        entries(&packaging)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json"))
+    for dashboard in entries(&packaging.join("grafana"))?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
     {
         copy(&dashboard, &place.join("doc"))?;
     }

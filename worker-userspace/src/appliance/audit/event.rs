@@ -184,6 +184,8 @@ kinds! {
     Logout: Deed = "logout",
     /// The admin token was made or changed.
     TokenChanged: Deed = "token-changed",
+    /// What is logged was changed.
+    LogChanged: Deed = "log-changed",
     /// A request was refused for a reason that smells of an attack.
     RequestRefused: Visit = "request-refused",
     /// A save was refused.

@@ -48,7 +48,7 @@ fn tone(kind: EventKind) -> Tone {
         NodeDisconnected | WorkerDisabled | WorkerRemoved | CloudRemoved | StreamRefused | SaveRefused
         | Stopped => Tone::Warn,
         RoleChanged | WorkerAdded | WorkerChanged | CloudAdded | CloudChanged | KeyShown | KeyRotated
-        | NodeChanged | TokenChanged => Tone::Info,
+        | NodeChanged | TokenChanged | LogChanged => Tone::Info,
         NodeForgotten | StreamOpened | StreamClosed | Logout | Other => Tone::Off,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use crate::appliance::roster;
 use crate::config::KeyHash;
 use crate::inspect::status::{GroupStatus, NodeRole, NodeStatus, Rate};
 use crate::refusal::{Code, Refusal};
-use crate::tunnel::lane::Lane;
+use crate::tunnel::lane::{Lane, Totals};
 use crate::tunnel::message::{Hello, Id, Role, RoleIs};
 use crate::tunnel::policy::Push;
 use crate::tunnel::session::{LaneGuard, Session};
@@ -48,9 +48,9 @@ pub(super) struct State {
     epoch: u64,
     /// The sessions that take new streams, the primary's first.
     usable: Arc<[Arc<Session>]>,
-    /// What lanes that are gone have carried: sent, received.
-    gone: (u64, u64),
-    before: (u64, u64),
+    /// What sessions that are gone have counted.
+    gone: Totals,
+    before: Totals,
     history: VecDeque<Rate>,
 }
 
@@ -94,8 +94,8 @@ impl Live {
             order: Order::new(settle),
             epoch: 0,
             usable: Arc::new([]),
-            gone: (0, 0),
-            before: (0, 0),
+            gone: Totals::default(),
+            before: Totals::default(),
             history: VecDeque::new(),
         }))
     }
@@ -232,13 +232,13 @@ impl State {
 
     /// Takes a lane out; true where its session has none any more.
     pub(super) fn leave(&mut self, session: &Arc<Session>, lane: LaneGuard) -> bool {
-        let (sent, received) = totals(lane.lane());
+        // The session keeps what it has counted.
         drop(lane);
-        self.gone.0 += sent;
-        self.gone.1 += received;
-        let before = self.members.len();
-        self.members.retain(|m| !Arc::ptr_eq(&m.session, session) || !m.session.lanes().is_empty());
-        self.members.len() < before
+        let is_over = session.lanes().is_empty();
+        let place = self.members.iter().position(|m| is_over && Arc::ptr_eq(&m.session, session));
+        let Some(place) = place else { return false };
+        self.gone = self.gone + self.members.remove(place).session.totals();
+        true
     }
 
     /// Ends the sessions whose key is not `valid`.
@@ -255,22 +255,24 @@ impl State {
         self.members.iter().flat_map(|member| member.session.lanes()).collect()
     }
 
+    /// What all its sessions have counted, those that are gone included.
+    fn totals(&self) -> Totals {
+        self.members.iter().map(|member| member.session.totals()).fold(self.gone, Totals::add)
+    }
+
     /// Notes a second's throughput.
     pub(super) fn sample(&mut self) {
-        let now = self.lanes().iter().map(|lane| totals(lane)).fold(self.gone, |a, b| (a.0 + b.0, a.1 + b.1));
-        let rate =
-            Rate { sent: now.0.saturating_sub(self.before.0), received: now.1.saturating_sub(self.before.1) };
+        let now = self.totals();
+        let rate = Rate {
+            sent: now.sent.saturating_sub(self.before.sent),
+            received: now.received.saturating_sub(self.before.received),
+        };
         self.before = now;
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }
         self.history.push_back(rate);
     }
-}
-
-fn totals(lane: &Lane) -> (u64, u64) {
-    let counters = lane.counters();
-    (counters.sent.load(Ordering::Relaxed), counters.received.load(Ordering::Relaxed))
 }
 
 fn limit(text: String) -> Refusal {
@@ -301,6 +303,11 @@ impl Group {
     /// Bytes of the last second.
     pub fn rate(&self) -> Rate {
         self.live.lock().history.back().copied().unwrap_or_default()
+    }
+
+    /// What its lanes have counted since the start, those that are gone included.
+    pub fn totals(&self) -> Totals {
+        self.live.lock().totals()
     }
 
     /// Streams open now, in all its sessions.

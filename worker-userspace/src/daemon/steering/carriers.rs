@@ -17,7 +17,7 @@ use crate::appliance::registry::{Group, Registry};
 use crate::config::Steer;
 use crate::drain::Drain;
 use crate::route::{GRACE, Router};
-use crate::steer::steering::{Carrier, Steering};
+use crate::steer::steering::{Carrier, SteerError, Steering};
 use crate::worker::Uplink;
 
 /// How long after a change that came to nothing it is tried again.
@@ -117,7 +117,8 @@ impl Told {
 
 /// A change that came to nothing.
 struct Failed {
-    why: String,
+    /// `None`: another process was about to take over, which is no fault.
+    why: Option<String>,
     again: Instant,
 }
 
@@ -152,22 +153,30 @@ pub(super) async fn follow(carriers: Carriers, mut now: Now, steering: Arc<Steer
                     told = ids.map(|id| (id, before.remove(&id).unwrap_or_else(Told::new))).collect();
                     None
                 }
-                Err(why) => {
-                    if failed.is_none_or(|before| before.why != why) {
+                Err(None) => {
+                    failed = Some(Failed { why: None, again: Instant::now() });
+                    continue;
+                }
+                Err(Some(why)) => {
+                    if failed.is_none_or(|before| before.why.as_ref() != Some(&why)) {
                         tracing::error!("what is steered stays as it was before the last change: {why}");
                     }
-                    Some(Failed { why, again: Instant::now() + RETRY })
+                    Some(Failed { why: Some(why), again: Instant::now() + RETRY })
                 }
             };
         }
-        let (up, time) = (now.up(), Instant::now());
+        let (up, time, mut stands) = (now.up(), Instant::now(), false);
         for (id, told) in &mut told {
             told.down = if up.contains(id) { None } else { told.down.or(Some(time)) };
             let carried = told.down.is_none_or(|since| time < since + GRACE);
-            if told.carried != carried {
-                steering.set_carrier(*id, carried);
+            if told.carried != carried && steering.set_carrier(*id, carried) {
                 told.carried = carried;
             }
+            stands |= told.carried != carried;
+        }
+        if stands {
+            // It is said when nobody takes over any more: the gate was closed before.
+            continue;
         }
         let waiting = told.values().filter(|told| told.carried).filter_map(|told| told.down);
         let next = waiting.map(|since| since + GRACE).chain(failed.iter().map(|failed| failed.again)).min();
@@ -179,12 +188,13 @@ pub(super) async fn follow(carriers: Carriers, mut now: Now, steering: Arc<Steer
     }
 }
 
-/// Changes what is steered; or says why it stays as it was.
-async fn update(steering: &Arc<Steering>, carriers: Vec<Carrier>) -> Result<(), String> {
+/// Changes what is steered; or says why it stays as it was. `None`: it stands still.
+async fn update(steering: &Arc<Steering>, carriers: Vec<Carrier>) -> Result<(), Option<String>> {
     let steering = steering.clone();
     match spawn_blocking(move || steering.update(carriers)).await {
-        Ok(updated) => updated.map_err(|error| error.to_string()),
-        Err(panicked) => Err(panicked.to_string()),
+        Ok(Err(SteerError::Standing)) => Err(None),
+        Ok(updated) => updated.map_err(|error| Some(error.to_string())),
+        Err(panicked) => Err(Some(panicked.to_string())),
     }
 }
 

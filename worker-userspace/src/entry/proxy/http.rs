@@ -173,7 +173,7 @@ fn who_are_you(wrong: bool) -> Answered {
 }
 
 /// An answer that says why, once for programs and once for people.
-fn refuse(status: StatusCode, error: &str, text: &str) -> Answered {
+pub(super) fn refuse(status: StatusCode, error: &str, text: &str) -> Answered {
     let mut response = Response::new(Full::from(format!("{text}\n")));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -63,6 +63,21 @@ pub enum Entry {
 }
 
 impl Entry {
+    /// All of them, in their order.
+    pub const ALL: [Entry; 5] =
+        [Entry::Captured, Entry::Connect, Entry::Socks, Entry::Relayed, Entry::Egress];
+
+    /// The word for it, in JSON too.
+    pub fn word(self) -> &'static str {
+        match self {
+            Entry::Captured => "captured",
+            Entry::Connect => "connect",
+            Entry::Socks => "socks",
+            Entry::Relayed => "relayed",
+            Entry::Egress => "egress",
+        }
+    }
+
     /// How a connection came in, for people.
     pub fn title(self) -> &'static str {
         match self {
@@ -170,8 +185,9 @@ impl Flow {
         self.retries.load(Ordering::Relaxed)
     }
 
-    pub(super) fn dialled(&self, dialled: OpenOk) {
-        let _ = self.dialled.set(dialled);
+    /// True where that was not known before.
+    pub(super) fn dialled(&self, dialled: OpenOk) -> bool {
+        self.dialled.set(dialled).is_ok()
     }
 
     /// True once the far end has dialled.

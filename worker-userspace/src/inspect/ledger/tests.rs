@@ -172,3 +172,54 @@ async fn rates_are_those_of_the_last_second_and_end_with_the_connection() {
     assert_eq!(rates(1), (0, 0));
     assert_eq!(drain.finish().await, 0, "the ticker goes on");
 }
+
+#[test]
+fn every_connection_is_counted_once_as_what_it_came_to() {
+    let ledger = Ledger::default();
+    let of = |entry| ledger.open(entry, 1, target("vc.example"), Origin::default());
+    let answer = OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO, proxied: false };
+    let refused = |code| Err(Refusal::new(code, "no"));
+    let (open, closed, reset) = (of(Entry::Captured), of(Entry::Captured), of(Entry::Captured));
+    for flow in [&open, &closed, &reset] {
+        flow.dialled(answer);
+        flow.meter.up.fetch_add(10, Ordering::Relaxed);
+        flow.meter.down.fetch_add(1, Ordering::Relaxed);
+    }
+    // It says so again.
+    open.dialled(answer);
+    open.retried();
+    reset.retried();
+    closed.end(Ok(()));
+    reset.end(refused(Code::Reset));
+    of(Entry::Captured).end(refused(Code::Denied));
+    of(Entry::Captured).end(refused(Code::Other));
+    drop(of(Entry::Relayed));
+    // More than are remembered.
+    for _ in 0..2 * REMEMBERED {
+        of(Entry::Egress).end(refused(Code::Timeout));
+    }
+    let census = ledger.census();
+    let ends =
+        |outcomes: &Outcomes, well| outcomes.each(well).filter(|(_, n)| *n > 0).collect::<Vec<(&str, u64)>>();
+    let captured = census.of(Entry::Captured);
+    assert_eq!((captured.open, captured.total, captured.bytes, captured.retries), (1, 5, [30, 3], 2));
+    assert_eq!(ends(&captured.opens, "opened"), [("opened", 3), ("error", 1), ("denied", 1)]);
+    assert_eq!(ends(&captured.ends, "closed"), [("closed", 1), ("reset", 1)]);
+    assert_eq!(ends(&census.of(Entry::Relayed).opens, "opened"), [("shutdown", 1)]);
+    assert_eq!(ends(&census.of(Entry::Egress).opens, "opened"), [("timeout", 2 * REMEMBERED as u64)]);
+    assert_eq!(census.of(Entry::Socks), &Tally::default());
+    assert_eq!(census.dials.total(), 3);
+    open.meter.up.fetch_add(5, Ordering::Relaxed);
+    assert_eq!(ledger.census().of(Entry::Captured).bytes, [35, 3]);
+    open.end(Ok(()));
+    let captured = *ledger.census().of(Entry::Captured);
+    assert_eq!((captured.open, captured.bytes, captured.retries), (0, [35, 3], 2));
+}
+
+#[test]
+fn a_word_is_what_json_says() {
+    for (place, entry) in Entry::ALL.into_iter().enumerate() {
+        assert_eq!(serde_json::to_value(entry).unwrap(), entry.word());
+        assert_eq!(entry as usize, place);
+    }
+}

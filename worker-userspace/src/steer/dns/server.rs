@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -132,8 +132,9 @@ impl Server {
         gate: Gate,
     ) -> Result<Server, ServerError> {
         let mut ports = ports::adopt(&*resolvers, sockets.named(name::DNS), sockets)?;
-        let used = ports.iter().filter(|port| resolvers.resolver_of(port.number).is_some()).count();
-        while ports.len() < MOST_PORTS.min(used + SPARE_PORTS) {
+        let numbers = ports.iter().map(|port| port.number);
+        let in_use: HashSet<u16> = numbers.filter(|port| resolvers.resolver_of(*port).is_some()).collect();
+        while ports.len() < MOST_PORTS.min(in_use.len() + SPARE_PORTS) {
             ports.push(ports::open(&*resolvers, sockets)?);
         }
         // Each port sends once.
@@ -148,7 +149,7 @@ impl Server {
             assigning: Semaphore::new(1),
             gate,
             sockets: sockets.clone(),
-            used_ports: Mutex::default(),
+            used_ports: Mutex::new(in_use),
             used: sender,
         };
         Ok(Server { shared: Arc::new(shared), ports, used })
@@ -166,7 +167,7 @@ impl Server {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let (mut ready, mut used) = (self.ports.len(), 0);
+        let (mut ready, mut used) = (self.ports.len(), self.shared.used_ports().len());
         for port in std::mem::take(&mut self.ports) {
             self.serve(port, &mut tasks, &stopped);
         }
@@ -231,13 +232,18 @@ impl Shared {
         verdict
     }
 
-    /// The reply to a query whose name gets its first addresses now.
-    pub(super) async fn assign(self: &Arc<Self>, pending: Pending) -> Vec<u8> {
+    /// The reply to a query whose name gets its first addresses now. `None`: another process gives them from now on, and
+    /// answers whoever asks again.
+    pub(super) async fn assign(self: &Arc<Self>, pending: Pending) -> Option<Vec<u8>> {
         let _turn = self.assigning.acquire().await;
         let (shared, name) = (self.clone(), pending.name().clone());
         let looked_up = tokio::task::spawn_blocking(move || shared.names.lookup(&name)).await;
         let addresses = match looked_up {
             Ok(Ok(addresses)) => addresses,
+            Ok(Err(NamesError::Frozen { .. })) => {
+                self.counters.dropped.add();
+                return None;
+            }
             Ok(Err(error)) => {
                 // A full prefix was said loudly when it filled up.
                 if !matches!(error, NamesError::Full { .. }) {
@@ -254,12 +260,16 @@ impl Shared {
             Some(_) => self.counters.answered.add(),
             None => self.counters.failed.add(),
         }
-        pending.finish(addresses)
+        Some(pending.finish(addresses))
+    }
+
+    fn used_ports(&self) -> MutexGuard<'_, HashSet<u16>> {
+        self.used_ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a port stands for a resolver; the first time, another spare one is made.
     pub(super) fn note_use(&self, port: u16) {
-        if self.used_ports.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+        if self.used_ports().insert(port) {
             // Full only when all ports there may be are in use.
             let _ = self.used.try_send(());
         }

@@ -133,7 +133,11 @@ impl<W: AsyncWrite + Unpin> Client<'_, W> {
             self.activity.touch();
             match self.shared.decide(&query) {
                 Verdict::Reply(reply) => self.reply(&reply).await?,
-                Verdict::Assign(pending) => self.reply(&self.shared.assign(pending).await).await?,
+                Verdict::Assign(pending) => match self.shared.assign(pending).await {
+                    Some(reply) => self.reply(&reply).await?,
+                    // It is reset, and asks anew.
+                    None => return Err(io::Error::other("another process takes over")),
+                },
                 Verdict::Forward => {
                     self.shared.counters.forwarded.add();
                     if forward.send(query).await.is_err() {

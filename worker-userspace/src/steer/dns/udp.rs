@@ -71,8 +71,9 @@ pub(super) async fn serve(
             Verdict::Reply(reply) => reply_to.send(&reply).await,
             Verdict::Drop => {}
             Verdict::Assign(pending) => start(&mut tasks, &shared, async move {
-                let reply = reply_to.shared.assign(pending).await;
-                reply_to.send(&reply).await;
+                if let Some(reply) = reply_to.shared.assign(pending).await {
+                    reply_to.send(&reply).await;
+                }
             }),
             Verdict::Forward => {
                 let query = query.to_vec();

@@ -14,13 +14,14 @@
 //! answered after that and applications keep it for as long as they run. So a line that a crash left in
 //! pieces was never answered and may go; anything else that doesn't read is an error, never discarded.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::prefixes::Prefixes;
+use crate::sockets::{Sockets, name};
 use crate::target::Name;
 
 const MAGIC: &str = "dworker names ";
@@ -93,7 +94,8 @@ pub enum FileError {
 /// The open and locked file.
 #[derive(Debug)]
 pub(super) struct NameFile {
-    file: File,
+    /// `None`: it was left to another process.
+    file: Option<File>,
     path: PathBuf,
     prefixes: Prefixes,
     /// The length of what is known to be on the disk.
@@ -104,32 +106,19 @@ pub(super) struct NameFile {
 
 impl NameFile {
     /// Opens or creates the file, locks it against other processes and reads the names, the first with index 1.
-    /// `inherited` is the file of the process before this one, whose lock it is.
     pub(super) fn open(
         path: &Path,
         prefixes: Prefixes,
-        inherited: Option<File>,
+        sockets: &Sockets,
     ) -> Result<(NameFile, Vec<Name>), FileError> {
         let io = |action| move |source| FileError::Io { path: path.to_owned(), action, source };
-        let same = |file: &File| {
-            let (a, b) = (file.metadata().ok()?, std::fs::metadata(path).ok()?);
-            (a.dev() == b.dev() && a.ino() == b.ino()).then_some(())
-        };
-        let inherited = inherited.filter(|file| same(file).is_some());
-        let locked = inherited.is_some();
         let opened =
-            || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let mut file = match inherited {
-            Some(mut file) => file.rewind().map(|()| file),
-            None => opened(),
-        }
-        .map_err(io("open or create it"))?;
-        // A lock that was handed on is held already.
-        let lock = if locked { Ok(()) } else { file.try_lock() };
-        lock.map_err(|error| match error {
-            TryLockError::WouldBlock => FileError::Locked { path: path.to_owned() },
-            TryLockError::Error(source) => io("lock it")(source),
-        })?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let opened = opened.map_err(io("open or create it"))?;
+        let locked = sockets.lock(name::NAMES_LOCK, opened).map_err(io("lock it"))?;
+        let mut file = locked.ok_or_else(|| FileError::Locked { path: path.to_owned() })?;
+        // The process before this one may have read it.
+        file.rewind().map_err(io("read it"))?;
         let mode = file.metadata().map_err(io("read its mode"))?.permissions().mode();
         if mode & 0o077 != 0 {
             file.set_permissions(PermissionsExt::from_mode(0o600)).map_err(io("set its mode to 0600"))?;
@@ -137,7 +126,7 @@ impl NameFile {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io("read it"))?;
 
-        let mut names = NameFile { file, path: path.to_owned(), prefixes, end: 0, torn: false };
+        let mut names = NameFile { file: Some(file), path: path.to_owned(), prefixes, end: 0, torn: false };
         let header = format!("{MAGIC}{VERSION} {} {}\n", prefixes.v4(), prefixes.v6());
         // Also after a crash at the very first start: then the header is there in part, or as zeros.
         let cut = header.as_bytes().starts_with(&bytes) || bytes.iter().all(|b| *b == 0);
@@ -151,7 +140,16 @@ impl NameFile {
 
     /// The file with its lock, for the process that follows.
     pub(super) fn hand_on(&self) -> io::Result<OwnedFd> {
-        Ok(self.file.try_clone()?.into())
+        Ok(self.file()?.try_clone()?.into())
+    }
+
+    /// Leaves the file to the process that follows: closed and not unlocked, since the lock is that one's, too.
+    pub(super) fn leave(&mut self) {
+        self.file = None;
+    }
+
+    fn file(&self) -> io::Result<&File> {
+        self.file.as_ref().ok_or_else(|| io::Error::other("it is another process's"))
     }
 
     /// Where the file is.
@@ -166,13 +164,14 @@ impl NameFile {
     pub(super) fn append(&mut self, index: u32, name: &Name) -> io::Result<()> {
         let line = self.line(index, name)? + "\n";
         if self.torn {
-            self.file.set_len(self.end)?;
+            self.file()?.set_len(self.end)?;
             self.torn = false;
         }
-        let written = self.file.write_all_at(line.as_bytes(), self.end).and_then(|()| self.file.sync_data());
+        let file = self.file()?;
+        let written = file.write_all_at(line.as_bytes(), self.end).and_then(|()| file.sync_data());
         match written {
             Ok(()) => self.end += line.len() as u64,
-            Err(_) => self.torn = self.file.set_len(self.end).is_err(),
+            Err(_) => self.torn = file.set_len(self.end).is_err(),
         }
         written
     }
@@ -183,9 +182,10 @@ impl NameFile {
     }
 
     fn create(&mut self, header: &str) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.write_all_at(header.as_bytes(), 0)?;
-        self.file.sync_all()?;
+        let file = self.file()?;
+        file.set_len(0)?;
+        file.write_all_at(header.as_bytes(), 0)?;
+        file.sync_all()?;
         // The file's entry in its directory, without which its content is worth nothing.
         if let Some(directory) = self.path.parent() {
             File::open(if directory.as_os_str().is_empty() { Path::new(".") } else { directory })?
@@ -272,16 +272,17 @@ impl NameFile {
     /// Cuts the file at `self.end`, or appends `missing` there, and says so in the log.
     fn repair(&mut self, kept: usize, what: &'static str, missing: Option<&[u8]>) -> Result<(), FileError> {
         tracing::warn!(path = %self.path.display(), names = kept, "repaired the file of names: {what}");
-        let done = match missing {
-            Some(bytes) => {
-                let at = self.end;
-                self.end += bytes.len() as u64;
-                self.file.write_all_at(bytes, at)
+        let at = self.end;
+        self.end += missing.map_or(0, |bytes| bytes.len() as u64);
+        let repair = || {
+            let file = self.file()?;
+            match missing {
+                Some(bytes) => file.write_all_at(bytes, at)?,
+                None => file.set_len(at)?,
             }
-            None => self.file.set_len(self.end),
+            file.sync_data()
         };
-        let io = |source| FileError::Io { path: self.path.clone(), action: "repair it", source };
-        done.and_then(|()| self.file.sync_data()).map_err(io)
+        repair().map_err(|source| FileError::Io { path: self.path.clone(), action: "repair it", source })
     }
 }
 
@@ -295,20 +296,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("names");
         let name = |text: &str| text.parse::<Name>().unwrap();
-        let (mut names, _) = NameFile::open(&path, Prefixes::default(), None).unwrap();
+        let (mut names, _) = NameFile::open(&path, Prefixes::default(), &Sockets::default()).unwrap();
         names.append(1, &name("a.example")).unwrap();
 
         let read_only = File::open(&path).unwrap();
-        let working = std::mem::replace(&mut names.file, read_only);
+        let working = names.file.replace(read_only).unwrap();
         names.append(2, &name("a-long-name-that-did-not-make-it.example")).unwrap_err();
         let line = b"2 a-long-name-that-did-not-make-it.example 240.64.0.2 2001:2::2\n";
         working.write_all_at(line, names.end).unwrap();
         names.append(2, &name("b.example")).unwrap_err();
 
-        names.file = working;
+        names.file = Some(working);
         names.append(2, &name("c.example")).unwrap();
         drop(names);
-        let (_, found) = NameFile::open(&path, Prefixes::default(), None).unwrap();
+        let (_, found) = NameFile::open(&path, Prefixes::default(), &Sockets::default()).unwrap();
         assert_eq!(found, [name("a.example"), name("c.example")]);
     }
 }

@@ -341,6 +341,20 @@ fn damage_is_named_with_its_line_and_left_as_it_is() {
 }
 
 #[test]
+fn a_process_that_has_handed_the_file_on_keeps_nobody_off_it() {
+    let dir = TempDir::new().unwrap();
+    let first = open(&dir).unwrap();
+    let handed_on = first.freeze().unwrap();
+    first.leave();
+    assert!(open(&dir).is_err(), "the second one has it");
+    drop(handed_on);
+    let third = open(&dir).expect("nobody has it");
+    set(&third, &["*.example"]);
+    assert_eq!(lookup(&third, "a.example"), "240.64.0.1");
+    assert!(first.freeze().is_err(), "it is not the first one's to hand on");
+}
+
+#[test]
 fn threads_that_ask_at_once_get_the_same_addresses() {
     let dir = TempDir::new().unwrap();
     let kernel = Arc::new(Kernel::default());

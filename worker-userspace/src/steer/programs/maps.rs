@@ -21,26 +21,6 @@ use super::super::kernel::{FlowRecord, Kernel, KernelError, MapStatus, ProgramSt
 use super::super::rules;
 use super::{Programs, ProgramsError};
 
-/// All maps, as `worker-ebpf/src/maps.rs` has them.
-pub(super) const NAMES: [&str; 16] = [
-    "CONFIG",
-    "DAEMONS",
-    "EXCLUDED_USERS",
-    "EXCLUDED_CGROUPS",
-    "RULES4",
-    "RULES6",
-    "GROUP_STATE",
-    "DOWN",
-    "ORIG",
-    "MARK",
-    "FLOWS",
-    "SPARES",
-    "RESOLVERS",
-    "STANDS",
-    "COUNTERS",
-    "EVENTS",
-];
-
 /// The maps, each behind a lock of its own; no lock is held across more than a few system calls.
 pub(super) struct Maps {
     config: Mutex<(Array<MapData, Config>, Config)>,
@@ -104,20 +84,22 @@ impl Maps {
         lock(&self.marks).insert(socket, value, 0).map_err(io_error)
     }
 
+    /// The process id that the programs have noted for a socket that was marked to register; `None`: they did not see it.
+    pub(super) fn registered(&self, socket: &impl AsRawFd) -> io::Result<Option<u32>> {
+        let mark = lock(&self.marks).get(socket, 0).map_err(io_error)?;
+        Ok(Some(mark & !mark::REGISTER).filter(|id| *id != 0))
+    }
+
     /// The process ids of the daemons that are captured themselves, in the initial pid namespace.
     pub(super) fn daemons(&self) -> Result<HashSet<u32>, KernelError> {
         let daemons = lock(&self.daemons);
         daemons.keys().collect::<Result<_, _>>().map_err(failed("reading which daemons there are"))
     }
 
-    /// Forgets daemons that have ended: another process may get their ids.
-    pub(super) fn forget_daemons(&self, ended: impl IntoIterator<Item = u32>) -> Result<(), KernelError> {
-        let mut daemons = lock(&self.daemons);
-        for daemon in ended {
-            absent_is_fine(daemons.remove(&daemon))
-                .map_err(KernelError::io("forgetting a daemon that has ended"))?;
-        }
-        Ok(())
+    /// Forgets a daemon that has ended.
+    pub(super) fn forget_daemon(&self, ended: u32) -> Result<(), KernelError> {
+        absent_is_fine(lock(&self.daemons).remove(&ended))
+            .map_err(KernelError::io("forgetting a daemon that has ended"))
     }
 
     /// The port of the listener on 127.0.0.1.
@@ -258,7 +240,8 @@ impl Kernel for Programs {
         }
         for found in stands.iter().collect::<Result<Vec<_>, _>>().map_err(failed(reading))? {
             let (port, _): (u16, Addr) = found;
-            if !kept.contains(&port) {
+            // Not those that are new since the look at the resolvers: a question may have taken one meanwhile.
+            if !ports.contains(&port) {
                 absent_is_fine(stands.remove(&port))
                     .map_err(KernelError::io(format!("forgetting the resolver of port {port}")))?;
             }
@@ -339,7 +322,7 @@ impl Kernel for Programs {
     fn take_back(&self) -> Result<(), KernelError> {
         // The one that was to follow has written its own.
         self.maps.configure(|_| ())?;
-        self.settle()
+        self.take_back_pins()
             .map_err(|error| KernelError::io("taking back what is attached")(io::Error::other(error)))
     }
 

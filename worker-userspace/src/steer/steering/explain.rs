@@ -114,7 +114,11 @@ impl Steering {
         let judged = match (address, entry) {
             (Some(address), _) => Some(self.judge(scope, SocketAddr::new(address, target.port), None)?),
             (None, Some(entry)) => {
-                let stand_in = IpAddr::from(self.names.prefixes().v4().network());
+                let prefixes = self.names.prefixes();
+                let stand_in = match self.families.ipv4 {
+                    true => IpAddr::from(prefixes.v4().network()),
+                    false => IpAddr::from(prefixes.v6().network()),
+                };
                 Some(self.judge(scope, SocketAddr::new(stand_in, target.port), Some(entry))?)
             }
             (None, None) => None,
@@ -130,18 +134,26 @@ impl Steering {
                 let whose = match (&scope.process, &scope.cgroup) {
                     (Some(process), _) => format!("{process} is in no captured cgroup"),
                     (None, Some(cgroup)) => format!("{} is not captured", cgroup.display()),
-                    (None, None) => "no cgroup is captured".to_owned(),
+                    (None, None) => {
+                        let missing = self.missing_cgroups();
+                        let missing =
+                            missing.first().map(|path| format!(": {} is not there yet", path.display()));
+                        format!("no cgroup is captured{}", missing.unwrap_or_default())
+                    }
                 };
                 said(Verdict::Direct, "not-captured", whose)
             }
-            Some(judged) => match (self.verdict(target, judged, scope), self.left_alone(target, scope)) {
-                // A name that would be steered; but its question was left alone, so it led elsewhere.
-                (Explained { reason: "direct", .. }, Some(alone)) => alone,
-                (explained, _) => explained,
-            },
+            Some(judged) => {
+                match (self.verdict(target, judged, scope), self.left_alone(named.as_ref(), scope)) {
+                    // A name that would be steered; but its question was left alone, so it led elsewhere.
+                    (Explained { reason: "direct", .. }, Some(alone)) => alone,
+                    (explained, _) => explained,
+                }
+            }
             None => {
-                let why =
-                    self.left_alone(target, scope).map_or("no rule names it".to_owned(), |alone| alone.text);
+                let why = self
+                    .left_alone(named.as_ref(), scope)
+                    .map_or("no rule names it".to_owned(), |alone| alone.text);
                 let text = format!("{why}, and this host's resolver knows no address of it");
                 said(Verdict::Direct, "unresolved", text)
             }
@@ -160,10 +172,10 @@ impl Steering {
         judge(&*self.kernel, scope.caller, target, entry)
     }
 
-    /// Why the name of a proxy host is not answered for one whose connections the programs see.
-    fn left_alone(&self, target: &Target, scope: &Scope) -> Option<Explained> {
-        let Host::Name(name) = &target.host else { return None };
-        match self.names.standing(name.as_str()) {
+    /// Why the name of a proxy host was asked of this host's resolver by one whose connections the programs see.
+    fn left_alone(&self, named: Option<&WhyName>, scope: &Scope) -> Option<Explained> {
+        let WhyName { name, .. } = named.filter(|named| named.from == "resolver")?;
+        match self.names.standing(name) {
             Standing::ProxyHost(_) if scope.caller.own => Some(own()),
             Standing::ProxyHost(_) if scope.caller.excluded => Some(excluded(scope)),
             Standing::ProxyHost(_) if scope.caller.foreign_netns => Some(foreign()),

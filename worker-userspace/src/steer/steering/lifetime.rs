@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{NAMES_LOCK, PINS_LOCK, SteerError, Steering, lock};
+use super::{SteerError, Steering, lock};
 use crate::drain::Gate;
 use crate::sockets::{Named, name};
 use crate::steer::caller::{self, ScopeError, Who};
-use crate::steer::kernel::Kernel;
+use crate::steer::kernel::{Kernel, KernelError};
 use crate::steer::probe::Cgroup;
 use crate::steer::programs::Programs;
 use crate::steer::scope::{Found, Scope, Watch};
@@ -20,6 +21,8 @@ pub(super) struct Attaching {
     pub(super) programs: Arc<Programs>,
     pub(super) scope: Scope,
     pub(super) users: Vec<u32>,
+    /// No other process serves until this one takes over.
+    pub(super) alone: bool,
     /// Also the lock that orders changes.
     pub(super) now: Mutex<Attached>,
 }
@@ -32,9 +35,32 @@ pub(super) struct Attached {
 }
 
 impl Steering {
+    /// Captures from now on, where it is not switched off. Call it last of all: now everything is there that a captured
+    /// connection leads to.
+    ///
+    /// # Errors
+    /// Nothing is captured then, but by the process before this one.
+    pub fn capture(&self) -> Result<(), SteerError> {
+        let Some(Attaching { programs, alone, now, .. }) = self.attaching.get() else { return Ok(()) };
+        let now = lock(now);
+        let cgroups = if now.off { &[][..] } else { &now.found.captured };
+        let attached = programs.attach(cgroups).and_then(|source| {
+            self.registered().extend(source);
+            if *alone { programs.settle() } else { Ok(()) }
+        });
+        // What it has attached would outlive this process.
+        Ok(attached.inspect_err(|_| self.kernel.detach())?)
+    }
+
     /// Attaches to what is there of the captured cgroups now, and lets go of what is not. Blocks for a moment.
-    fn follow_scope(&self, Attaching { programs, scope, users, now }: &Attaching) -> Result<(), SteerError> {
+    fn follow_scope(
+        &self,
+        Attaching { programs, scope, users, now, .. }: &Attaching,
+    ) -> Result<(), SteerError> {
         let mut now = lock(now);
+        if self.is_standing() {
+            return Err(SteerError::Standing);
+        }
         let found = scope.find(false)?;
         let new: Vec<Cgroup> =
             found.captured.iter().filter(|cgroup| !now.found.captured.contains(cgroup)).cloned().collect();
@@ -71,6 +97,8 @@ impl Steering {
             let outcome = tokio::task::spawn_blocking(look).await;
             let why = match outcome {
                 Ok(Ok(())) => None,
+                // What has changed is looked at when it goes on.
+                Ok(Err(SteerError::Standing)) => continue,
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(panicked) => Some(panicked.to_string()),
             };
@@ -85,10 +113,13 @@ impl Steering {
     /// Captures nothing until it is switched on again, or captures again. False: it was so.
     ///
     /// # Errors
-    /// The kernel.
+    /// The kernel; or it [stands still](Self::pause).
     pub fn switch(&self, on: bool) -> Result<bool, SteerError> {
         let Some(Attaching { programs, now, .. }) = self.attaching.get() else { return Ok(false) };
         let mut now = lock(now);
+        if self.is_standing() {
+            return Err(SteerError::Standing);
+        }
         if now.off != on {
             return Ok(false);
         }
@@ -120,44 +151,60 @@ impl Steering {
         self.attaching.get().is_some_and(|attaching| lock(&attaching.now).off)
     }
 
-    /// Stands still: from when this returns nothing here changes the kernel's tables of rules or the names, until
-    /// [`resume`](Self::resume). The answer is what the process that follows needs to own them.
+    /// True while another process takes over, or has.
+    pub(super) fn is_standing(&self) -> bool {
+        self.standing.load(Ordering::Relaxed)
+    }
+
+    /// Stands still: from when this returns nothing here changes the kernel's tables, the names or what is attached, until
+    /// [`resume`](Self::resume). The answer is what the process that follows needs to own them, and whether capturing is
+    /// switched off by hand.
     ///
     /// # Errors
-    /// No descriptor is left.
-    pub fn pause(&self) -> io::Result<Vec<Named>> {
+    /// No descriptor is left. It stands still all the same.
+    pub fn pause(&self) -> io::Result<(Vec<Named>, bool)> {
         // A change that is under way is waited for.
         let _planner = lock(&self.planner);
-        let mut locks = vec![(NAMES_LOCK.to_owned(), self.names.freeze()?)];
+        let now = self.attaching.get().map(|attaching| lock(&attaching.now));
+        self.standing.store(true, Ordering::Relaxed);
+        let mut locks = vec![(name::NAMES_LOCK.to_owned(), self.names.freeze()?)];
         if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
-            locks.push((PINS_LOCK.to_owned(), pins.lock()?));
+            locks.push((name::PINS_LOCK.to_owned(), pins.lock()?));
         }
-        Ok(locks)
+        Ok((locks, now.is_some_and(|now| now.off)))
     }
 
     /// Goes on after [`pause`](Self::pause): nobody has taken over, but whoever was to may have changed the kernel's
-    /// tables.
-    ///
-    /// # Errors
-    /// The kernel. It goes on all the same, and the next change puts right what it can.
-    pub fn resume(&self) -> Result<(), SteerError> {
+    /// tables. The answer is what could not be taken back; it goes on all the same, and the next change puts right what it
+    /// can.
+    pub fn resume(&self) -> Vec<SteerError> {
         self.names.thaw();
         let planner = lock(&self.planner);
+        let now = self.attaching.get().map(|attaching| lock(&attaching.now));
+        self.standing.store(false, Ordering::Relaxed);
         let change = self.names.change();
         let plan = self.rules.plan();
-        if let Some(Attaching { programs, users, now, .. }) = self.attaching.get() {
-            programs.set_excluded(users, &lock(now).found.excluded)?;
-        }
-        self.kernel.take_back()?;
-        self.kernel.adopt_dns_ports(&self.dns_ports())?;
+        let mut errors: Vec<SteerError> = Vec::new();
+        let mut note = |done: Result<(), KernelError>| errors.extend(done.err().map(SteerError::from));
+        // First what decides for all connections: which addresses are synthetic, where the forwarder is, what is attached.
         let (v4, v6) = planner.synthetic;
-        self.rules.table.look(&[v4.into(), v6.into()])?;
+        note(self.kernel.set_synthetic(v4, v6));
+        note(self.kernel.take_back());
+        if let Some((Attaching { programs, users, .. }, now)) = self.attaching.get().zip(now) {
+            note(programs.set_excluded(users, &now.found.excluded));
+        }
+        let ports = self.sockets.ports(name::DNS);
+        match self.kernel.adopt_dns_ports(&ports) {
+            Ok(known) => ports.difference(&known).for_each(|port| note(self.kernel.offer_dns_port(*port))),
+            Err(error) => note(Err(error)),
+        }
+        note(self.rules.table.look(&[v4.into(), v6.into()]));
         for (id, (slot, _)) in &plan.carriers {
             let errno = lock(&self.down).contains(id).then_some(libc::EHOSTUNREACH);
-            self.kernel.set_group_state(*slot, errno)?;
+            note(self.kernel.set_group_state(*slot, errno));
         }
-        self.bring(&change, &plan)?;
-        Ok(())
+        note(self.bring(&change, &plan).map(drop));
+        errors
     }
 
     /// From now on this is the process that steers, and no other.
@@ -170,19 +217,19 @@ impl Steering {
 
     /// Leaves all that is captured to the process that follows, which steers with the same pins or not at all.
     pub fn leave(&self) {
-        let followed = self.attaching.get().is_none_or(|attaching| attaching.programs.is_followed());
+        let followed = self.attaching.get().map_or(Ok(true), |attaching| attaching.programs.is_followed());
         match followed {
-            true => self.kernel.leave(),
-            false => self.kernel.detach(),
+            Ok(true) => self.kernel.leave(),
+            Ok(false) => self.kernel.detach(),
+            Err(why) => {
+                tracing::error!("what is attached is left as it is: {why}");
+                self.kernel.leave();
+            }
         }
-    }
-
-    fn dns_ports(&self) -> HashSet<u16> {
-        let all = self.sockets.all().unwrap_or_default();
-        let dns = all.iter().filter(|(found, _)| found == name::DNS);
-        let bound =
-            dns.filter_map(|(_, socket)| socket2::SockRef::from(socket).local_addr().ok()?.as_socket());
-        bound.map(|address| address.port()).collect()
+        self.names.leave();
+        if let Some(pins) = self.attaching.get().and_then(|attaching| attaching.programs.pins()) {
+            pins.leave();
+        }
     }
 
     pub(super) fn registered(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {

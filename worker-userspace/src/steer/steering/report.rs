@@ -9,7 +9,8 @@ use crate::inspect::status::{
     LinkStatus, MapStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus,
 };
 use crate::steer::caller;
-use crate::steer::kernel::{self, Refused};
+use crate::steer::dns::Counts;
+use crate::steer::kernel::{self, Counter, Refused};
 use crate::steer::names::Synthetic;
 use crate::steer::rules::Rule;
 use crate::target::{Host, Name, Target};
@@ -19,7 +20,33 @@ const REMEMBERED: usize = 64;
 /// Names that `status` lists.
 const LISTED: usize = 1024;
 
+/// What steering counts, at one moment.
+#[derive(Debug, Clone)]
+pub struct Counted {
+    /// The programs in the kernel.
+    pub programs: Vec<kernel::ProgramStatus>,
+    /// What they counted.
+    pub counters: Vec<(Counter, u64)>,
+    /// What the DNS server counted.
+    pub dns: Counts,
+    /// Rules that hold.
+    pub rules: usize,
+    /// Names that have addresses.
+    pub names: usize,
+}
+
 impl Steering {
+    /// What is counted, without names and texts. What the kernel does not tell is left out.
+    pub fn counted(&self) -> Counted {
+        Counted {
+            programs: self.kernel.programs().unwrap_or_default(),
+            counters: self.kernel.counters().unwrap_or_default(),
+            dns: self.dns.snapshot(),
+            rules: self.rules.plan().rules.len(),
+            names: self.names.count(),
+        }
+    }
+
     /// Logs a refusal, and remembers it.
     pub(super) fn note(&self, event: &Refused) {
         let name = self.names.name_of(event.target.ip()).map(|name| name.to_string());
@@ -94,6 +121,7 @@ impl Steering {
             programs: programs.into_iter().map(program).collect(),
             maps: self.maps(),
             problem: lock(&self.problem).clone(),
+            off: self.is_off(),
             rules: plan.rules.iter().map(rule).collect(),
             names: self.names.all().into_iter().take(LISTED).map(named).collect(),
             resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),

@@ -36,10 +36,13 @@ impl Table {
         Ok(table)
     }
 
-    /// Looks again at what the kernel has: another daemon has changed it.
+    /// Looks again at what the kernel has: another daemon has changed it. Where that can't be seen nothing counts as being
+    /// there, so that all is written again.
     pub(super) fn look(&self, apart: &[IpNet]) -> Result<(), KernelError> {
+        let mut has = self.has();
+        has.clear();
         let found = self.kernel.rules()?.into_iter().filter(|(net, _)| !apart.contains(net));
-        *self.has() = found.map(|(net, entry)| (net, Held::of(&entry))).collect();
+        *has = found.map(|(net, entry)| (net, Held::of(&entry))).collect();
         Ok(())
     }
 

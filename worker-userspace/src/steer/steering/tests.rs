@@ -311,6 +311,78 @@ async fn a_carrier_that_is_down_stays_so_over_changes_and_a_new_one_is_up() {
 }
 
 #[tokio::test]
+async fn nothing_changes_while_another_process_takes_over() {
+    let house = House::new(vec![carrier(1, &["10.0.0.1"])], "");
+    let (handed_on, off) = house.steering.pause().unwrap();
+    assert_eq!((handed_on.len(), off), (1, false));
+    assert!(matches!(house.steering.update(vec![]), Err(SteerError::Standing)));
+    assert!(!house.steering.set_carrier(1, false));
+    assert_eq!(house.connect("10.0.0.1:1"), Ok(Some("10.0.0.1".into())));
+    assert!(house.kernel.take_writes().is_empty());
+    assert_eq!(house.steering.status().problem, None, "it is no fault");
+    drop(handed_on);
+    assert!(house.steering.resume().is_empty());
+    assert!(house.steering.set_carrier(1, false));
+    assert_eq!(house.connect("10.0.0.1:1"), Err(libc::EHOSTUNREACH));
+    house.update(vec![]);
+    assert_eq!(house.connect("10.0.0.1:1"), Ok(None));
+}
+
+#[tokio::test]
+async fn after_a_take_over_that_failed_the_ports_for_resolvers_are_ours_again() {
+    let house = House::new(vec![], "");
+    let resolver = |last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+    let before = house.kernel.ask(resolver(1)).expect("a port");
+    let spare = worker_common::limits::RESOLVERS;
+    drop(house.steering.pause().unwrap());
+    // The other one had no socket of ours, and a port of its own.
+    house.kernel.adopt_dns_ports(&HashSet::new()).unwrap();
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    house.kernel.mark_listener(socket.as_fd()).unwrap();
+    house.kernel.offer_dns_port(socket.local_addr().unwrap().port()).unwrap();
+    assert!(house.steering.resume().is_empty());
+    let ours = house.steering.sockets.ports(name::DNS);
+    assert!(ours.contains(&before.port()) && ours.len() < spare);
+    let given: HashSet<u16> =
+        (1..).map_while(|last| Some(house.kernel.ask(resolver(last))?.port())).take(spare).collect();
+    assert_eq!(given, ours);
+}
+
+#[tokio::test]
+async fn after_a_take_over_that_failed_one_error_does_not_keep_the_rest_from_being_taken_back() {
+    let house = House::new(vec![carrier(1, &["10.0.0.1", "vc.example"]), carrier(2, &["10.0.0.2"])], "");
+    let name = house.resolve("vc.example").unwrap();
+    house.steering.set_carrier(2, false);
+    for at in 0..5 {
+        drop(house.steering.pause().unwrap());
+        // The other one had other prefixes, other rules, and other groups.
+        for (net, _) in house.kernel.rules() {
+            house.kernel.remove_rules(net).unwrap();
+        }
+        let other = ("240.65.0.0/16".parse().unwrap(), "2001:3::/48".parse().unwrap());
+        house.kernel.set_synthetic(other.0, other.1).unwrap();
+        house.kernel.set_group_state(0, Some(libc::ENETUNREACH)).unwrap();
+        house.kernel.set_group_state(1, None).unwrap();
+        house.kernel.fail_writes(at..at + 1);
+        let errors = house.steering.resume();
+        assert_eq!(errors.len(), 1, "write {at}: {errors:?}");
+        if at < 2 {
+            // What failed is the prefixes.
+            assert_eq!(house.connect("10.0.0.1:1"), Ok(Some("10.0.0.1".into())));
+            assert_eq!(house.connect("10.0.0.2:1"), Err(libc::EHOSTUNREACH));
+        }
+        house.kernel.fail_writes(0..0);
+        drop(house.steering.pause().unwrap());
+        assert!(house.steering.resume().is_empty());
+        assert_eq!(house.connect("10.0.0.1:1"), Ok(Some("10.0.0.1".into())));
+        assert_eq!(house.connect("10.0.0.2:1"), Err(libc::EHOSTUNREACH));
+        assert_eq!(house.connect(&format!("{name}:1")), Ok(Some("vc.example".into())));
+        assert_eq!(house.connect("240.64.0.9:1"), Err(libc::EHOSTUNREACH), "no name has it");
+        assert_eq!(house.connect("240.65.0.9:1"), Ok(None), "the other one's prefix");
+    }
+}
+
+#[tokio::test]
 async fn more_carriers_than_the_kernel_has_room_for_are_a_fault() {
     let house = House::new(vec![carrier(1, &["10.0.0.1"])], "");
     let many = |count: i64| -> Vec<Carrier> {

@@ -375,7 +375,9 @@ async fn events_of_the_first_schema_get_their_classes() {
     let options = SqliteConnectOptions::new().filename(directory.path().join(FILE));
     let mut connection = SqliteConnection::connect_with(&options).await.expect("a connection");
     raw_sql(STEPS[0]).execute(&mut connection).await.expect("the first schema");
-    let words = EventKind::ALL.iter().map(|kind| kind.word()).chain(["of-another-version"]);
+    // The first schema is older than this one.
+    let kinds = EventKind::ALL.iter().filter(|kind| **kind != EventKind::LogChanged);
+    let words = kinds.map(|kind| kind.word()).chain(["of-another-version"]);
     for word in words.clone() {
         let insert = "INSERT INTO events (time, kind, actor, subject, text) VALUES (1, ?, 'a', 's', 't')";
         sqlx::query(insert).bind(word).execute(&mut connection).await.expect("an event");

@@ -1,0 +1,71 @@
+//! What is copied from and to, as the copier needs it: nothing here waits, so that one task can do both directions, watch
+//! for a failure and say its last words.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+/// A connection. What would have to wait fails as `WouldBlock`, and then the socket tells when to try again.
+pub(super) trait Wire {
+    /// The socket below.
+    fn tcp(&self) -> &TcpStream;
+
+    /// True where a read gives something, or an end, without the socket.
+    fn holds(&self) -> bool;
+
+    /// Reads as much as the buffer has room for; nothing is the peer's end.
+    fn try_read(&self, into: &mut BytesMut) -> io::Result<usize>;
+
+    /// Writes the beginning of these.
+    fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Gives the socket what was written.
+    fn try_flush(&self) -> io::Result<()>;
+
+    /// Ends this direction, behind what was written.
+    fn try_end(&self) -> io::Result<()>;
+
+    /// As [`Wire::try_read`], past tokio.
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize>;
+
+    /// As [`Wire::try_write`], past tokio.
+    fn write_now(&self, from: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+/// TCP alone.
+impl Wire for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+
+    fn holds(&self) -> bool {
+        false
+    }
+
+    fn try_read(&self, into: &mut BytesMut) -> io::Result<usize> {
+        self.try_read_buf(into)
+    }
+
+    fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.try_write_vectored(from)
+    }
+
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn try_end(&self) -> io::Result<()> {
+        SockRef::from(self).shutdown(Shutdown::Write)
+    }
+
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        (&*SockRef::from(self)).read(into)
+    }
+
+    fn write_now(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&*SockRef::from(self)).write_vectored(from)
+    }
+}
