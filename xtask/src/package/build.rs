@@ -13,9 +13,9 @@ use super::CRATE;
 use crate::command::{cargo, output, run, say};
 use crate::{ebpf, prerequisites, root, target_directory};
 
-const CARGO_ZIGBUILD: &str = "0.20.1";
+const CARGO_ZIGBUILD: &str = "0.24.1";
 /// Zig, as PyPI has it.
-const ZIGLANG: &str = "0.13.0.post1";
+const ZIGLANG: &str = "0.13.0";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The oldest glibc that it runs with: that of RHEL 7 and CentOS 7, which is Rust's own floor, too.
 const FLOOR: (u32, u32) = (2, 17);
