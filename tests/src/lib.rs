@@ -27,6 +27,7 @@
 pub mod api;
 mod artifacts;
 pub mod ask;
+mod booted;
 pub mod bpf;
 mod bytes;
 mod capture;
@@ -56,6 +57,7 @@ pub mod traffic;
 mod tunnel;
 mod vsphere;
 
+pub use booted::Booted;
 pub use bytes::{Bytes, Hash};
 pub use cgroup::Cgroup;
 pub use clients::{Sdk, api_judge, go_no_proxy, musl_resolve, prepare};

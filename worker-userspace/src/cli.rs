@@ -6,6 +6,7 @@
 //! | `cli/client.rs` | one request over HTTP |
 //! | `cli/table.rs` | tables and details for people |
 //! | `cli/config.rs` | the configuration, without a daemon |
+//! | `cli/reconfigure.rs` | the service |
 //! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs`, `log.rs` | the commands |
 
 mod client;
@@ -17,6 +18,7 @@ pub(crate) mod lifetime;
 pub(crate) mod log;
 pub(crate) mod monitor;
 pub(crate) mod node;
+pub(crate) mod reconfigure;
 pub(crate) mod status;
 mod table;
 pub(crate) mod tail;
@@ -25,7 +27,7 @@ pub(crate) mod why;
 pub(crate) mod worker;
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -62,6 +64,20 @@ pub(crate) struct Whom {
     /// Take an `http://` URL: anybody on the way can read the token
     #[arg(long, requires = "url")]
     insecure_plaintext: bool,
+}
+
+impl Whom {
+    /// A daemon on this host.
+    fn at(socket: &Path) -> Whom {
+        Whom {
+            socket: socket.to_owned(),
+            url: None,
+            token_file: None,
+            token: None,
+            ca_file: None,
+            insecure_plaintext: false,
+        }
+    }
 }
 
 /// How a command prints.

@@ -66,7 +66,7 @@ pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
 pub use url::ApiUrl;
 pub(crate) use values::{group_name, is_number, pattern};
 
-pub use schema::PINS;
+pub use schema::{PINS, credentials};
 
 use document::Origins;
 use reader::{Place, Reader};
@@ -154,6 +154,18 @@ pub fn find(places: &[PathBuf], environment: &Environment) -> Option<PathBuf> {
     .cloned()
 }
 
+/// Reads the configuration as a daemon does, in this process's environment: the one that is named, else the one that is
+/// found. The first is what it was read from.
+///
+/// # Errors
+/// As [`Config::read`].
+pub fn read(named: Option<&Path>) -> Result<(String, Loaded), Faults> {
+    let environment = Environment::of_process();
+    let file = named.map(Path::to_owned).or_else(|| find(&PLACES.map(PathBuf::from), &environment));
+    let name = file.as_ref().map_or("environment".to_owned(), |file| file.display().to_string());
+    Config::read(file.as_deref(), &environment).map(|loaded| (name, loaded))
+}
+
 impl Config {
     /// Reads a file of at most 1 MiB, every file that it names, and the environment above it. A file whose name ends in
     /// `.rb` is the older product's. Without a file, the environment says all.
@@ -168,6 +180,21 @@ impl Config {
         let name = path.display().to_string();
         let (text, mode) = text_of(path)?;
         Source { name: &name, text: &text, language: Language::of(path) }.read(environment, Some(mode))
+    }
+
+    /// The files that are read when the daemon starts, and not again.
+    pub fn read_once(&self) -> Vec<&Path> {
+        let key = self.worker.iter().filter_map(|worker| match &worker.key {
+            KeySource::File(path) => Some(path),
+            KeySource::Inline(_) => None,
+        });
+        let upstream = self.worker.iter().filter_map(|worker| worker.upstream.as_ref()?.login.as_ref());
+        let upstream = upstream.filter_map(|login| match &login.password {
+            PasswordSource::File(path) => Some(path),
+            PasswordSource::Inline(_) => None,
+        });
+        let entry = self.proxy.iter().filter_map(|proxy| Some(&proxy.login.as_ref()?.password_file));
+        key.chain(upstream).chain(entry).map(PathBuf::as_path).collect()
     }
 
     /// Reads a file and every file that it names, in no environment.

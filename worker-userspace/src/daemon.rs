@@ -9,6 +9,7 @@ mod channel;
 mod listening;
 mod log;
 mod metrics;
+mod news;
 mod node;
 mod orders;
 mod proxy;
@@ -64,6 +65,7 @@ use readiness::Believed;
 use reload::Standing;
 use roles::{Roles, reports};
 
+pub use news::{Beginning, News};
 pub use reload::Invocation;
 pub use successor::{Inheritance, Predecessor};
 
@@ -308,7 +310,7 @@ impl Daemon {
         };
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
-        let orders_of = orders::routes(roles.steering.clone(), sender);
+        let orders_of = orders::routes(roles.steering.clone(), sender, &invocation);
         let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
         let socket = layers::around(socket.merge(monitor)).merge(orders_of);
         let socket = socket.merge(log::routes(&roles, &drain)).merge(metrics::routes(&roles));

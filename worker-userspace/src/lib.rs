@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`] |
-//! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`] |
+//! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`], [`service`] |
 //! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`sockets`], [`notify`], [`connect`], [`upstream`], [`web`], [`target`], [`refusal`] |
 
 pub mod accept;
@@ -24,6 +24,7 @@ pub mod inspect;
 pub mod notify;
 pub mod refusal;
 pub mod route;
+pub mod service;
 pub mod sockets;
 pub mod splice;
 pub mod steer;

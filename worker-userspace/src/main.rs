@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use dworker::config::Key;
-use dworker::daemon::{Daemon, Inheritance, Invocation, Predecessor};
+use dworker::daemon::{Beginning, Daemon, Inheritance, Invocation, Predecessor};
 use dworker::telemetry;
 
 /// An eBPF-accelerated transparent proxy: SDKs that know no proxy reach what only a remote site can reach.
@@ -33,6 +33,9 @@ enum Command {
     /// Have a new process take over, with the configuration and the program that are there now; nothing is cut
     #[command(after_help = cli::EXIT_CODES)]
     Reload(cli::lifetime::Reload),
+    /// Check the configuration, put in order what the service needs, and start, reload or restart it where that is due
+    #[command(after_help = cli::EXIT_CODES)]
+    Reconfigure(cli::reconfigure::Reconfigure),
     /// Whether connections are captured
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Steer(cli::lifetime::SteerCommand),
@@ -130,6 +133,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             };
             telemetry::start(&loaded.config.log, loaded.config.log_format)?;
             tracing::info!("configuration: {file}");
+            let invocation = invocation.beginning(Beginning::of(config.config.clone(), &loaded));
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
@@ -147,6 +151,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(command) => return Ok(cli::run(async { command.run() })),
         Command::Reload(command) => return Ok(cli::run(command.run())),
+        Command::Reconfigure(command) => return Ok(cli::run(command.run())),
         Command::Steer(command) => return Ok(cli::run(command.run())),
         Command::Status(command) => return Ok(cli::run(command.run())),
         Command::Why(command) => return Ok(cli::run_to_code(command.run())),

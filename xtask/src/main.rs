@@ -7,6 +7,7 @@ mod ebpf;
 mod fuzz;
 mod lint;
 mod man;
+mod package;
 mod prerequisites;
 mod screenshots;
 mod test;
@@ -44,6 +45,8 @@ enum Command {
     Screenshots(screenshots::Screenshots),
     /// Write man pages and shell completions, into `target/man` and `target/completions`.
     Man,
+    /// Make the packages: a deb, an rpm, their checksums and what they are made of, in `target/package`.
+    Package(package::Package),
     /// Run the fuzz targets.
     Fuzz(fuzz::Fuzz),
 }
@@ -68,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(options) => bench::bench(&options),
         Command::Screenshots(options) => screenshots::screenshots(&options),
         Command::Man => man::man(),
+        Command::Package(options) => package::package(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
     }
 }

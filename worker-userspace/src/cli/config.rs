@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use dworker::config::{self, Config, Environment, Faults, Loaded, PLACES};
+use dworker::config::{self, Faults, Loaded};
 
 use super::{Done, Failure, Format};
 
@@ -16,16 +16,13 @@ pub(crate) struct Given {
     /// The configuration; `.rb` is that of the older product. Without it /etc/dworker/dworker.toml, else
     /// /etc/morpheus/morpheus-worker.rb, else the environment alone
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
 }
 
 impl Given {
     /// Reads it, in this process's environment; the first is what it was read from.
     pub(crate) fn load(&self) -> Result<(String, Loaded), Faults> {
-        let environment = Environment::of_process();
-        let file = self.config.clone().or_else(|| config::find(&PLACES.map(PathBuf::from), &environment));
-        let name = file.as_ref().map_or("environment".to_owned(), |file| file.display().to_string());
-        Config::read(file.as_deref(), &environment).map(|loaded| (name, loaded))
+        config::read(self.config.as_deref())
     }
 }
 

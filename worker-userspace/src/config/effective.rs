@@ -50,6 +50,18 @@ impl Effective {
         &self.settings
     }
 
+    /// Paths of the keys for which another document says something else. Secrets are equal here.
+    pub fn differing(&self, other: &Effective) -> Vec<String> {
+        let value = |effective: &Effective, key: &str| {
+            let found = effective.settings.iter().find(|setting| setting.key == key);
+            found.map(|setting| setting.value.clone())
+        };
+        let mut keys: Vec<&String> = self.settings.iter().chain(&other.settings).map(|s| &s.key).collect();
+        keys.sort();
+        keys.dedup();
+        keys.into_iter().filter(|key| value(self, key) != value(other, key)).cloned().collect()
+    }
+
     fn section(&mut self, section: &'static Section, path: &str, table: &DeTable<'_>, origins: &Origins<'_>) {
         let mut header = Some(section.header).filter(|header| !header.is_empty());
         let mut below = Vec::new();

@@ -14,8 +14,8 @@ use crate::target::Name;
 
 /// What all variables of ours begin with.
 const PREFIX: &str = "DWORKER_";
-/// Those that the command line itself reads.
-const OTHERS: [&str; 1] = ["DWORKER_TOKEN"];
+/// Those that the command line itself reads, or that the service is known by.
+const OTHERS: [&str; 2] = ["DWORKER_TOKEN", "DWORKER_UNIT"];
 /// Those of the older product's container, and what they set.
 const OLDER: [(&str, &str); 3] =
     [("MORPHEUS_KEY", "apikey"), ("MORPHEUS_URL", "appliance_url"), ("MORPHEUS_WORKER_KEY", "worker_key")];

@@ -384,6 +384,11 @@ pub(super) const WORKER: [&str; 3] = ["appliance_url", "worker_key", "worker_key
 /// All sections, in the order of the commented file.
 pub(super) static SECTIONS: [&Section; 7] = [&TOP, &EGRESS, &APPLIANCE, &GROUP, &STEER, &PROXY, &METRICS];
 
+/// The names of the systemd credentials that are taken.
+pub fn credentials() -> impl Iterator<Item = &'static str> {
+    SECTIONS.into_iter().flat_map(|section| section.keys).filter_map(|key| key.credential)
+}
+
 impl Section {
     /// The key of this name.
     pub(super) fn key(&self, name: &str) -> Option<&'static Key> {

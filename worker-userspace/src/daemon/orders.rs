@@ -5,11 +5,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinError;
 
+use super::news::News;
+use super::reload::Invocation;
 use crate::inspect::api::{RELOAD, STEER_OFF, STEER_ON};
 use crate::steer::steering::{SteerError, Steering};
 use crate::web::extract::Json;
@@ -22,14 +24,20 @@ pub(super) type Order = oneshot::Sender<Result<u32, String>>;
 struct Shared {
     steering: Option<Arc<Steering>>,
     orders: mpsc::Sender<Order>,
+    invocation: Invocation,
 }
 
-pub(super) fn routes(steering: Option<Arc<Steering>>, orders: mpsc::Sender<Order>) -> Router {
+pub(super) fn routes(
+    steering: Option<Arc<Steering>>,
+    orders: mpsc::Sender<Order>,
+    invocation: &Invocation,
+) -> Router {
     Router::new()
         .route(RELOAD, post(reload))
+        .route(RELOAD, get(news))
         .route(STEER_ON, post(async |State(shared): State<Shared>| shared.switch(true).await))
         .route(STEER_OFF, post(async |State(shared): State<Shared>| shared.switch(false).await))
-        .with_state(Shared { steering, orders })
+        .with_state(Shared { steering, orders, invocation: invocation.clone() })
 }
 
 async fn reload(State(shared): State<Shared>) -> Response {
@@ -41,6 +49,19 @@ async fn reload(State(shared): State<Shared>) -> Response {
         Ok(Ok(pid)) => Json(json!({ "pid": pid })).into_response(),
         Ok(Err(why)) => problem(Kind::Conflict, &why),
         Err(_) => problem(Kind::Unavailable, "it stops"),
+    }
+}
+
+/// What a reload would bring.
+async fn news(State(shared): State<Shared>) -> Response {
+    let Some(beginning) = shared.invocation.beginning else {
+        return problem(Kind::Unavailable, "it does not know what it was started with");
+    };
+    // Files are read.
+    let asked = tokio::task::spawn_blocking(move || beginning.news(&shared.invocation.program));
+    match asked.await {
+        Ok(news) => Json::<News>(news).into_response(),
+        Err(panicked) => problem(Kind::Internal, &panicked.to_string()),
     }
 }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::channel::{Channel, Message, VARIABLE};
+use super::news::Beginning;
 use crate::notify;
 use crate::sockets::Named;
 
@@ -46,6 +47,8 @@ pub struct Invocation {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// What it has read.
+    pub beginning: Option<Arc<Beginning>>,
 }
 
 impl Invocation {
@@ -55,7 +58,12 @@ impl Invocation {
     /// The system does not say.
     pub fn of_this_process() -> io::Result<Invocation> {
         let arguments = std::env::args_os().skip(1).collect();
-        Ok(Invocation { program: std::env::current_exe()?, arguments })
+        Ok(Invocation { program: std::env::current_exe()?, arguments, beginning: None })
+    }
+
+    /// Of a process that has begun with this.
+    pub fn beginning(self, beginning: Beginning) -> Invocation {
+        Invocation { beginning: Some(Arc::new(beginning)), ..self }
     }
 
     /// Starts a process that is nobody's child but the service manager's, who could not supervise it otherwise.

@@ -6,6 +6,7 @@
 //! before those that make one; nobody is unsteered while one daemon follows another.
 
 mod maps;
+mod used;
 
 use std::fmt;
 use std::fs::File;
@@ -346,7 +347,8 @@ impl Programs {
         let mut all = Vec::with_capacity(HOOKS.len());
         for hook in &HOOKS {
             // A hook that this kernel lacks is not loaded.
-            let Some(program) = attached.ebpf.program(hook.name).filter(|program| program.fd().is_ok())
+            let Some((program, Ok(descriptor))) =
+                attached.ebpf.program(hook.name).map(|program| (program, program.fd()))
             else {
                 continue;
             };
@@ -357,7 +359,7 @@ impl Programs {
                 id: info.id(),
                 kind: if hook.name == "dw_sock_ops" { "sock_ops" } else { "cgroup_sock_addr" },
                 tag: info.tag(),
-                map_ids: info.map_ids().map_err(io::Error::other)?.unwrap_or_default(),
+                map_ids: used::map_ids(descriptor)?,
                 attach_type: hook.attach_type,
                 run_time: info.run_time(),
                 run_count: info.run_count(),

@@ -1,0 +1,336 @@
+//! The service on this host: what there is of it, what its configuration wants, and the steps from one to the other. It is
+//! what `dworker reconfigure` does.
+//!
+//! What must hold: the plan is made of what was found, and of nothing else, so that what is shown beforehand is what is
+//! done; when all is as it should be there is no step; only what would otherwise not come into force is restarted, and
+//! what a reload does is never left to a restart; files that an administrator wrote are never written.
+//!
+//! | file | about |
+//! |---|---|
+//! | `service.rs` | what is wanted, what is found, the plan |
+//! | `service/settings.rs` | the unit, and what the configuration adds to it |
+//! | `service/show.rs` | steps for people |
+//! | `service/host.rs` | finds, and carries out |
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::{Config, Loaded, Origin};
+
+mod host;
+mod settings;
+mod show;
+
+pub use host::{Host, HostError};
+pub use settings::VARIABLE;
+
+/// The service's name.
+pub const NAME: &str = "dworker.service";
+/// Where packages put its unit.
+const PACKAGED: [&str; 2] =
+    ["/usr/lib/systemd/system/dworker.service", "/lib/systemd/system/dworker.service"];
+/// Where it is written where no package has brought it.
+const UNIT: &str = "/etc/systemd/system/dworker.service";
+/// What the configuration adds to it.
+const DROP_IN: &str = "/etc/systemd/system/dworker.service.d/10-reconfigure.conf";
+/// Each file here is a credential of its name.
+pub const CREDENTIALS: &str = "/etc/dworker/credentials";
+/// Where the unit keeps state and sockets.
+const OWN: [&str; 2] = ["/var/lib/dworker", "/run/dworker"];
+
+/// What a configuration wants of the service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// The program.
+    pub program: PathBuf,
+    /// The configuration, where it is named to the daemon.
+    named: Option<PathBuf>,
+    /// Where it was read, where that is a file with a secret in it.
+    secret_in: Option<PathBuf>,
+    state_dir: PathBuf,
+    control_socket: PathBuf,
+    drain: Duration,
+    steers: bool,
+    /// Those of what it captures that systemd makes where somebody wants them.
+    slices: Vec<String>,
+    listen: Vec<SocketAddr>,
+    /// All files and directories that it names.
+    paths: Vec<PathBuf>,
+}
+
+impl Wanted {
+    /// Of what was read of `file`, which is named to the daemon where it would not be found by itself.
+    pub fn of(loaded: &Loaded, program: &Path, file: Option<&Path>, named: bool) -> Wanted {
+        let Config { state_dir, control_socket, drain, steer, appliance, proxy, metrics, .. } =
+            &loaded.config;
+        let settings = loaded.effective.settings();
+        let texts = settings.iter().filter_map(|setting| Some((setting, setting.value.as_ref()?.as_str()?)));
+        let is_file = |origin: &Option<Origin>| matches!(origin, Some(Origin::File { .. }));
+        // Secrets are shown as such.
+        let mut secrets =
+            texts.clone().filter(|(setting, text)| text.contains("***") && is_file(&setting.origin));
+        let mut listen: Vec<SocketAddr> = metrics.listen.clone();
+        listen.extend(appliance.iter().flat_map(|section| &section.listen));
+        if let Some(proxy) = proxy {
+            listen.extend(proxy.http.iter().chain(&proxy.socks));
+        }
+        Wanted {
+            program: program.to_owned(),
+            named: file.filter(|_| named).map(Path::to_owned),
+            secret_in: file.filter(|_| secrets.next().is_some()).map(Path::to_owned),
+            state_dir: state_dir.clone(),
+            control_socket: control_socket.clone(),
+            drain: *drain,
+            steers: steer.is_some(),
+            slices: steer
+                .iter()
+                .flat_map(|steer| &steer.cgroups)
+                .filter_map(|cgroup| slice(cgroup))
+                .collect(),
+            listen,
+            paths: texts.filter(|(_, text)| text.starts_with('/')).map(|(_, text)| text.into()).collect(),
+        }
+    }
+
+    /// Directories that the daemon writes to and that the unit does not make, with their modes.
+    fn directories(&self) -> Vec<(PathBuf, u32)> {
+        let socket = self.control_socket.parent().unwrap_or(Path::new("/")).to_owned();
+        let all = [(self.state_dir.clone(), 0o700), (socket, 0o755)];
+        all.into_iter().filter(|(path, _)| !OWN.iter().any(|own| path.starts_with(own))).collect()
+    }
+
+    /// Files and directories of which [`Found::modes`] must tell.
+    fn looked_at(&self) -> Vec<PathBuf> {
+        let directories = self.directories().into_iter().map(|(path, _)| path);
+        directories.chain(self.secret_in.clone()).chain([CREDENTIALS.into()]).collect()
+    }
+}
+
+/// The slice that a cgroup is.
+fn slice(cgroup: &Path) -> Option<String> {
+    let name = cgroup.file_name()?.to_str()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:\\".contains(c);
+    name.strip_suffix(".slice").filter(|stem| !stem.is_empty() && stem.chars().all(plain))?;
+    Some(name.to_owned())
+}
+
+/// What there is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Found {
+    /// The unit that a package has brought.
+    pub packaged: Option<String>,
+    /// The unit that comes before that one.
+    pub unit: Option<String>,
+    /// What was written for an earlier configuration.
+    pub drop_in: Option<String>,
+    /// What administrators add to the unit.
+    pub others: Vec<String>,
+    /// Files of [`CREDENTIALS`], and what tells a file from the one that was there before.
+    pub credentials: BTreeMap<String, String>,
+    /// The modes of those files and directories that are there.
+    pub modes: BTreeMap<PathBuf, u32>,
+    /// It is started at boot.
+    pub enabled: bool,
+    /// The service, where systemd runs here.
+    pub service: Option<Service>,
+}
+
+/// What systemd knows of the service, and the daemon of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// It runs.
+    pub active: bool,
+    /// systemd has not read its files since they changed.
+    pub stale: bool,
+    /// The unit's settings that it was started under, as [`VARIABLE`] names them.
+    pub settings: Option<String>,
+    /// Variables that its unit sets.
+    pub environment: Vec<(String, String)>,
+    /// What a reload would bring, as the daemon itself knows it; or why it can't be asked.
+    pub news: Result<Vec<String>, String>,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make a directory.
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// Who may enter.
+        mode: u32,
+        /// What for.
+        why: String,
+    },
+    /// Change who may read.
+    Mode {
+        /// A file or directory.
+        path: PathBuf,
+        /// As it is.
+        from: u32,
+        /// As it becomes.
+        to: u32,
+        /// What for.
+        why: String,
+    },
+    /// Write a file.
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        before: Option<String>,
+        /// What will be.
+        after: String,
+        /// What for.
+        why: String,
+    },
+    /// Have systemd do something.
+    Manage {
+        /// What.
+        action: Action,
+        /// What for.
+        why: String,
+    },
+}
+
+/// What systemd does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Read the units again.
+    ReadUnits,
+    /// Start the service at boot.
+    Enable,
+    /// Start it now.
+    Start,
+    /// Have a new process take over; nothing is cut.
+    Reload,
+    /// Stop it and start it again.
+    Restart,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// What an administrator should know all the same.
+    pub notes: Vec<String>,
+}
+
+/// Carries out one step after the other.
+pub trait Executor {
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// It can't be done. What was done before it stays.
+    fn carry_out(&mut self, step: &Step) -> Result<(), HostError>;
+}
+
+/// Which steps lead from what is found to what is wanted.
+pub fn plan(wanted: &Wanted, found: &Found) -> Plan {
+    let mut plan = Plan::default();
+    let known: Vec<&str> = crate::config::credentials().collect();
+    let (credentials, strange): (Vec<&str>, Vec<&str>) =
+        found.credentials.keys().map(String::as_str).partition(|name| known.contains(name));
+    if !strange.is_empty() {
+        plan.notes.push(format!(
+            "{CREDENTIALS}: nothing takes {}: the names are {}",
+            strange.join(", "),
+            known.join(", ")
+        ));
+    }
+    plan.directories(wanted, found);
+    let unit = plan.unit(wanted, found);
+    let settings = settings::of(wanted, &credentials);
+    let stamp = settings::stamp(&unit, &settings, found);
+    let drop_in = settings::drop_in(&settings, &stamp);
+    if found.drop_in.as_ref() != Some(&drop_in) {
+        plan.steps.push(Step::Write {
+            path: DROP_IN.into(),
+            before: found.drop_in.clone(),
+            after: drop_in,
+            why: "what the configuration adds to the unit".into(),
+        });
+    }
+    plan.service(found, &stamp);
+    plan
+}
+
+impl Plan {
+    fn directories(&mut self, wanted: &Wanted, found: &Found) {
+        for (path, mode) in wanted.directories() {
+            if !found.modes.contains_key(&path) {
+                self.steps.push(Step::Directory { path, mode, why: "the configuration names it".into() });
+            }
+        }
+        let mut private = |path: &Path, to: u32, why: &str| match found.modes.get(path) {
+            Some(from) if from & 0o077 != 0 => {
+                self.steps.push(Step::Mode { path: path.to_owned(), from: *from, to, why: why.into() });
+            }
+            _ => {}
+        };
+        private(Path::new(CREDENTIALS), 0o700, "secrets are in it");
+        if let Some(file) = &wanted.secret_in {
+            private(file, 0o600, "a secret is in it");
+        }
+    }
+
+    /// The unit that will count.
+    fn unit(&mut self, wanted: &Wanted, found: &Found) -> String {
+        let own = settings::unit(&wanted.program);
+        let written = found.unit.as_ref().filter(|unit| settings::is_ours(unit));
+        match (&found.packaged, &found.unit) {
+            // An administrator's own, whatever there is beside it.
+            (_, Some(unit)) if written.is_none() => {
+                self.notes.push(format!("{UNIT} is not of `dworker reconfigure`, and is left as it is"));
+                unit.clone()
+            }
+            (Some(packaged), None) => packaged.clone(),
+            (Some(_), Some(unit)) => {
+                self.notes.push(format!("{UNIT} hides the package's unit: remove it"));
+                unit.clone()
+            }
+            (None, before) => {
+                if before.as_ref() != Some(&own) {
+                    self.steps.push(Step::Write {
+                        path: UNIT.into(),
+                        before: before.clone(),
+                        after: own.clone(),
+                        why: "no package has brought a unit".into(),
+                    });
+                }
+                own
+            }
+        }
+    }
+
+    fn service(&mut self, found: &Found, stamp: &str) {
+        let written = self.steps.iter().any(|step| matches!(step, Step::Write { .. }));
+        let mut manage = |action, why: String| self.steps.push(Step::Manage { action, why });
+        if let Some(service) = &found.service
+            && (written || service.stale)
+        {
+            manage(Action::ReadUnits, "its files have changed".into());
+        }
+        if !found.enabled {
+            manage(Action::Enable, "it is not started at boot".into());
+        }
+        match &found.service {
+            None => self.notes.push("systemd does not run here: nothing is started or reloaded".into()),
+            Some(Service { active: false, .. }) => manage(Action::Start, "it does not run".into()),
+            Some(service) if service.settings.as_deref() != Some(stamp) => {
+                manage(Action::Restart, "its unit has changed since it was started".into());
+            }
+            Some(Service { news: Err(why), .. }) => manage(Action::Restart, why.clone()),
+            Some(Service { news: Ok(news), .. }) if !news.is_empty() => {
+                manage(Action::Reload, news.join("; "))
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
