@@ -257,7 +257,7 @@ impl Shared {
             aside.push(fcntl(socket.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(ASIDE))?);
         }
         let names: Vec<&str> = state.store.iter().map(|(name, _)| name.as_str()).collect();
-        let run = self.run.clone().env("NOTIFY_SOCKET", &self.notify);
+        let run = self.run.clone().env("NOTIFY_SOCKET", &self.notify).env("WATCHDOG_USEC", "30000000");
         let run = run.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         let mut command = run.prepare()?;
         command.stdin(Stdio::null());

@@ -439,8 +439,14 @@ impl Daemon {
         }
         notify::ready();
         if let Some(every) = notify::watchdog() {
-            let roles = self.roles.clone();
-            self.drain.spawn("watchdog", async move { keep_alive(every, &roles).await });
+            let (roles, drain) = (self.roles.clone(), self.drain.clone());
+            // What is only left to end is nobody's to watch.
+            self.drain.spawn("watchdog", async move {
+                tokio::select! {
+                    () = keep_alive(every, &roles) => {}
+                    () = drain.stopping() => {}
+                }
+            });
         }
         Ok(())
     }

@@ -78,7 +78,8 @@ async fn change(
         shared.drain.spawn("the log's filter", async move {
             tokio::select! {
                 () = sleep(lasts) => {}
-                () = drain.stopping() => return,
+                // Who only lets connections end would go on with it for hours.
+                () = drain.stopping() => {}
             }
             if let Some(filter) = telemetry::put_filter_back(number) {
                 tracing::warn!("the log's filter is {filter:?} again");
