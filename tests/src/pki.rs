@@ -37,7 +37,7 @@ pub enum Validity {
     Expired,
     /// It begins in 4000.
     NotYet,
-    /// It ends in ten days.
+    /// It ends in ten days and a half.
     Ending,
 }
 
@@ -74,7 +74,8 @@ impl Pki {
             Validity::Expired => params.not_after = date_time_ymd(2001, 1, 1),
             Validity::Ending => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock")?;
-                params.not_after = date_time_ymd(1970, 1, 1) + now + Duration::from_secs(10 * 24 * 3600);
+                params.not_after =
+                    date_time_ymd(1970, 1, 1) + now + Duration::from_secs((10 * 24 + 12) * 3600);
             }
             Validity::NotYet => params.not_before = date_time_ymd(4000, 1, 1),
         }

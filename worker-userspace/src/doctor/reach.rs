@@ -133,11 +133,11 @@ pub(super) fn expiry(facts: &Facts) -> Vec<Finding> {
                 ..0 => {
                     Finding::error("certificate-expired", format!("{which} has expired at {until}"), remedy)
                 }
-                days => Finding::warning(
-                    "certificate-expires",
-                    format!("{which} expires in {days} days, at {until}"),
-                    remedy,
-                ),
+                days => {
+                    let days = if days == 1 { "1 day".to_owned() } else { format!("{days} days") };
+                    let found = format!("{which} expires in {days}, at {until}");
+                    Finding::warning("certificate-expires", found, remedy)
+                }
             }
         })
         .collect();

@@ -31,7 +31,8 @@ pub(super) fn nodes(facts: &Facts) -> Vec<Finding> {
         }
     }
     if findings.is_empty() && !appliance.groups.is_empty() {
-        findings.push(Finding::ok("workers", format!("all {} are connected", appliance.groups.len())));
+        let n = appliance.groups.len();
+        findings.push(Finding::ok("workers", format!("{n} of {n} are connected")));
     }
     findings
 }
