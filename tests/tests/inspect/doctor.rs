@@ -180,8 +180,7 @@ fn left(lab: &Lab, appliance: &Daemon) -> Result<Value> {
     }))
 }
 
-fn link(appliance: &Daemon, program: &str) -> Result<String> {
-    let status = appliance.status()?;
+fn link(status: &Value, program: &str) -> Result<String> {
     let programs = status["steer"]["programs"].as_array().context("no programs")?;
     let found = programs.iter().find(|found| found["name"] == program).context("no such program")?;
     Ok(found["links"][0]["id"].to_string())
@@ -273,12 +272,49 @@ fn each_fault_is_found_alone_and_nothing_where_all_is_well() -> Result<()> {
     })
 }
 
+#[test]
+fn what_is_excluded_is_not_missed_and_a_reload_mends_what_was_detached() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.appliance();
+    let _echo = lab.vcenter().serve(Serve::Echo, net::ECHO, PORT)?;
+    let group = Group::new("site-a", HOSTS)?;
+    let config = Config::new()
+        .appliance(&lab.appliance_identity()?, &[&group])
+        .steer(&[host.cgroup()])
+        .set("steer.families", json!(["ipv6"]))
+        .set("steer.exclude_users", json!(["root"]));
+    let service = host.service("appliance", config)?;
+    let _worker =
+        lab.site().daemon("worker", Config::new().worker(&group, lab.pki().ca_file(), ["*.corp.example"]))?;
+    lab.explain(|| {
+        service.wait_for_status("the worker", |status| status["appliance"]["groups"][0]["up"] == true)?;
+        let patient = Patient { host, config: host.directory().join("appliance.toml") };
+        patient.finds_nothing()?;
+        for program in ["dw_sock_ops", "dw_connect6"] {
+            let id = link(&service.status()?, program)?;
+            Command::new("bpftool").args(["link", "detach", "id", &id]).check()?;
+            patient.finds("a link is detached", "hook-detached", "error", &[program])?;
+            service.reload(host)?.check()?;
+            service.wait_for_status("the worker", |status| status["appliance"]["groups"][0]["up"] == true)?;
+            patient.finds_nothing()?;
+        }
+        // Two that look at once.
+        let both = [patient.command(&patient.config)?.spawn()?, patient.command(&patient.config)?.spawn()?];
+        for mut doctor in both {
+            assert!(doctor.wait(SOON)?.code().is_some_and(|code| code < 2), "{}", doctor.stdout());
+        }
+        let children = fs::read_dir(host.cgroup().path())?.flatten().filter(|entry| entry.path().is_dir());
+        assert_eq!(children.count(), 0, "no cgroup is left");
+        Ok(())
+    })
+}
+
 fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> {
     let lab = house.lab;
     let host = lab.appliance();
     // Steering.
     for (program, hook) in [("dw_recvmsg4", "cgroup_udp4_recvmsg"), ("dw_connect4", "cgroup_inet4_connect")] {
-        let id = link(&house.appliance, program)?;
+        let id = link(&house.appliance.status()?, program)?;
         Command::new("bpftool").args(["link", "detach", "id", &id]).check()?;
         patient.finds("a link is detached", "hook-detached", "error", &[program, hook])?;
         steer(host, "off")?;

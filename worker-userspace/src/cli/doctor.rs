@@ -16,7 +16,6 @@ use dworker::inspect::finding::Diagnosis;
 use dworker::inspect::probe::Tried;
 use dworker::inspect::status::{NodeRole, Status};
 use http::Method;
-use jiff::Timestamp;
 use tokio::signal::ctrl_c;
 
 use super::client::{Client, one};
@@ -68,7 +67,7 @@ impl Doctor {
     }
 
     async fn look(&self) -> Result<Diagnosis, Failure> {
-        let mut facts = Facts { now: Timestamp::now(), ..Facts::default() };
+        let mut facts = Facts::default();
         let config = match self.given.load() {
             Ok((source, loaded)) => {
                 facts.source = source;
@@ -103,7 +102,7 @@ impl Doctor {
             if status.appliance.is_some() {
                 facts.offline = daemon.offline().await;
             }
-            facts.tried = Some(daemon.tried().await);
+            facts.tried = Some(tried(&socket).await);
         }
         facts.daemon = Some(match status {
             Ok(status) => Ok(Box::new(status)),
@@ -148,7 +147,7 @@ impl Daemon {
             insecure_plaintext: false,
         };
         match Client::new(&whom).await {
-            Ok(client) => Ok(Daemon(client.patient(TRYING))),
+            Ok(client) => Ok(Daemon(client)),
             Err(failure) => Err(failure.to_string()),
         }
     }
@@ -166,10 +165,12 @@ impl Daemon {
             .map(|node| (node.worker, node.host_name))
             .collect()
     }
+}
 
-    async fn tried(&mut self) -> Result<Tried, String> {
-        self.0.ask(Method::POST, PROBE, None).await.map_err(|failure| failure.to_string())
-    }
+/// Has the daemon try its proxy hosts, which takes longer than what it is asked in passing.
+async fn tried(socket: &Path) -> Result<Tried, String> {
+    let Daemon(client) = Daemon::reach(socket).await?;
+    client.patient(TRYING).ask(Method::POST, PROBE, None).await.map_err(|failure| failure.to_string())
 }
 
 /// Is the canary: does the errand, and prints what it saw.

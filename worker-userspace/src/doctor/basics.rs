@@ -43,6 +43,11 @@ pub(super) fn daemon(facts: &Facts) -> Vec<Finding> {
             let answers = format!("pid {} answers, with the roles {roles}", status.pid);
             [Finding::ok("daemon", answers)].into_iter().chain(elsewhere).collect()
         }
+        Some(Err((socket, why))) if why.contains("(os error 13)") => {
+            let found = format!("{why}: what only the daemon knows was left out");
+            let remedy = format!("sudo dworker doctor; only its owner may ask at {}", socket.display());
+            vec![Finding::error("daemon", found, remedy)]
+        }
         Some(Err((socket, why))) => vec![Finding::error(
             "daemon",
             format!(
@@ -106,7 +111,7 @@ pub(super) fn state(facts: &Facts) -> Vec<Finding> {
         format!("df {path}; events_max and events_age in [appliance] bound what dworker keeps there");
     vec![match free {
         ..HARDLY_ANY => Finding::error("disk-space", found, remedy),
-        ..FEW => Finding::warning("disk-space", found, remedy),
+        HARDLY_ANY..FEW => Finding::warning("disk-space", found, remedy),
         _ => Finding::ok("state-dir", found),
     }]
 }

@@ -13,15 +13,16 @@ use crate::inspect::probe::Tried;
 use crate::inspect::status::{CertificateStatus, Status};
 use crate::tunnel::tls;
 
+/// A configuration with its warnings; or what is wrong with it. A line each.
+pub type Judged = Result<(Config, Vec<String>), Vec<String>>;
+
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Facts {
-    /// What this host's clock said.
-    pub now: Timestamp,
     /// Where the configuration was read from.
     pub source: String,
-    /// The configuration with its warnings; or what is wrong with it, a line each.
-    pub config: Option<Result<(Config, Vec<String>), Vec<String>>>,
+    /// The configuration.
+    pub config: Option<Judged>,
     /// What the daemon says; or the socket that was asked, and why nobody answers.
     pub daemon: Option<Result<Box<Status>, (PathBuf, String)>>,
     /// Machine and process.

@@ -104,7 +104,7 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
     let remedy = "timedatectl set-ntp true, on whichever is wrong";
     vec![match apart.abs() {
         ..APART => Finding::ok("clock", "it agrees with the appliance's"),
-        ..FAR_APART => Finding::warning("clock", found(), remedy),
+        APART..FAR_APART => Finding::warning("clock", found(), remedy),
         _ => Finding::error("clock", found(), remedy),
     }]
 }

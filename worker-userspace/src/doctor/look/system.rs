@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::geteuid;
 
 use crate::config::Config;
 use crate::doctor::facts::{Port, State, System};
@@ -75,6 +76,8 @@ fn state(path: &Path, is_used: bool) -> State {
         }
         // A start makes it.
         Err(error) if error.kind() == io::ErrorKind::NotFound && !is_used => return state,
+        // What is not for this user may be for the daemon's.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !geteuid().is_root() => {}
         Err(error) => state.unwritable = Some(error.to_string()),
     }
     state.space = statvfs(path).ok().map(|found| {
