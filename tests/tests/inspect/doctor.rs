@@ -100,7 +100,7 @@ impl Patient<'_> {
         for part in parts {
             assert!(wrong[0].2.contains(part), "{planted}: no {part:?} in {:?}", wrong[0].2);
         }
-        println!("{planted}: {id}");
+        println!("{planted}: {id}: {}", wrong[0].2);
         Ok(())
     }
 

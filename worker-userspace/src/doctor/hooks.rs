@@ -1,6 +1,6 @@
 //! Checks: what is attached to the captured cgroups, and whether it fires.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::canary::{Heard, Song};
@@ -102,8 +102,13 @@ pub(super) fn foreign(facts: &Facts) -> Vec<Finding> {
         }
     }
     let told = |set: BTreeSet<(&Path, &str, u32)>| {
-        let each = set.iter().map(|(path, name, id)| format!("{name} (program {id}) at {}", path.display()));
-        each.collect::<Vec<_>>().join(", ")
+        let mut by_cgroup: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
+        for (path, name, id) in set {
+            by_cgroup.entry(path).or_default().push(format!("{name} (program {id})"));
+        }
+        let each =
+            by_cgroup.iter().map(|(path, names)| format!("{} at {}", names.join(", "), path.display()));
+        each.collect::<Vec<_>>().join("; ")
     };
     let mut findings = Vec::new();
     if !twins.is_empty() {
