@@ -122,6 +122,11 @@ impl Host {
         self.write("hosts", text)
     }
 
+    /// Replaces `/etc/nsswitch.conf`'s line of hosts; running processes see it too.
+    pub fn set_name_sources(&self, sources: &str) -> Result<()> {
+        self.write("nsswitch.conf", &FILES[2].1.replace("files dns", sources))
+    }
+
     /// The last lines that processes of this host printed, each with the file that has all of it.
     pub fn logs(&self) -> String {
         let mut files: Vec<PathBuf> =

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -36,6 +37,8 @@ pub enum Validity {
     Expired,
     /// It begins in 4000.
     NotYet,
+    /// It ends in ten days and a half.
+    Ending,
 }
 
 impl Pki {
@@ -69,6 +72,11 @@ impl Pki {
         match validity {
             Validity::Current => {}
             Validity::Expired => params.not_after = date_time_ymd(2001, 1, 1),
+            Validity::Ending => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).context("reading the clock")?;
+                params.not_after =
+                    date_time_ymd(1970, 1, 1) + now + Duration::from_secs((10 * 24 + 12) * 3600);
+            }
             Validity::NotYet => params.not_before = date_time_ymd(4000, 1, 1),
         }
         let key = KeyPair::generate()?;

@@ -7,12 +7,13 @@
 //! | `cli/table.rs` | tables and details for people |
 //! | `cli/config.rs` | the configuration, without a daemon |
 //! | `cli/reconfigure.rs` | the service |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs`, `log.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs`, `log.rs`, `why.rs`, `monitor.rs`, `tail.rs`, `doctor.rs` | the commands |
 
 mod client;
 pub(crate) mod cloud;
 pub(crate) mod config;
 pub(crate) mod connections;
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod lifetime;
 pub(crate) mod log;

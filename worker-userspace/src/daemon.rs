@@ -12,6 +12,7 @@ mod metrics;
 mod news;
 mod node;
 mod orders;
+mod probe;
 mod proxy;
 mod readiness;
 mod reload;
@@ -314,6 +315,7 @@ impl Daemon {
         let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
         let socket = layers::around(socket.merge(monitor)).merge(orders_of);
         let socket = socket.merge(log::routes(&roles, &drain)).merge(metrics::routes(&roles));
+        let socket = socket.merge(probe::routes(&roles));
         // Not one of the drain's tasks: it answers until the end.
         let control = tokio::spawn(control.serve(drain.clone(), socket));
         Ok(Daemon {

@@ -6,7 +6,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 4 | [`daemon`] |
-//! | 3 | [`appliance`], [`worker`], [`entry`] |
+//! | 3 | [`appliance`], [`worker`], [`entry`], [`doctor`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`], [`service`] |
 //! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`sockets`], [`notify`], [`connect`], [`upstream`], [`web`], [`target`], [`refusal`] |
 
@@ -17,6 +17,7 @@ pub mod carry;
 pub mod config;
 pub mod connect;
 pub mod daemon;
+pub mod doctor;
 pub mod drain;
 pub mod egress;
 pub mod entry;

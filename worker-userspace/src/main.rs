@@ -44,6 +44,15 @@ enum Command {
     /// Say what would happen to a connection, and why: steered, direct or refused
     #[command(after_help = cli::why::EXIT_CODES)]
     Why(cli::why::WhyCommand),
+    /// Look whether all works, by trying it: hooks, names, certificates, the appliance, targets; each fault with its remedy
+    #[command(after_help = cli::doctor::EXIT_CODES)]
+    Doctor(cli::doctor::Doctor),
+    /// Be what `doctor` sends into a captured cgroup
+    #[command(hide = true)]
+    Canary {
+        /// What to do there
+        errand: String,
+    },
     /// Show what happens, as it happens: connections steered, refused, opened, closed; nodes that take over
     #[command(after_help = cli::EXIT_CODES)]
     Monitor(cli::monitor::MonitorCommand),
@@ -155,6 +164,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Steer(command) => return Ok(cli::run(command.run())),
         Command::Status(command) => return Ok(cli::run(command.run())),
         Command::Why(command) => return Ok(cli::run_to_code(command.run())),
+        Command::Doctor(command) => return Ok(cli::run_to_code(command.run())),
+        Command::Canary { errand } => return cli::doctor::canary(&errand),
         Command::Monitor(command) => return Ok(cli::run(command.run())),
         Command::Tail(command) => return Ok(cli::run(async { command.run() })),
         Command::Completions { shell } => {

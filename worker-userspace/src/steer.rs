@@ -3,6 +3,7 @@
 //! | room | what it knows |
 //! |---|---|
 //! | [`kernel`] | what steering asks of the kernel: the trait behind which everything that needs root is hidden |
+//! | [`attached`] | which programs a cgroup has, whoever attached them |
 //! | [`probe`] | what this machine has: cgroup v2, capabilities, helpers |
 //! | [`pins`] | what of steering outlives the daemon, and is adopted by the next one |
 //! | [`programs`] | the real kernel: loads and attaches `worker-ebpf`, reads and writes its maps |
@@ -14,6 +15,7 @@
 //! | [`judge`] | what the kernel would do with a connection |
 //! | [`steering`] | all of this together, in the order of a start |
 
+pub mod attached;
 pub mod caller;
 pub mod dns;
 #[cfg(test)]

@@ -126,6 +126,11 @@ impl UpstreamError {
         Refusal { code, errno, text: self.to_string() }
     }
 
+    /// True where the proxy does not take the user and the password, or wants some.
+    pub fn wants_login(&self) -> bool {
+        matches!(&self.cause, Cause::Refused(_, said) if said.wants_login())
+    }
+
     /// True where it says nothing of the target: the proxy would answer alike for another address of it.
     pub fn is_the_proxys(&self) -> bool {
         matches!(self.refusal().code, Code::ProxyDenied | Code::ProxyDown | Code::Limit)

@@ -1,5 +1,6 @@
-//! What a daemon says of itself and of connections, to commands: `status OBJECT`, `why` and `monitor`.
+//! What a daemon says of itself and of connections, to commands: `status OBJECT`, `why`, `monitor` and `doctor`.
 
+mod doctor;
 mod monitor;
 mod objects;
 mod schema;

@@ -28,7 +28,7 @@ use super::strangers::{self, Stranger};
 use crate::accept::{self, Place};
 use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
-use crate::tunnel::handshake::{self, DEADLINE, PATH, WANTS, accept_upgrade, bearer};
+use crate::tunnel::handshake::{self, DEADLINE, HandshakeError, PATH, WANTS, accept_upgrade, bearer};
 use crate::tunnel::lane::{Lane, Settings, Upgraded};
 use crate::tunnel::message::Hello;
 use crate::tunnel::tls::Listener;
@@ -194,6 +194,10 @@ impl Endpoint {
             self.registry.group(admission.group).map(|group| group.config.name.clone()).unwrap_or_default();
         let (upgraded, hello) = match handshake::welcome(upgraded, &self.hello).await {
             Ok(greeted) => greeted,
+            // `dworker doctor` knocks and goes.
+            Err(HandshakeError::Closed(Some(handshake::GOODBYE))) => {
+                return tracing::debug!(%peer, group = %name, "somebody with a worker's key looked whether it is taken");
+            }
             Err(error) => return tracing::warn!(%peer, group = %name, "a worker's greeting failed: {error}"),
         };
         let node = node(&hello);

@@ -22,10 +22,12 @@ use crate::web::{Kind, Peer, Problem};
 pub const STATUS: &str = "/api/v1/status";
 /// Where it is asked what would happen to a connection.
 pub const WHY: &str = "/api/v1/why";
-/// Where a daemon is asked to reload, or with GET what that would bring: on the control socket only, as the next three.
+/// Where a daemon is asked to reload, or with GET what that would bring: on the control socket only, as the next four.
 pub const RELOAD: &str = "/api/v1/reload";
 /// Where it is asked what it logs, and told to log something else.
 pub const LOG: &str = "/api/v1/log";
+/// Where it is asked to try its proxy hosts.
+pub const PROBE: &str = "/api/v1/probe";
 /// Where it is asked to capture again.
 pub const STEER_ON: &str = "/api/v1/steering/on";
 /// Where it is asked to capture nothing.

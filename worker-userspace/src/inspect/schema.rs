@@ -8,6 +8,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
+use super::finding::Diagnosis;
 use super::monitor::Happening;
 use super::objects::{Dns, Link, Stream, Tunnel};
 use super::status::Status;
@@ -26,6 +27,7 @@ pub fn document() -> Value {
     add::<Stream>(&mut all);
     add::<Why>(&mut all);
     add::<Happening>(&mut all);
+    add::<Diagnosis>(&mut all);
     let mut definitions = Map::new();
     for (name, schema) in all {
         definitions.insert(name, localised(serde_json::to_value(schema).unwrap_or_default()));
@@ -35,7 +37,7 @@ pub fn document() -> Value {
         "title": "dworker",
         "description": "What `dworker status -j` prints. What other commands print stands below `$defs`: a \
             ProgramStatus, MapStatus, Link, RuleStatus, Connection, Dns, Tunnel or Stream with \
-            `dworker status OBJECT ID -j`, a list of them without the ID, a Why with `dworker why -j`, and a MonitorEvent for each line of `dworker monitor -j`. Fields are added, never renamed.",
+            `dworker status OBJECT ID -j`, a list of them without the ID, a Why with `dworker why -j`, a Diagnosis with `dworker doctor -j`, and a MonitorEvent for each line of `dworker monitor -j`. Fields are added, never renamed.",
         "$ref": format!("{}Status", REFERENCES[1]),
         "$defs": definitions,
     })

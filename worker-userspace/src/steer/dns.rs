@@ -27,6 +27,10 @@ pub use counters::{Counters, Counts};
 pub use server::{Server, ServerError, Settings};
 pub use strip::strip;
 
+/// The name by which `dworker doctor` finds out whether questions arrive here. Nobody else has an answer to it (RFC 6761),
+/// and a resolver that is asked for it learns nothing.
+pub const CANARY: &str = "canary.dworker.invalid";
+
 /// What the kernel knows of ports, resolvers and connections.
 pub trait Resolvers: Send + Sync + 'static {
     /// The resolver that a port stands for, once the kernel gave the port to one; then for ever the same.

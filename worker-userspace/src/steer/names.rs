@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub use file::FileError;
+pub use file::{FileError, check_file};
 pub use hosts::{hosts_addresses, hosts_conflicts};
 pub use overlap::{OverlapError, check_overlap};
 pub use patterns::{PatternIndex, Standing};

@@ -156,6 +156,19 @@ impl Pins {
         Ok(true)
     }
 
+    /// Whether something can be pinned in a directory.
+    ///
+    /// # Errors
+    /// It can't be seen; above all, it is not there.
+    pub fn is_pinnable(directory: &Path) -> io::Result<bool> {
+        is_bpf(directory)
+    }
+
+    /// How many links are pinned in a directory.
+    pub fn links_left(directory: &Path) -> usize {
+        read(&directory.join("links")).map_or(0, |links| links.len())
+    }
+
     /// The lock, for the daemon that follows.
     ///
     /// # Errors

@@ -115,7 +115,10 @@ pub fn mount() -> Result<PathBuf, ProbeError> {
 }
 
 /// The cgroup that is written so; `/` is the root of cgroup v2, wherever that is mounted.
-pub(super) fn cgroup(mount: &Path, written: &Path) -> Result<Cgroup, ProbeError> {
+///
+/// # Errors
+/// It is not there, or no cgroup.
+pub fn cgroup(mount: &Path, written: &Path) -> Result<Cgroup, ProbeError> {
     // `join` keeps an absolute path as it is.
     let path = if written == Path::new("/") { mount.to_owned() } else { mount.join(written) };
     let directory = match File::open(&path) {
@@ -190,7 +193,7 @@ pub fn features() -> Result<Features, ProbeError> {
 }
 
 /// The capabilities that are missing, by the text of `/proc/self/status`.
-fn missing_capabilities(status: &str) -> Option<String> {
+pub fn missing_capabilities(status: &str) -> Option<String> {
     const SYS_ADMIN: u64 = 1 << 21;
     const NEEDED: [(&str, u64); 3] = [
         ("CAP_BPF", 1 << 39),

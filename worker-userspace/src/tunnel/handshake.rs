@@ -31,6 +31,8 @@ pub const PATH: &str = "/tunnel/v1";
 pub const SUBPROTOCOL: &str = "dworker.v1";
 /// The header of a 403 that asks for a client certificate, and its value.
 pub const WANTS: (&str, &str) = ("dworker-wants", "client-certificate");
+/// The websocket's close code of who goes in good order before a greeting.
+pub const GOODBYE: u16 = 1000;
 /// Time for each step of the handshake.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// Time for a proxy to be reached and to connect to the appliance: it resolves the name and dials itself.
@@ -133,14 +135,45 @@ impl Dial {
     /// # Errors
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
+        let transport = self.reach().await?;
+        let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
+        within("the greeting", greet(upgraded, hello)).await?
+    }
+
+    /// A connection to the appliance, through the proxy where one leads there, in TLS where it has that.
+    ///
+    /// # Errors
+    /// Each step's own.
+    pub async fn reach(&self) -> Result<Transport, HandshakeError> {
         let way = match self.through() {
             None => Way::Plain(within("connecting to the appliance", self.appliance.connect()).await??),
             Some(proxy) => proxy.connect(&self.appliance.at, Instant::now() + PROXY_DEADLINE).await?.0,
         };
         tune(way.tcp())?;
-        let transport = within("the TLS handshake", self.appliance.secure(way)).await??;
-        let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
-        within("the greeting", greet(upgraded, hello)).await?
+        within("the TLS handshake", self.appliance.secure(way)).await?.map_err(HandshakeError::from)
+    }
+
+    /// Finds out whether the appliance would take this worker, and goes away before it is one: no session begins, so none
+    /// is replaced.
+    ///
+    /// # Errors
+    /// Each step's own, up to the upgrade.
+    pub async fn knock(&self) -> Result<(), HandshakeError> {
+        let transport = self.reach().await?;
+        let mut upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
+        let key = rand::random::<[u8; 4]>();
+        let mut code = GOODBYE.to_be_bytes();
+        let mut message = BytesMut::new();
+        websocket::put_header(&mut message, Opcode::Close, code.len(), Some(key));
+        websocket::mask(&mut code, key, 0);
+        message.extend_from_slice(&code);
+        // It was let in: whether the goodbye arrives changes nothing.
+        let goodbye = async {
+            upgraded.io.write_all(&message).await?;
+            upgraded.io.shutdown().await
+        };
+        let _ = within("the goodbye", goodbye).await;
+        Ok(())
     }
 
     /// The proxy that leads to the appliance; `None` where none does.

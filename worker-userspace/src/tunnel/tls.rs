@@ -21,7 +21,7 @@ mod verify;
 
 pub use listener::Listener;
 pub use trust::{End, Trust, Unsecured};
-pub use verify::{Finding, Shown};
+pub use verify::{Fault, Finding, Shown};
 
 /// What a worker with a client certificate offers in ALPN. Only who offers it is asked for one, so no browser
 /// asks its user to choose a certificate.

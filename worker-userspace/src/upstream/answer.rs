@@ -180,7 +180,7 @@ impl Said {
     }
 
     /// Who this worker is does not do.
-    fn wants_login(&self) -> bool {
+    pub fn wants_login(&self) -> bool {
         matches!(self.status, 401 | 407)
     }
 

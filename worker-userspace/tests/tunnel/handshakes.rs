@@ -48,6 +48,17 @@ async fn without_the_key_there_is_401_and_nothing_more() {
 }
 
 #[tokio::test]
+async fn who_knocks_is_told_whether_it_would_be_let_in_and_is_no_session() {
+    let key = Key::generate().unwrap();
+    let appliance = Appliance::start(vec![group("site", &key, &["127.0.0.1"], false)]).await;
+    appliance.dial("localhost", appliance.ca.clone(), &key).knock().await.unwrap();
+    assert!(!appliance.registry.groups()[0].is_up());
+    let stranger = appliance.dial("localhost", appliance.ca.clone(), &Key::generate().unwrap());
+    let refused = stranger.knock().await.unwrap_err().to_string();
+    assert!(refused.contains("401"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_stranger_does_not_take_the_places_of_all() {
     let appliance = Appliance::start(vec![]).await;
     let mut idle = Vec::new();

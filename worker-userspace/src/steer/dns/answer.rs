@@ -13,6 +13,7 @@ use hickory_proto::op::{Edns, Message, Metadata, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 
+use super::CANARY;
 use super::wire::{self, Question, Questions};
 use crate::config::Families;
 use crate::steer::names::{Names, Reverse, Standing, Synthetic};
@@ -33,6 +34,10 @@ pub trait Zone {
     fn assigned(&self, name: &Name) -> Option<Synthetic>;
     /// What an address leads back to.
     fn reverse(&self, addr: IpAddr) -> Reverse;
+    /// The addresses of [`CANARY`]; `None`: it is a name like all others.
+    fn canary(&self) -> Option<Synthetic> {
+        None
+    }
 }
 
 impl Zone for Names {
@@ -46,6 +51,10 @@ impl Zone for Names {
 
     fn reverse(&self, addr: IpAddr) -> Reverse {
         Names::reverse(self, addr)
+    }
+
+    fn canary(&self) -> Option<Synthetic> {
+        Some(self.prefixes().canary())
     }
 }
 
@@ -141,6 +150,11 @@ pub fn answer(query: &[u8], zone: &impl Zone, families: Families) -> Verdict {
                 Err(_) => reply.metadata.response_code = ResponseCode::ServFail,
             }
         }
+        // In both families, whatever proxy hosts are answered with: who asks is to see that it was us.
+        Ours::Canary(addresses) => {
+            let wanted = Wanted { v4: asks(RecordType::A), v6: asks(RecordType::AAAA) };
+            add_addresses(&mut reply, wanted, addresses);
+        }
         Ours::Address(_) | Ours::NoData => {}
         Ours::Nonexistent => reply.metadata.response_code = ResponseCode::NXDomain,
     }
@@ -162,6 +176,8 @@ pub(super) fn servfail(query: &[u8]) -> Vec<u8> {
 /// What a question that is not for the resolver is about.
 enum Ours {
     Host(Name),
+    /// [`CANARY`].
+    Canary(Synthetic),
     /// A synthetic address, asked for its name.
     Address(Name),
     NoData,
@@ -176,6 +192,11 @@ fn judge(question: &Question, zone: &impl Zone) -> Option<Ours> {
             Reverse::Unassigned => return Some(Ours::Nonexistent),
             Reverse::Outside => {}
         }
+    }
+    if question.name == CANARY
+        && let Some(addresses) = zone.canary()
+    {
+        return Some(Ours::Canary(addresses));
     }
     match zone.standing(&question.name) {
         Standing::Foreign => None,

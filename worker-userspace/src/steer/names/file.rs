@@ -91,6 +91,26 @@ pub enum FileError {
     },
 }
 
+/// Looks at the file without opening it for more, and says how many names are in it: as [`NameFile::open`] would, which
+/// may repair what this leaves alone. No file is one without names.
+///
+/// # Errors
+/// It can't be read, is damaged, or was made for other prefixes.
+pub fn check_file(path: &Path, prefixes: Prefixes) -> Result<usize, FileError> {
+    let mut bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        read => read.map_err(|source| FileError::Io { path: path.to_owned(), action: "read it", source })?,
+    };
+    // A torn last line was never answered.
+    bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+    if bytes.is_empty() {
+        return Ok(0);
+    }
+    let header = format!("{MAGIC}{VERSION} {} {}", prefixes.v4(), prefixes.v6());
+    let mut names = NameFile { file: None, path: path.to_owned(), prefixes, end: 0, torn: false };
+    names.load(&bytes, &header).map(|names| names.len())
+}
+
 /// The open and locked file.
 #[derive(Debug)]
 pub(super) struct NameFile {

@@ -128,6 +128,12 @@ impl Prefixes {
         })
     }
 
+    /// The addresses that no name is ever given, by which `dworker doctor` finds out whether the programs judge: the
+    /// networks' own.
+    pub fn canary(&self) -> Synthetic {
+        Synthetic { index: 0, v4: self.v4.network(), v6: self.v6.network() }
+    }
+
     /// True where `addr` lies in a synthetic prefix, given to a name or not.
     pub fn contains(&self, addr: IpAddr) -> bool {
         match addr.to_canonical() {

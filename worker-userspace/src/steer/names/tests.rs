@@ -341,6 +341,29 @@ fn damage_is_named_with_its_line_and_left_as_it_is() {
 }
 
 #[test]
+fn a_look_at_the_file_finds_what_an_opening_would_and_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("names");
+    let check = |prefixes| check_file(&path, prefixes);
+    assert_eq!(check(Prefixes::default()).unwrap(), 0, "no file");
+    let names = open_wild(&dir);
+    lookup(&names, "a.corp.example");
+    // While somebody has it.
+    assert_eq!(check(Prefixes::default()).unwrap(), 1);
+    drop(names);
+    let whole = content(&dir);
+    let other = Prefixes::new("240.65.0.0/16".parse().unwrap(), Prefixes::default().v6()).unwrap();
+    assert!(matches!(check(other), Err(FileError::Prefixes { .. })));
+    // A line that was never answered is no fault; the next opening repairs it.
+    let torn = format!("{whole}2 b.corp.ex");
+    std::fs::write(&path, &torn).unwrap();
+    assert_eq!(check(Prefixes::default()).unwrap(), 1);
+    assert_eq!(content(&dir), torn);
+    std::fs::write(&path, format!("{whole}3 b.corp.example 240.64.0.3 2001:2::3\n")).unwrap();
+    assert!(matches!(check(Prefixes::default()), Err(FileError::Damaged { line: 3, .. })));
+}
+
+#[test]
 fn a_process_that_has_handed_the_file_on_keeps_nobody_off_it() {
     let dir = TempDir::new().unwrap();
     let first = open(&dir).unwrap();

@@ -1,6 +1,7 @@
 //! What the log and `status` say of steering.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::{Steering, lock};
 use crate::inspect::ledger::Process;
@@ -49,6 +50,11 @@ impl Steering {
 
     /// Logs a refusal, and remembers it.
     pub(super) fn note(&self, event: &Refused) {
+        let canary = self.names.prefixes().canary();
+        if [IpAddr::from(canary.v4), canary.v6.into()].contains(&event.target.ip()) {
+            // No application's: `dworker doctor` looks whether it is refused.
+            return;
+        }
         let name = self.names.name_of(event.target.ip()).map(|name| name.to_string());
         let (target, process, reason) =
             (event.target, event.process.to_string(), event.reason.counter().word().to_owned());

@@ -68,9 +68,14 @@ impl Unsecured {
         Unsecured { source, finding: None, plain: end.words().plain }
     }
 
+    /// What is wrong with the certificate, where that is why.
+    pub fn finding(&self) -> Option<&Finding> {
+        self.finding.as_ref()
+    }
+
     fn text(&self) -> String {
         let Unsecured { source, finding, plain } = self;
-        if let Some(Finding { problem, remedy }) = finding {
+        if let Some(Finding { problem, remedy, .. }) = finding {
             return format!("{problem}: {remedy}");
         }
         match source.get_ref().and_then(|inner| inner.downcast_ref()) {

@@ -35,10 +35,27 @@ pub struct Shown {
 /// Why a certificate is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
+    /// In one word, for programs.
+    pub fault: Fault,
     /// Which certificate, and what is wrong with it.
     pub problem: String,
     /// What to do.
     pub remedy: String,
+}
+
+/// What is wrong with a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is for another name.
+    Name,
+    /// Nobody who is trusted vouches for it.
+    Untrusted,
+    /// It has ended.
+    Expired,
+    /// It has not begun.
+    NotYet,
+    /// Something else.
+    Other,
 }
 
 /// Verifies the certificate of who is dialled, and keeps what it saw. Each handshake has one of its own.
@@ -130,7 +147,7 @@ impl ClientCertVerifier for Telling {
         let verdict = self.judge.verify_client_cert(end_entity, intermediates, now);
         if let Err(error) = &verdict {
             let chain = &[std::slice::from_ref(end_entity), intermediates].concat();
-            let Finding { problem, remedy } =
+            let Finding { problem, remedy, .. } =
                 Case { error, chain, roots: &self.roots, now: timestamp(now) }.client();
             let peer = PEER.try_with(ToString::to_string).unwrap_or_default();
             tracing::warn!(peer, "refused a worker's client certificate: {problem}: {remedy}");
@@ -197,6 +214,7 @@ impl Case<'_> {
         let Words { url, owner, .. } = words;
         match self.error {
             Error::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => Finding {
+                fault: Fault::Name,
                 problem: format!("{} is not for {wanted}", self.which(0)),
                 remedy: format!(
                     "write one of its names in {url}, or have {owner}'s certificate issued anew with \
@@ -248,7 +266,13 @@ impl Case<'_> {
             }
             error => (format!("{} can't be used, {error}", self.which(0)), "have it issued anew".to_owned()),
         };
-        Finding { problem, remedy }
+        let fault = match self.error {
+            Error::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => Fault::Untrusted,
+            Error::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => Fault::Expired,
+            Error::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => Fault::NotYet,
+            _ => Fault::Other,
+        };
+        Finding { fault, problem, remedy }
     }
 
     /// Nobody who is trusted vouches for the chain.

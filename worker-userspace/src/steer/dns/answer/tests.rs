@@ -33,6 +33,10 @@ impl Zone for Fake {
         let name = self.assigned.iter().find(|(_, i)| Some(**i) == index);
         name.map_or(Reverse::Unassigned, |(name, _)| Reverse::Name(name.clone()))
     }
+
+    fn canary(&self) -> Option<Synthetic> {
+        Some(Prefixes::default().canary())
+    }
 }
 
 /// `vc.corp.example` has the first address; `*.lab.example` has none yet, but for `_odd.lab.example`'s.
@@ -102,6 +106,21 @@ fn a_proxy_host_has_the_addresses_of_its_families_and_nothing_else() {
         assert_eq!(data(&reply), expected, "{kind} with {families:?}");
         assert!(reply.authorities.is_empty() && reply.additionals.is_empty());
     }
+}
+
+#[test]
+fn the_canary_is_answered_in_both_families_and_has_addresses_of_nobody() {
+    for (kind, expected) in
+        [(RecordType::A, &["1 240.64.0.0"][..]), (RecordType::AAAA, &["1 2001:2::"]), (RecordType::TXT, &[])]
+    {
+        let reply = reply(&query("Canary.dworker.invalid.", kind));
+        assert_eq!(
+            (reply.response_code, data(&reply)),
+            (ResponseCode::NoError, expected.iter().map(ToString::to_string).collect())
+        );
+    }
+    let other = query("other.dworker.invalid.", RecordType::A).to_vec().unwrap();
+    assert!(matches!(answer(&other, &zone(), V4), Verdict::Forward));
 }
 
 #[test]

@@ -1,0 +1,128 @@
+//! Dials the appliance, as a worker does, up to where a session would begin.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{DATE, HOST};
+use http::{HeaderValue, Request};
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use tokio::time::{Instant, timeout};
+
+use crate::config::Worker;
+use crate::doctor::facts::{Dialled, Kind, Obstacle};
+use crate::refusal::Code;
+use crate::target::Target;
+use crate::tunnel::dial::{Appliance, DialError, Words};
+use crate::tunnel::handshake::{Dial, HandshakeError, authorization};
+use crate::tunnel::tls::expiry::Expiry;
+use crate::tunnel::tls::{Trust, trust};
+use crate::tunnel::transport::Transport;
+use crate::upstream::{Upstream, UpstreamError};
+
+/// Time for an answer, and for a proxy.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Dials, and notes the certificates that it is shown in `expiry`.
+pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
+    let at = Target { host: worker.appliance.host.clone(), port: worker.appliance.port };
+    let mut dialled = Dialled {
+        appliance: at.to_string(),
+        through: None,
+        reached: Ok(Duration::ZERO),
+        date: None,
+        admitted: None,
+        proxy: None,
+    };
+    let dial = match prepare(worker, at, expiry) {
+        Ok(dial) => dial,
+        Err(text) => {
+            dialled.reached = Err(Obstacle { kind: Kind::Files, text });
+            return dialled;
+        }
+    };
+    match (dial.through(), &dial.proxy) {
+        (Some(proxy), _) => dialled.through = Some(proxy.name().to_owned()),
+        (None, Some(proxy)) => {
+            let reached = proxy.reach(Instant::now() + PATIENCE).await.map(drop);
+            dialled.proxy = Some((proxy.name().to_owned(), reached.map_err(|error| of_proxy(&error))));
+        }
+        (None, None) => {}
+    }
+    let start = Instant::now();
+    let transport = match dial.reach().await {
+        Ok(transport) => transport,
+        Err(error) => {
+            dialled.reached = Err(obstacle(&error));
+            return dialled;
+        }
+    };
+    dialled.reached = Ok(start.elapsed());
+    dialled.date = timeout(PATIENCE, date(transport, &dialled.appliance)).await.ok().flatten();
+    dialled.admitted = Some(dial.knock().await.map_err(|error| obstacle(&error)));
+    dialled
+}
+
+fn prepare(worker: &Worker, at: Target, expiry: &Expiry) -> Result<Dial, String> {
+    let files = trust::Files {
+        ca_file: worker.ca_file.clone(),
+        ca_dir: worker.ca_dir.clone(),
+        identity: worker.identity.clone(),
+    };
+    let read = || Trust::read(files.clone(), expiry.clone()).map_err(|error| error.to_string());
+    let tls = if worker.appliance.plaintext { None } else { Some(read()?) };
+    let proxy = match &worker.upstream {
+        None => None,
+        Some(config) => {
+            let trust = if config.tls { Some(read()?) } else { None };
+            Some(Arc::new(Upstream::new(config, trust).map_err(|error| error.to_string())?))
+        }
+    };
+    let key = worker.key.read().map_err(|error| error.to_string())?;
+    let key = authorization(key.reveal()).ok_or("worker_key: it can't stand in a header")?;
+    Ok(Dial { appliance: Appliance { at, tls, words: Words::CONFIGURATION }, key, proxy })
+}
+
+/// The time that the appliance says it is, with this host's.
+async fn date(transport: Transport, appliance: &str) -> Option<(Timestamp, Timestamp)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(transport)).await.ok()?;
+    // It ends with the sender.
+    tokio::spawn(async move { drop(connection.await) });
+    let request = Request::get("/healthz").header(HOST, HeaderValue::try_from(appliance).ok()?);
+    let response = sender.send_request(request.body(Empty::<Bytes>::new()).ok()?).await.ok()?;
+    let ours = Timestamp::now();
+    let theirs = response.headers().get(DATE)?.to_str().ok()?;
+    // `GMT` is one of the zones that RFC 2822 calls obsolete, and the parser takes.
+    Some((rfc2822::parse(theirs).ok()?.timestamp(), ours))
+}
+
+fn of_proxy(error: &UpstreamError) -> Obstacle {
+    let kind = match error.refusal().code {
+        _ if error.wants_login() => Kind::ProxyLogin,
+        Code::ProxyDenied => Kind::ProxyDenied,
+        Code::ProxyDown => Kind::ProxyDown,
+        _ => Kind::ProxyTarget,
+    };
+    Obstacle { kind, text: error.to_string() }
+}
+
+fn obstacle(error: &HandshakeError) -> Obstacle {
+    let kind = match error {
+        HandshakeError::Proxy(error) => return of_proxy(error),
+        HandshakeError::Dial(DialError::Resolve { .. }) => Kind::Name,
+        HandshakeError::Dial(DialError::Connect { .. }) => Kind::Connect,
+        HandshakeError::Dial(DialError::Tls { source, .. }) => {
+            source.finding().map_or(Kind::Tls, |finding| Kind::Certificate(finding.fault))
+        }
+        HandshakeError::Unauthorized => Kind::Key,
+        HandshakeError::NoCertificate | HandshakeError::Certificate(_) => Kind::ClientCertificate,
+        HandshakeError::Timeout { step } if step.starts_with("connecting") => Kind::Connect,
+        HandshakeError::Timeout { step } if step.contains("TLS") => Kind::Tls,
+        _ => Kind::Upgrade,
+    };
+    Obstacle { kind, text: error.to_string() }
+}
