@@ -32,7 +32,8 @@ pub(super) fn program(quick: bool) -> Result<Program> {
     ebpf::build()?;
     if quick {
         say("building the program, as for tests");
-        run(cargo("build").args(["--package", CRATE, "--bins", "--locked"]))?;
+        // The very build that the tests have made.
+        run(cargo("build").args(["--workspace", "--bins", "--locked"]))?;
         return Ok(Program { path: target_directory().join("debug/dworker"), arguments: Vec::new() });
     }
     let zigbuild =
