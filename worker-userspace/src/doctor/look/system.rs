@@ -184,22 +184,17 @@ mod tests {
 
     #[test]
     fn listening_sockets_are_read_and_found_with_who_has_them() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let listener6 = std::net::TcpListener::bind("[::1]:0").ok();
-        let root = Path::new("/");
-        let read = |file: &str| fs::read_to_string(format!("/proc/self/net/{file}")).unwrap();
-        for (address, text) in [
-            (listener.local_addr().ok(), read("tcp")),
-            (listener6.and_then(|l| l.local_addr().ok()), read("tcp6")),
-        ] {
-            let Some(address) = address else { continue };
-            let found = listeners(&text);
+        let listeners4 = std::net::TcpListener::bind("127.0.0.1:0").ok();
+        // A host may be without IPv6.
+        let listeners6 = std::net::TcpListener::bind("[::1]:0").ok();
+        assert!(listeners4.is_some());
+        for (listener, file) in [(listeners4, "tcp"), (listeners6, "tcp6")] {
+            let Some(listener) = listener else { continue };
+            let address = listener.local_addr().unwrap();
+            let found = listeners(&fs::read_to_string(format!("/proc/self/net/{file}")).unwrap());
             let (_, inode) = found.iter().find(|(found, _)| *found == address).expect("this one's");
-            let who = holders(root, &HashSet::from([*inode]));
-            // The v6 one is closed by now.
-            if address.is_ipv4() {
-                assert!(who[inode].iter().any(|(pid, _)| *pid == std::process::id()), "{who:?}");
-            }
+            let who = holders(Path::new("/"), &HashSet::from([*inode]));
+            assert!(who[inode].iter().any(|(pid, _)| *pid == std::process::id()), "{who:?}");
         }
     }
 
