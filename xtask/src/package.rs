@@ -100,6 +100,10 @@ fn deb(program: &build::Program, version: Option<&str>) -> Result<PathBuf> {
     let said = output(&mut command)?;
     let path = PathBuf::from(said.lines().last().unwrap_or_default());
     ensure!(path.is_file(), "cargo-deb does not say what it made: {said}");
+    let depends = output(std::process::Command::new("dpkg-deb").arg("--field").arg(&path).arg("Depends"))?;
+    let (major, minor) = build::FLOOR;
+    let wanted = format!("libc6 (>= {major}.{minor})");
+    ensure!(depends.trim() == wanted, "the deb depends on {depends}, and should on {wanted}");
     Ok(path)
 }
 

@@ -18,7 +18,7 @@ const CARGO_ZIGBUILD: &str = "0.24.1";
 const ZIGLANG: &str = "0.13.0";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The oldest glibc that it runs with: that of RHEL 7 and CentOS 7, which is Rust's own floor, too.
-const FLOOR: (u32, u32) = (2, 17);
+pub(super) const FLOOR: (u32, u32) = (2, 17);
 
 /// A program that was built.
 pub(super) struct Program {
