@@ -202,7 +202,7 @@ impl Host {
             stale: value("NeedDaemonReload") == "yes",
             settings: settings.map(|settings| String::from_utf8_lossy(settings).into_owned()),
             environment: assignments(value("Environment")),
-            socket: listening(Path::new("/proc").join(pid).as_path()),
+            socket: listening(&Path::new("/proc").join(pid)).into_iter().next(),
             news: Ok(Vec::new()),
         }))
     }
@@ -400,21 +400,22 @@ impl Executor for Host {
     }
 }
 
-/// The socket on which a process listens for commands: the one that has a path. `process` is its directory in /proc.
-fn listening(process: &Path) -> Option<PathBuf> {
-    let links =
-        fs::read_dir(process.join("fd")).ok()?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+/// The sockets with a path on which a process listens; a daemon has one, for commands. `process` is its directory in /proc.
+fn listening(process: &Path) -> Vec<PathBuf> {
+    let links = fs::read_dir(process.join("fd")).into_iter().flatten();
+    let links = links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
     let inodes: Vec<String> = links
         .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
         .collect();
-    let sockets = fs::read_to_string(process.join("net/unix")).ok()?;
-    sockets.lines().find_map(|line| {
+    let sockets = fs::read_to_string(process.join("net/unix")).unwrap_or_default();
+    let listener = |line: &str| {
         // Num RefCount Protocol Flags Type St Inode Path; a listener's flags are 00010000.
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [_, _, _, "00010000", _, _, inode, _, ..] = fields[..] else { return None };
-        let path = &line[line.find(" /")? + 1..];
-        Some(PathBuf::from(path)).filter(|_| inodes.iter().any(|found| found == inode))
-    })
+        let path = PathBuf::from(&line[line.find(" /")? + 1..]);
+        Some(path).filter(|_| inodes.iter().any(|found| found == inode))
+    };
+    sockets.lines().filter_map(listener).collect()
 }
 
 /// Why others than root may change a program: who may write to it, or to a directory above it.
@@ -478,6 +479,35 @@ fn assignments(line: &str) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_daemon_is_asked_where_it_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let (here, gone) = (directory.path().join("a b.sock"), directory.path().join("gone.sock"));
+        let _listener = std::os::unix::net::UnixListener::bind(&here).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&gone).unwrap());
+        let found = listening(Path::new("/proc/self"));
+        assert!(found.contains(&here) && !found.contains(&gone), "{found:?}");
+        assert!(listening(Path::new("/proc/0")).is_empty());
+    }
+
+    #[test]
+    fn who_may_change_a_program_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("dworker");
+        fs::write(&program, "").unwrap();
+        let judge = |mode, uid| {
+            chown(&program, Some(uid), Some(0)).unwrap();
+            fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+            changeable(&program)
+        };
+        assert_eq!(judge(0o755, 0), None);
+        assert!(judge(0o757, 0).unwrap().starts_with("everybody may change "));
+        assert!(judge(0o755, 1000).unwrap().starts_with("user 1000 may change "));
+        judge(0o755, 0);
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+        assert!(changeable(&program).unwrap().ends_with(&directory.path().display().to_string()));
+    }
 
     #[test]
     fn what_systemd_prints_of_variables_is_read() {
