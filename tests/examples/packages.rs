@@ -159,6 +159,31 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     site.reconfigure(&["change", "restart"])?;
     appliance.wait_for_worker()?;
 
+    say("another control socket, in a directory that no boot keeps");
+    site.uncomment(&[("control_socket", "control_socket = \"/run/another/control.sock\"")])?;
+    // It is asked where it still listens, and a second time where it does by then.
+    site.reconfigure(&["change", "restart"])?;
+    ensure!(site.booted.path("/run/another/control.sock").exists(), "no socket");
+    appliance.wait_for_worker()?;
+
+    say("what the service could not do is told, and it goes on");
+    let before = fs::read_to_string(site.booted.path(CONFIGURATION))?;
+    let pid = site.pid()?;
+    site.uncomment(&[("control_socket", "control_socket = \"/run/control.sock\"")])?;
+    let refused = site.dworker(&["reconfigure"]).output()?;
+    ensure!(
+        refused.status.code() == Some(2) && refused.stderr.contains("of its own below /run"),
+        "{refused}"
+    );
+    fs::write(site.booted.path(CONFIGURATION), &before)?;
+    // Somebody else's, whom root without its right to pass over modes can't read.
+    let own = |owner: &str| site.booted.command("chown").args([owner, CONFIGURATION]).check();
+    own("nobody")?;
+    let refused = site.dworker(&["reconfigure"]).output()?;
+    ensure!(refused.status.code() == Some(2) && refused.stderr.contains("make root its owner"), "{refused}");
+    own("root")?;
+    ensure!(site.pid()? == pid, "it was touched all the same");
+
     say("what is wrong is told, and the service goes on");
     let before = fs::read_to_string(site.booted.path(CONFIGURATION))?;
     site.append("htp = []\n")?;
