@@ -3,9 +3,10 @@
 //! Two hosts are booted, the appliance's and the one at the site. On each: install, edit, `dworker reconfigure`, and the
 //! main job works; then a change, an upgrade and a crash, under a connection that is open; then remove and purge.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -16,10 +17,13 @@ const SOON: Duration = Duration::from_secs(30);
 /// How soon a daemon that crashed serves again, as a development build on a busy machine. How soon it may at most is a test of
 /// the lab's.
 const RETURN: Duration = Duration::from_secs(3);
+/// How long a stop takes at most where nothing is open.
+const STOP: Duration = Duration::from_secs(2);
 const ECHO: &str = "echo.corp.example";
 const SLICE: &str = "appliance.slice";
 const SERVICE: &str = "dworker.service";
 const CONFIGURATION: &str = "/etc/dworker/dworker.toml";
+const TEMPLATE: &str = "/usr/share/dworker/dworker.toml";
 const DROP_IN: &str = "/etc/systemd/system/dworker.service.d/10-reconfigure.conf";
 /// More than fits into all buffers on the way.
 const LARGE: u64 = 64 << 20;
@@ -27,14 +31,15 @@ const LARGE: u64 = 64 << 20;
 const SOURCE: u16 = 4;
 
 fn main() -> Result<()> {
-    let [system, deb, newer] = &std::env::args_os().skip(1).map(PathBuf::from).collect::<Vec<_>>()[..] else {
-        bail!("the system to boot, the package, and a newer one");
+    let [system, deb, newer, rpm] = &std::env::args_os().skip(1).map(PathBuf::from).collect::<Vec<_>>()[..]
+    else {
+        bail!("the system to boot, the package, a newer one, and the directory of the rpm's scripts");
     };
     let lab = Lab::new()?;
     let tool = std::env::current_exe()?.parent().context("no directory")?.with_file_name("lab-tool");
     let _echo = lab.vcenter().serve(Serve::Echo, net::ECHO, 7)?;
     let _source = lab.vcenter().serve(Serve::Source { seed: 3, length: LARGE }, net::ECHO, SOURCE)?;
-    let shown = [deb.as_path(), newer, &tool];
+    let shown = [deb.as_path(), newer, rpm, &tool];
     let appliance = Machine { booted: lab.appliance().boot(system, &shown)?, deb, newer };
     let site = Machine { booted: lab.site().boot(system, &shown)?, deb, newer };
     let outcome = trial(&lab, &appliance, &site);
@@ -90,11 +95,16 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     let status: Value = appliance.dworker(&["status", "-j"]).output()?.json()?;
     let programs = status["steer"]["programs"].as_array().map_or(0, Vec::len);
     ensure!(programs >= 9, "the daemon can't see its own programs: {}", status["steer"]);
+    let mut loaded: BTreeSet<u64> = appliance.programs()?;
     let outside = appliance.connect(&Connect::to(ECHO, 7), "system.slice", "outside")?;
     ensure!(outside.failure.is_some(), "what is not captured reaches the site: {outside:?}");
 
     say("a change is reloaded, and cuts nothing");
     let held = Held::begin(appliance)?;
+    // Whose process it is can't be seen by the service itself.
+    let client = appliance.booted.property("held.service", "MainPID")?;
+    let why = appliance.dworker(&["why", &format!("{ECHO}:{SOURCE}"), "--pid", &client]).check()?;
+    ensure!(why.starts_with("steered to group site-b") && why.contains(&format!("[{client}]")), "{why}");
     let pids = [appliance.pid()?, site.pid()?];
     site.uncomment(&[("lanes", "lanes = 3")])?;
     site.reconfigure(&["reload"])?;
@@ -104,11 +114,20 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     appliance.wait_for_worker()?;
     appliance.works()?;
 
+    loaded.extend(appliance.programs()?);
     say("an upgrade cuts nothing");
     let pids = [appliance.pid()?, site.pid()?];
     for machine in [appliance, site] {
+        let before = fs::read_to_string(machine.booted.path(CONFIGURATION))?;
         machine.apt(&["install", &machine.shown(machine.newer)])?;
         ensure!(machine.is_active()?, "the upgrade has stopped it");
+        // Nobody was asked about the configuration, which is another one in the package.
+        let template = fs::read_to_string(machine.booted.path(TEMPLATE))?;
+        ensure!(template.ends_with("\n# Of a later version.\n"), "the template is the old one");
+        ensure!(
+            fs::read_to_string(machine.booted.path(CONFIGURATION))? == before,
+            "the configuration was changed"
+        );
         // Nothing is left to do.
         machine.reconfigure(&[])?;
     }
@@ -116,6 +135,11 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     appliance.wait_for_worker()?;
     appliance.works()?;
     held.finish()?;
+    // Those that were replaced are gone with what was open.
+    for machine in [appliance, site] {
+        machine.booted.wait("one process", SOON, || Ok(machine.processes()? == 1))?;
+    }
+    loaded.extend(appliance.programs()?);
 
     say("a crash is made up for");
     let pid = appliance.pid()?;
@@ -135,6 +159,31 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     site.reconfigure(&["change", "restart"])?;
     appliance.wait_for_worker()?;
 
+    say("another control socket, in a directory that no boot keeps");
+    site.uncomment(&[("control_socket", "control_socket = \"/run/another/control.sock\"")])?;
+    // It is asked where it still listens, and a second time where it does by then.
+    site.reconfigure(&["change", "restart"])?;
+    ensure!(site.booted.path("/run/another/control.sock").exists(), "no socket");
+    appliance.wait_for_worker()?;
+
+    say("what the service could not do is told, and it goes on");
+    let before = fs::read_to_string(site.booted.path(CONFIGURATION))?;
+    let pid = site.pid()?;
+    site.uncomment(&[("control_socket", "control_socket = \"/run/control.sock\"")])?;
+    let refused = site.dworker(&["reconfigure"]).output()?;
+    ensure!(
+        refused.status.code() == Some(2) && refused.stderr.contains("of its own below /run"),
+        "{refused}"
+    );
+    fs::write(site.booted.path(CONFIGURATION), &before)?;
+    // Somebody else's, whom root without its right to pass over modes can't read.
+    let own = |owner: &str| site.booted.command("chown").args([owner, CONFIGURATION]).check();
+    own("nobody")?;
+    let refused = site.dworker(&["reconfigure"]).output()?;
+    ensure!(refused.status.code() == Some(2) && refused.stderr.contains("make root its owner"), "{refused}");
+    own("root")?;
+    ensure!(site.pid()? == pid, "it was touched all the same");
+
     say("what is wrong is told, and the service goes on");
     let before = fs::read_to_string(site.booted.path(CONFIGURATION))?;
     site.append("htp = []\n")?;
@@ -144,14 +193,42 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     ensure!(site.pid()? == pid, "it was touched all the same");
     fs::write(site.booted.path(CONFIGURATION), before)?;
 
+    say("a stop of who has nothing open is quick");
+    loaded.extend(appliance.programs()?);
+    for machine in [appliance, site] {
+        let started = Instant::now();
+        machine.booted.command("systemctl").args(["stop", SERVICE]).check()?;
+        ensure!(started.elapsed() < STOP, "it takes {:?}", started.elapsed());
+        machine.booted.command("systemctl").args(["start", SERVICE]).check()?;
+    }
+    loaded.extend(appliance.programs()?);
+
+    say("the rpm's scripts do what they say");
+    let script = |name: &str, left: &str| {
+        let path = format!("/opt/lab/rpm/{name}");
+        site.booted.command("sh").args(["-e", &path, left]).check()
+    };
+    let pid = site.pid()?;
+    ensure!(script("post", "1")?.contains("dworker reconfigure"), "nobody is told what to do next");
+    script("preun", "1")?;
+    script("postun", "1")?;
+    ensure!(site.is_active()? && site.booted.path(DROP_IN).exists(), "an upgrade has stopped it");
+    let reloaded = site.pid()?;
+    script("post", "2")?;
+    ensure!(site.is_active()? && site.pid()? != reloaded && pid != site.pid()?, "the old version serves on");
+    script("preun", "0")?;
+    ensure!(!site.is_active()?, "it is not stopped");
+    let said = script("postun", "0")?;
+    ensure!(said.contains("this stays: /var/lib/dworker"), "{said}");
+    ensure!(!site.booted.path(DROP_IN).exists(), "{DROP_IN} is left");
+
     say("remove and purge leave nothing");
     for machine in [appliance, site] {
         machine.apt(&["remove", "dworker"])?;
         ensure!(!machine.is_active()?, "it is not stopped");
-        ensure!(
-            bpf::attached(&machine.booted.cgroup(SLICE)).unwrap_or_default().is_empty(),
-            "programs are left"
-        );
+        // In the whole kernel: the cgroup itself may be gone.
+        let left: BTreeSet<u64> = bpf::programs()?.intersection(&loaded).copied().collect();
+        ensure!(left.is_empty(), "programs are left: {left:?}");
         for gone in ["/usr/bin/dworker", "/run/dworker", "/sys/fs/bpf/dworker"] {
             ensure!(!machine.booted.path(gone).exists(), "{gone} is left");
         }
@@ -252,6 +329,22 @@ impl Machine<'_> {
 
     fn is_active(&self) -> Result<bool> {
         Ok(self.booted.property(SERVICE, "ActiveState")? == "active")
+    }
+
+    /// How many processes the service has.
+    fn processes(&self) -> Result<usize> {
+        let path = self.booted.cgroup("system.slice").join(SERVICE).join("cgroup.procs");
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(text.lines().count())
+    }
+
+    /// The programs that the daemon has in the kernel now, by their ids.
+    fn programs(&self) -> Result<BTreeSet<u64>> {
+        let status: Value = self.dworker(&["status", "-j"]).output()?.json()?;
+        let programs = status["steer"]["programs"].as_array().context("no programs")?;
+        let ids: BTreeSet<u64> = programs.iter().filter_map(|program| program["id"].as_u64()).collect();
+        ensure!(ids.len() >= 9 && ids.is_subset(&bpf::programs()?), "the kernel does not know {ids:?}");
+        Ok(ids)
     }
 
     fn pid(&self) -> Result<String> {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +18,8 @@ use crate::process::Process;
 
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(120);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 /// The v1 hierarchy in which systemd names groups, on hybrid systems: nspawn makes the same there.
 const NAMED: &str = "/sys/fs/cgroup/systemd";
 
@@ -168,6 +171,7 @@ impl Booted {
         let started = Instant::now();
         while !wanted()? {
             ensure!(started.elapsed() < within, "not {what} within {within:?}:\n{}", self.journal());
+            thread::sleep(LOOK);
         }
         Ok(started.elapsed())
     }

@@ -1,5 +1,6 @@
 //! What eBPF programs cost, and which are attached, as the kernel and bpftool tell it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -99,6 +100,18 @@ pub fn attached(cgroup: &Path) -> Result<Vec<Attached>> {
         return Ok(Vec::new());
     }
     serde_json::from_str(&text).with_context(|| format!("reading bpftool's {text}"))
+}
+
+/// The ids of all programs that the kernel has.
+pub fn programs() -> Result<BTreeSet<u64>> {
+    #[derive(Deserialize)]
+    struct Program {
+        id: u64,
+    }
+    let text = tool("bpftool", &["-j", "prog", "show"], "")?;
+    let programs: Vec<Program> =
+        serde_json::from_str(&text).with_context(|| format!("reading bpftool's {text}"))?;
+    Ok(programs.into_iter().map(|program| program.id).collect())
 }
 
 /// How often and how long a program ran.

@@ -215,6 +215,11 @@ fn the_dashboard_and_the_alerts_ask_for_what_there_is() -> Result<()> {
     let queries: Vec<String> = targets
         .map(|target| {
             let query = target["expr"].as_str().context("a target without a query")?;
+            // What is chosen above counts everywhere.
+            for matcher in query.split('{').skip(1) {
+                assert!(matcher.starts_with("job=~\"$job\",instance=~\"$instance\""), "{query}");
+            }
+            assert!(query.contains('{'), "{query}");
             // As Grafana fills them in.
             Ok(query.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$job", ".*"))
         })
@@ -236,6 +241,48 @@ fn the_dashboard_and_the_alerts_ask_for_what_there_is() -> Result<()> {
         std::fs::write(&file, text)?;
         Command::new("promtool").args(["check", "rules"]).arg(&file).check()?;
     }
+
+    // And they fire when they should, and not before.
+    let series = |series: &str, values: &str| json!({ "series": series, "values": values });
+    let case = |inputs: Vec<Value>, alert: &str, fires: bool| {
+        let labels: Vec<Value> =
+            if fires { vec![json!({ "exp_labels": { "job": "dworker", "instance": "a" } })] } else { vec![] };
+        json!({
+            "interval": "15s",
+            "input_series": inputs,
+            "alert_rule_test": [{ "eval_time": "30m", "alertname": alert, "exp_alerts": labels }],
+        })
+    };
+    let of = |name: &str| format!("{name}{{job=\"dworker\",instance=\"a\"}}");
+    let ends = |result: &str| {
+        format!(
+            "dworker_connection_opens_total{{job=\"dworker\",instance=\"a\",entry=\"egress\",result=\"{result}\"}}"
+        )
+    };
+    let mut cases = Vec::new();
+    for (name, good, bad, alert) in [
+        ("up", "1x200", "0x200", "DworkerAway"),
+        ("dworker_tunnel_up", "1x200", "0x200", "DworkerTunnelDown"),
+        (
+            "dworker_certificate_expiry_timestamp_seconds",
+            "9999999x200",
+            "86400x200",
+            "DworkerCertificateEnds",
+        ),
+        ("dworker_steering_cgroups_missing", "0x200", "1x200", "DworkerNothingCaptured"),
+        ("dworker_steering_enabled", "1x200", "0x200", "DworkerNothingCaptured"),
+    ] {
+        cases.push(case(vec![series(&of(name), good)], alert, false));
+        cases.push(case(vec![series(&of(name), bad)], alert, true));
+    }
+    let opens = |failed: &str| vec![series(&ends("opened"), "0+10x200"), series(&ends("refused"), failed)];
+    cases.push(case(opens("0+1x200"), "DworkerOpensFail", false));
+    let mut failing = case(opens("0+5x200"), "DworkerOpensFail", true);
+    failing["alert_rule_test"][0]["exp_alerts"][0]["exp_labels"] = json!({ "instance": "a" });
+    cases.push(failing);
+    let file = directory.path().join("cases");
+    std::fs::write(&file, json!({ "rule_files": ["alerts"], "tests": cases }).to_string())?;
+    Command::new("promtool").args(["test", "rules"]).arg(&file).check()?;
 
     for query in queries.iter().map(String::as_str).chain(alerts) {
         let mut named = 0;

@@ -2,8 +2,8 @@
 //! `cargo xtask package --test` shows, in a booted system.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -44,7 +44,11 @@ fn systemd_has_nothing_to_say_of_the_unit() -> Result<()> {
 
 #[test]
 fn the_service_is_little_exposed() -> Result<()> {
-    let (_directory, path) = unit(&packaged()?)?;
+    // With what comes with `reconfigure`, under a systemd that knows it.
+    let root = root(252, CONFIGURATION)?;
+    reconfigure(&root, &[])?;
+    let (_directory, path) =
+        unit(&format!("{}\n{}", packaged()?, fs::read_to_string(root.path().join(DROP_IN))?))?;
     let security = Command::new("systemd-analyze").args(["security", "--offline=true", "--no-pager"]);
     let said = security.arg(format!("--threshold={EXPOSURE}")).arg(path).output()?;
     assert!(said.status.success(), "{said}");
@@ -64,16 +68,80 @@ cgroups = ["appliance.slice"]
 proxy_hosts = ["vcenter.corp.example"]
 "#;
 
+const DROP_IN: &str = "etc/systemd/system/dworker.service.d/10-reconfigure.conf";
+
+/// A host's files, with this version of systemd.
+fn root(systemd: u32, configuration: &str) -> Result<TempDir> {
+    let root = tempfile::tempdir()?;
+    let at = |path: &str| root.path().join(path);
+    fs::create_dir_all(at("etc/dworker"))?;
+    fs::write(at("etc/dworker/dworker.toml"), configuration)?;
+    fs::create_dir_all(at("usr/lib/systemd"))?;
+    fs::write(at(&format!("usr/lib/systemd/libsystemd-shared-{systemd}.so")), "")?;
+    Ok(root)
+}
+
+fn reconfigure(root: &TempDir, more: &[&str]) -> Result<String> {
+    Command::new(program()?).args(["reconfigure", "--root"]).arg(root.path()).args(more).check()
+}
+
+#[test]
+fn what_an_older_systemd_does_not_take_is_not_written() -> Result<()> {
+    let root = root(237, CONFIGURATION)?;
+    reconfigure(&root, &[])?;
+    let drop_in = fs::read_to_string(root.path().join(DROP_IN))?;
+    assert!(!drop_in.contains("SystemCallFilter"), "{drop_in}");
+    assert!(drop_in.contains("\nCapabilityBoundingSet=CAP_SYS_ADMIN\n"), "{drop_in}");
+    fs::create_dir_all(root.path().join("etc/dworker/credentials"))?;
+    fs::write(root.path().join("etc/dworker/credentials/apikey"), "any value")?;
+    let refused = Command::new(program()?).args(["reconfigure", "--root"]).arg(root.path()).output()?;
+    assert!(refused.status.code() == Some(2) && refused.stderr.contains("worker_key_file"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn links_below_a_root_lead_nowhere_outside() -> Result<()> {
+    let (root, outside) = (root(252, CONFIGURATION)?, tempfile::tempdir()?);
+    symlink(outside.path(), root.path().join("etc/systemd"))?;
+    symlink("../../../../../../../../dworker-srv", root.path().join("srv"))?;
+    let shown = reconfigure(&root, &["--dry-run"])?;
+    assert!(shown.contains("would write "), "{shown}");
+    // systemctl may refuse to enable a unit behind such a link.
+    let _ = Command::new(program()?).args(["reconfigure", "--root"]).arg(root.path()).output()?;
+    assert_eq!(fs::read_dir(outside.path())?.count(), 0, "it has written outside");
+    assert!(root.path().join("dworker-srv/dworker 100%").is_dir() && !Path::new("/dworker-srv").exists());
+    assert!(root.path().join(outside.path().strip_prefix("/")?).join("system/dworker.service").is_file());
+    Ok(())
+}
+
+#[test]
+fn a_configuration_that_was_named_stays_named() -> Result<()> {
+    let root = root(252, "")?;
+    let other = "/srv/other.toml";
+    fs::create_dir_all(root.path().join("srv"))?;
+    fs::write(root.path().join("srv/other.toml"), CONFIGURATION)?;
+    let run = |more: &[&str]| {
+        Command::new(program()?).args(["reconfigure", "--root"]).arg(root.path()).args(more).output()
+    };
+    let relative = run(&["--config", "srv/other.toml"])?;
+    assert!(relative.status.code() == Some(2) && relative.stderr.contains("begins with /"), "{relative}");
+    assert!(run(&["--config", other])?.status.success());
+    let again = run(&[])?;
+    assert!(again.stdout.starts_with("nothing to do") && again.stderr.contains(other), "{again}");
+    fs::write(root.path().join("etc/dworker/dworker.toml"), CONFIGURATION)?;
+    assert!(run(&["--config", "/etc/dworker/dworker.toml"])?.status.success());
+    let drop_in = fs::read_to_string(root.path().join(DROP_IN))?;
+    assert!(!drop_in.contains("--config"), "{drop_in}");
+    Ok(())
+}
+
 #[test]
 fn what_reconfigure_adds_to_it_is_understood_and_written_once() -> Result<()> {
-    let root = tempfile::tempdir()?;
+    let root = root(252, CONFIGURATION)?;
     let at = |path: &str| root.path().join(path);
     fs::create_dir_all(at("etc/dworker/credentials"))?;
     fs::write(at("etc/dworker/credentials/apikey"), "any value")?;
-    fs::write(at("etc/dworker/dworker.toml"), CONFIGURATION)?;
-    let reconfigure = |more: &[&str]| {
-        Command::new(program()?).args(["reconfigure", "--root"]).arg(root.path()).args(more).check()
-    };
+    let reconfigure = |more: &[&str]| reconfigure(&root, more);
     let shown = reconfigure(&["--dry-run"])?;
     assert!(shown.contains("\n+++ /etc/systemd/system/dworker.service\n"), "{shown}");
     assert!(!at("etc/systemd").exists() && !at("srv").exists(), "a dry run has written");
@@ -82,13 +150,13 @@ fn what_reconfigure_adds_to_it_is_understood_and_written_once() -> Result<()> {
         assert!(done.contains(step), "{step}\n{done}");
     }
     assert_eq!(fs::metadata(at("etc/dworker/dworker.toml"))?.permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(at("srv"))?.permissions().mode() & 0o777, 0o755, "what is above it");
     assert_eq!(fs::metadata(at("srv/dworker 100%"))?.permissions().mode() & 0o777, 0o700);
     assert!(at("etc/systemd/system/multi-user.target.wants/dworker.service").is_symlink());
     let again = reconfigure(&[])?;
     assert!(again.starts_with("nothing to do"), "{again}");
 
-    let drop_in = at("etc/systemd/system/dworker.service.d/10-reconfigure.conf");
-    let drop_in = fs::read_to_string(&drop_in)?;
+    let drop_in = fs::read_to_string(at(DROP_IN))?;
     assert!(drop_in.contains("LoadCredential=apikey:"), "{drop_in}");
     let beside = |text: &str| {
         let (directory, path) = unit(&packaged()?)?;

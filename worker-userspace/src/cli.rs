@@ -110,6 +110,9 @@ pub(crate) enum Failure {
     /// The configuration is wrong.
     #[error("{0}")]
     Wrong(dworker::config::Faults),
+    /// The service could not do what it says.
+    #[error("{0}")]
+    Unfit(String),
     /// The daemon was not reached, or not understood.
     #[error("{0}")]
     Failed(String),
@@ -133,7 +136,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Failure::Failed(_) => 1,
-            Failure::Usage(_) | Failure::Wrong(_) => 2,
+            Failure::Usage(_) | Failure::Wrong(_) | Failure::Unfit(_) => 2,
             Failure::Refused(problem) => match problem.status {
                 400 | 413 | 422 => 2,
                 404 => 3,
@@ -181,6 +184,11 @@ pub(crate) fn run_to_code(command: impl Future<Output = Result<u8, Failure>>) ->
 }
 
 impl Common {
+    /// True where the daemon is on this host.
+    fn is_here(&self) -> bool {
+        self.whom.url.is_none()
+    }
+
     async fn client(&self) -> Result<Client, Failure> {
         Client::new(&self.whom).await
     }

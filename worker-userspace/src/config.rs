@@ -53,7 +53,7 @@ mod values;
 
 pub use document::Origin;
 pub use effective::{Effective, Setting};
-pub use environment::Environment;
+pub use environment::{Environment, UNIT_VARIABLE};
 pub use fault::{Fault, Faults};
 pub use files::{FileCause, FileError, Fingerprint, Identity, Password, read_roots, read_roots_directory};
 pub(crate) use key::secret;
@@ -228,7 +228,7 @@ fn text_of(path: &Path) -> Result<(String, u32), Faults> {
     let only = |text: &str, place, wrong| Err(Reader::new(Origins::new(&name, text)).only(&place, wrong));
     let (bytes, mode) = match files::read_file(path) {
         Ok(read) => read,
-        Err(cause) => return only("", Place::file(), cause.wrong()),
+        Err(cause) => return only("", Place::file(), cause.wrong()).map_err(Faults::of_files),
     };
     String::from_utf8(bytes).map(|text| (text, mode)).or_else(|error| {
         let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
@@ -283,10 +283,11 @@ impl Source<'_> {
         document::complete(&mut table, reader.origins(), environment, &assignments);
         unknown.into_iter().for_each(|(variable, wrong)| reader.variable(variable, wrong));
         let (config, named) = sections::read(&mut reader, &table);
+        let right = !reader.is_faulty();
         if let Some(mode) = mode {
             files::check(&mut reader, &named, mode, environment);
         }
-        reader.finish(config, &table)
+        reader.finish(config, &table).map_err(|faults| if right { faults.of_files() } else { faults })
     }
 }
 

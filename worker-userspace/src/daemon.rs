@@ -221,6 +221,7 @@ impl Daemon {
             proxy: None,
             found: Believed::default(),
             expiry: Expiry::default(),
+            collected: metrics::nothing(),
         };
         drain.spawn("expiry", roles.expiry.clone().run(drain.clone()));
 

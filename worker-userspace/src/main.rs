@@ -137,7 +137,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 Err(faults) => {
                     eprintln!("{faults}");
                     predecessor.inspect(|predecessor| predecessor.failed(&faults.to_string()));
-                    return Ok(ExitCode::from(USAGE));
+                    // What is wrong with the text stays wrong, and nobody needs to try again.
+                    return Ok(if faults.may_pass() { ExitCode::FAILURE } else { ExitCode::from(USAGE) });
                 }
             };
             telemetry::start(&loaded.config.log, loaded.config.log_format)?;

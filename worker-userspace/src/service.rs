@@ -9,22 +9,31 @@
 //! |---|---|
 //! | `service.rs` | what is wanted, what is found, the plan |
 //! | `service/settings.rs` | the unit, and what the configuration adds to it |
+//! | `service/faults.rs` | what the service could not do with a configuration |
+//! | `service/handed.rs` | the variables and credentials that it will find |
+//! | `service/unprivileged.rs` | files as it will see them |
 //! | `service/show.rs` | steps for people |
-//! | `service/host.rs` | finds, and carries out |
+//! | `service/host.rs`, `root.rs` | finds, and carries out, on this host or below a directory |
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{Config, Loaded, Origin};
+use crate::config::{Config, Loaded, Origin, PINS as DEFAULT_PINS, PLACES};
 
+mod faults;
+mod handed;
 mod host;
+mod root;
 mod settings;
 mod show;
+mod unprivileged;
 
+pub use handed::Handed;
 pub use host::{Host, HostError};
 pub use settings::VARIABLE;
+pub use unprivileged::unprivileged;
 
 /// The service's name.
 pub const NAME: &str = "dworker.service";
@@ -53,6 +62,9 @@ pub struct Wanted {
     control_socket: PathBuf,
     drain: Duration,
     steers: bool,
+    pins: PathBuf,
+    /// A daemon that can't be asked may be restarted.
+    pub restart: bool,
     /// Those of what it captures that systemd makes where somebody wants them.
     slices: Vec<String>,
     listen: Vec<SocketAddr>,
@@ -61,7 +73,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Of what was read of `file`, which is named to the daemon where it would not be found by itself.
+    /// Of what was read of `file`, which is named to the daemon where somebody named it, and it would not be found by itself.
     pub fn of(loaded: &Loaded, program: &Path, file: Option<&Path>, named: bool) -> Wanted {
         let Config { state_dir, control_socket, drain, steer, appliance, proxy, metrics, .. } =
             &loaded.config;
@@ -78,12 +90,14 @@ impl Wanted {
         }
         Wanted {
             program: program.to_owned(),
-            named: file.filter(|_| named).map(Path::to_owned),
+            named: file.filter(|file| named && *file != Path::new(PLACES[0])).map(Path::to_owned),
             secret_in: file.filter(|_| secrets.next().is_some()).map(Path::to_owned),
             state_dir: state_dir.clone(),
             control_socket: control_socket.clone(),
             drain: *drain,
             steers: steer.is_some(),
+            pins: steer.as_ref().map(|steer| steer.pins.clone()).unwrap_or_default(),
+            restart: false,
             slices: steer
                 .iter()
                 .flat_map(|steer| &steer.cgroups)
@@ -98,22 +112,52 @@ impl Wanted {
     fn directories(&self) -> Vec<(PathBuf, u32)> {
         let socket = self.control_socket.parent().unwrap_or(Path::new("/")).to_owned();
         let all = [(self.state_dir.clone(), 0o700), (socket, 0o755)];
-        all.into_iter().filter(|(path, _)| !OWN.iter().any(|own| path.starts_with(own))).collect()
+        let made = |path: &Path| OWN.iter().any(|own| path.starts_with(own)) || in_run(path).is_some();
+        all.into_iter().filter(|(path, _)| !made(path)).collect()
+    }
+
+    /// The directory of the control socket, below /run, which is empty after each boot: systemd makes it at each start.
+    fn runtime_directory(&self) -> Option<&str> {
+        in_run(self.control_socket.parent()?).filter(|_| !self.control_socket.starts_with(OWN[1]))
+    }
+
+    /// True where a unit of ours names the program.
+    fn writes_program(&self, found: &Found) -> bool {
+        found.packaged.is_none() || self.named.is_some() || !self.control_socket.starts_with(OWN[1])
     }
 
     /// Files and directories of which [`Found::modes`] must tell.
     fn looked_at(&self) -> Vec<PathBuf> {
         let directories = self.directories().into_iter().map(|(path, _)| path);
-        directories.chain(self.secret_in.clone()).chain([CREDENTIALS.into()]).collect()
+        directories.chain(self.secret_in.clone()).chain([CREDENTIALS.into(), OWN[0].into()]).collect()
     }
 }
 
-/// The slice that a cgroup is.
+/// What is below /run of a path, whatever /run is called.
+fn in_run(path: &Path) -> Option<&str> {
+    let below = path.strip_prefix("/run").or_else(|_| path.strip_prefix("/var/run")).ok()?.to_str()?;
+    Some(below).filter(|below| !below.is_empty())
+}
+
+/// Where cgroup v2 is mounted, where it has slices in it.
+const CGROUPS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+
+/// The slice of the system's own manager that a cgroup is: `a.slice/a-b.slice`, each named with what it is in. One inside
+/// of a unit is another manager's.
 fn slice(cgroup: &Path) -> Option<String> {
-    let name = cgroup.file_name()?.to_str()?;
+    let below = CGROUPS.iter().find_map(|mount| cgroup.strip_prefix(mount).ok());
+    let below = below.or_else(|| cgroup.strip_prefix("/").ok()).unwrap_or(cgroup).to_str()?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:\\".contains(c);
-    name.strip_suffix(".slice").filter(|stem| !stem.is_empty() && stem.chars().all(plain))?;
-    Some(name.to_owned())
+    let mut above = String::new();
+    for name in below.split('/') {
+        let stem = name.strip_suffix(".slice")?;
+        let last = stem.strip_prefix(above.as_str())?;
+        if last.is_empty() || last.contains('-') || !last.chars().all(plain) {
+            return None;
+        }
+        above = format!("{stem}-");
+    }
+    Some(below.rsplit('/').next()?.to_owned())
 }
 
 /// What there is.
@@ -129,12 +173,29 @@ pub struct Found {
     pub others: Vec<String>,
     /// Files of [`CREDENTIALS`], and what tells a file from the one that was there before.
     pub credentials: BTreeMap<String, String>,
-    /// The modes of those files and directories that are there.
-    pub modes: BTreeMap<PathBuf, u32>,
+    /// Whose those files and directories are that are there, and who may read them.
+    pub modes: BTreeMap<PathBuf, Access>,
+    /// The directories of the service that it could not write to, and why.
+    pub unwritable: Vec<(PathBuf, String)>,
+    /// The directory below /run that the service would have as its own has something else in it.
+    pub foreign_runtime: bool,
+    /// Why the program should not be that of a root service.
+    pub program: Option<String>,
+    /// systemd's version, where that is known.
+    pub systemd: Option<u32>,
     /// It is started at boot.
     pub enabled: bool,
     /// The service, where systemd runs here.
     pub service: Option<Service>,
+}
+
+/// Whose a file is, and its mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// The owner.
+    pub uid: u32,
+    /// The mode.
+    pub mode: u32,
 }
 
 /// What systemd knows of the service, and the daemon of itself.
@@ -148,6 +209,8 @@ pub struct Service {
     pub settings: Option<String>,
     /// Variables that its unit sets.
     pub environment: Vec<(String, String)>,
+    /// Where it listens for commands.
+    pub socket: Option<PathBuf>,
     /// What a reload would bring, as the daemon itself knows it; or why it can't be asked.
     pub news: Result<Vec<String>, String>,
 }
@@ -164,13 +227,13 @@ pub enum Step {
         /// What for.
         why: String,
     },
-    /// Change who may read.
+    /// Change who may read: root alone.
     Mode {
         /// A file or directory.
         path: PathBuf,
         /// As it is.
-        from: u32,
-        /// As it becomes.
+        from: Access,
+        /// The mode that it gets.
         to: u32,
         /// What for.
         why: String,
@@ -183,6 +246,13 @@ pub enum Step {
         before: Option<String>,
         /// What will be.
         after: String,
+        /// What for.
+        why: String,
+    },
+    /// Remove a file that was written.
+    Remove {
+        /// Where.
+        path: PathBuf,
         /// What for.
         why: String,
     },
@@ -217,6 +287,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What an administrator should know all the same.
     pub notes: Vec<String>,
+    /// Why nothing is to be done before it is mended.
+    pub faults: Vec<String>,
 }
 
 /// Carries out one step after the other.
@@ -241,9 +313,15 @@ pub fn plan(wanted: &Wanted, found: &Found) -> Plan {
             known.join(", ")
         ));
     }
+    plan.judge(wanted, found, &credentials);
     plan.directories(wanted, found);
     let unit = plan.unit(wanted, found);
-    let settings = settings::of(wanted, &credentials);
+    if found.systemd.is_none() {
+        let note =
+            "systemd's version is not known: no filter for system calls, and CAP_SYS_ADMIN where it captures";
+        plan.notes.push(note.into());
+    }
+    let settings = settings::of(wanted, &credentials, found.systemd);
     let stamp = settings::stamp(&unit, &settings, found);
     let drop_in = settings::drop_in(&settings, &stamp);
     if found.drop_in.as_ref() != Some(&drop_in) {
@@ -254,19 +332,69 @@ pub fn plan(wanted: &Wanted, found: &Found) -> Plan {
             why: "what the configuration adds to the unit".into(),
         });
     }
-    plan.service(found, &stamp);
+    plan.service(wanted, found, &stamp);
     plan
+}
+
+/// Carries a plan out, step after step. Where the service does not start with what was changed, it is put back to what it
+/// ran with.
+///
+/// # Errors
+/// The first step that can't be done; with what became of the service.
+pub fn carry_out(
+    plan: &Plan,
+    host: &mut impl Executor,
+    mut tell: impl FnMut(&Step),
+) -> Result<(), HostError> {
+    for (done, step) in plan.steps.iter().enumerate() {
+        tell(step);
+        let Err(error) = host.carry_out(step) else { continue };
+        if !matches!(step, Step::Manage { action: Action::Restart, .. }) {
+            return Err(error);
+        }
+        for step in back(&plan.steps[..done]) {
+            tell(&step);
+            host.carry_out(&step)
+                .map_err(|then| HostError::Down { first: error.to_string(), then: then.to_string() })?;
+        }
+        return Err(HostError::PutBack { first: error.to_string() });
+    }
+    Ok(())
+}
+
+/// The steps that lead back to the service that ran before these.
+fn back(done: &[Step]) -> Vec<Step> {
+    let why = || "the service does not start with it".to_owned();
+    let files = done.iter().rev().filter_map(|step| match step {
+        Step::Write { path, before: Some(before), after, .. } => Some(Step::Write {
+            path: path.clone(),
+            before: Some(after.clone()),
+            after: before.clone(),
+            why: why(),
+        }),
+        Step::Write { path, before: None, .. } => Some(Step::Remove { path: path.clone(), why: why() }),
+        _ => None,
+    });
+    let mut steps: Vec<Step> = files.collect();
+    for action in [Action::ReadUnits, Action::Start] {
+        steps.push(Step::Manage { action, why: "as it was".into() });
+    }
+    steps
 }
 
 impl Plan {
     fn directories(&mut self, wanted: &Wanted, found: &Found) {
-        for (path, mode) in wanted.directories() {
+        // An older systemd does not make it.
+        let own = (OWN[0].into(), 0o700);
+        let own =
+            Some(own).filter(|_| found.systemd.is_some_and(|version| version < settings::OWN_DIRECTORIES));
+        for (path, mode) in wanted.directories().into_iter().chain(own) {
             if !found.modes.contains_key(&path) {
                 self.steps.push(Step::Directory { path, mode, why: "the configuration names it".into() });
             }
         }
         let mut private = |path: &Path, to: u32, why: &str| match found.modes.get(path) {
-            Some(from) if from & 0o077 != 0 => {
+            Some(from) if from.mode & 0o077 != 0 || from.uid != 0 => {
                 self.steps.push(Step::Mode { path: path.to_owned(), from: *from, to, why: why.into() });
             }
             _ => {}
@@ -306,7 +434,7 @@ impl Plan {
         }
     }
 
-    fn service(&mut self, found: &Found, stamp: &str) {
+    fn service(&mut self, wanted: &Wanted, found: &Found, stamp: &str) {
         let written = self.steps.iter().any(|step| matches!(step, Step::Write { .. }));
         let mut manage = |action, why: String| self.steps.push(Step::Manage { action, why });
         if let Some(service) = &found.service
@@ -323,7 +451,11 @@ impl Plan {
             Some(service) if service.settings.as_deref() != Some(stamp) => {
                 manage(Action::Restart, "its unit has changed since it was started".into());
             }
-            Some(Service { news: Err(why), .. }) => manage(Action::Restart, why.clone()),
+            Some(Service { news: Err(why), .. }) if wanted.restart => manage(Action::Restart, why.clone()),
+            Some(Service { news: Err(why), .. }) => self.faults.push(format!(
+                "the daemon runs, and {why}: `systemctl status dworker` says how it does; `dworker reconfigure --restart` \
+                 restarts it, which cuts what is open"
+            )),
             Some(Service { news: Ok(news), .. }) if !news.is_empty() => {
                 manage(Action::Reload, news.join("; "))
             }

@@ -1,7 +1,7 @@
 //! The log: one line an event on standard error, as text or as JSON, or records with fields in the journal.
 //!
-//! What must hold: who knocks often does not fill it ([`flood`]), wherever it goes; what is logged can be changed while the
-//! daemon runs.
+//! What must hold: who knocks often does not fill it ([`flood`]), wherever it goes; nobody who logs waits for who reads; what is
+//! logged can be changed while the daemon runs.
 //!
 //! | file | about |
 //! |---|---|
@@ -9,15 +9,17 @@
 //! | `telemetry/flood.rs` | its limit |
 //! | `telemetry/record.rs` | an event with its fields; JSON |
 //! | `telemetry/journal.rs` | the journal's protocol |
+//! | `telemetry/stderr.rs` | standard error |
 //! | `telemetry/level.rs` | what is logged, changed at run time |
 
 mod flood;
 mod journal;
 mod level;
 mod record;
+mod stderr;
 
 use std::fmt;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -35,7 +37,7 @@ pub use level::{Filter, change_filter, filter, put_filter_back};
 
 use crate::config::LogFormat;
 use flood::{Flood, Turn};
-use journal::Journal;
+use journal::{Journal, Sent};
 use record::{Record, Records};
 
 /// The filter did not parse.
@@ -93,17 +95,20 @@ where
     Limited<F>: FormatEvent<Filtered, format::DefaultFields> + Send + Sync + 'static,
 {
     let lines = format::format().with_target(false).with_ansi(std::io::stderr().is_terminal());
-    tracing_subscriber::fmt::layer().with_writer(std::io::stderr).event_format(limited(lines)).boxed()
+    tracing_subscriber::fmt::layer().with_writer(|| stderr::Stderr).event_format(limited(lines)).boxed()
 }
 
 /// One line on standard error. Nobody is there who could be told that it was not written.
 fn print(line: &impl fmt::Display) {
-    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+    stderr::write(format!("{line}\n").as_bytes());
 }
 
 fn tell(journal: &Journal, record: &Record) {
-    if journal.send(record, Path::new(journal::SOCKET)).is_err() {
-        print(&format_args!("{} {}", record.metadata.level(), record.line()));
+    match journal.send(record, Path::new(journal::SOCKET)) {
+        Ok(Sent::Whole) => {}
+        // It reads standard error as well, and no faster.
+        Ok(Sent::NoRoom) => flood::leave_out(),
+        Err(_) => print(&format_args!("{} {}", record.metadata.level(), record.line())),
     }
 }
 

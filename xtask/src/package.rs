@@ -50,7 +50,8 @@ pub(crate) fn package(options: &Package) -> Result<()> {
     let program = build::program(options.quick)?;
     let directory = directory();
     stage::stage(&program.path)?;
-    let mut made = vec![deb(&program, None)?];
+    clean(&directory)?;
+    let mut made = vec![deb(&program, &directory, None)?];
     if !options.no_rpm {
         made.push(rpm(&program)?);
     }
@@ -63,8 +64,13 @@ pub(crate) fn package(options: &Package) -> Result<()> {
     }
     sums(&directory, &made)?;
     if options.test {
-        // The same program, in a package that is newer.
-        let newer = deb(&program, Some("0.1.1-1"))?;
+        // The same program, in a package that is newer, whose configuration says something else; away from those that are
+        // handed out.
+        let beside = directory.join("newer");
+        fs::create_dir_all(&beside)?;
+        clean(&beside)?;
+        stage::change_configuration(trial::CHANGED)?;
+        let newer = deb(&program, &beside, Some(&next(env!("CARGO_PKG_VERSION"))?))?;
         trial::deb(&made[0], &newer)?;
         if !options.no_rpm {
             trial::rpm(&made[1])?;
@@ -81,8 +87,25 @@ fn directory() -> PathBuf {
     root().join("target/package")
 }
 
+/// Removes packages that were made before: who installs `*.deb` gets these ones.
+fn clean(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb" || extension == "rpm") {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The version of a package that follows this one.
+fn next(version: &str) -> Result<String> {
+    let (before, last) = version.rsplit_once('.').context("a version without parts")?;
+    Ok(format!("{before}.{}-1", last.parse::<u32>().with_context(|| version.to_owned())? + 1))
+}
+
 /// Makes the deb; with another version than the workspace's where that is given.
-fn deb(program: &build::Program, version: Option<&str>) -> Result<PathBuf> {
+fn deb(program: &build::Program, directory: &Path, version: Option<&str>) -> Result<PathBuf> {
     let tool = prerequisites::tool("cargo-deb", CARGO_DEB, "it makes the deb")?;
     say("making the deb");
     let mut command = std::process::Command::new(tool);
@@ -95,7 +118,7 @@ fn deb(program: &build::Program, version: Option<&str>) -> Result<PathBuf> {
         CRATE,
         "--output",
     ]);
-    command.arg(directory()).args(&program.arguments);
+    command.arg(directory).args(&program.arguments);
     command.args(version.map(|version| format!("--deb-version={version}")));
     let said = output(&mut command)?;
     let path = PathBuf::from(said.lines().last().unwrap_or_default());

@@ -7,7 +7,7 @@ use clap::Args;
 use dworker::config::{self, Config, Environment, PLACES};
 use dworker::daemon::News;
 use dworker::inspect::api::RELOAD;
-use dworker::service::{self, Executor, Host, Plan, Service, VARIABLE, Wanted};
+use dworker::service::{self, Executor, Handed, Host, Plan, Service, VARIABLE, Wanted, unprivileged};
 use http::Method;
 
 use super::client::Client;
@@ -22,6 +22,9 @@ pub(crate) struct Reconfigure {
     /// Show what would be done and why, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Restart a daemon that can't be asked what a reload would bring, which cuts what is open
+    #[arg(long)]
+    restart: bool,
     /// The host whose files lie below this directory, as an image's do: nothing runs there
     #[arg(long, value_name = "DIRECTORY")]
     root: Option<PathBuf>,
@@ -31,10 +34,12 @@ impl Reconfigure {
     pub(crate) async fn run(self) -> Done {
         let mut host = Host::new(self.root.as_deref());
         let mut service = host.service().map_err(failed)?;
-        let environment = environment(&host, service.as_ref());
+        let handed = host.handed().map_err(failed)?;
+        let environment = environment(&handed, service.as_ref());
         let places = PLACES.map(|place| host.at(Path::new(place)));
-        let named = self.given.config.is_some();
-        let file = self.given.config.clone().map(|file| host.at(&file));
+        let named = self.named(&host)?;
+        let file = named.as_ref().map(|file| host.at(file));
+        let named = named.is_some();
         let file = file.or_else(|| config::find(&places, &environment));
         let read = match &file {
             // What it names is below the root, too, and so can't be looked at.
@@ -43,17 +48,22 @@ impl Reconfigure {
                     .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
                 Config::parse_in(&text, &file.display().to_string(), &environment)
             }
-            file => Config::read(file.as_deref(), &environment),
+            // As the service does, which may not pass over owners and modes.
+            file => unprivileged(|| Config::read(file.as_deref(), &environment)).map_err(failed)?,
         };
+        drop(handed);
         let loaded = read.map_err(Failure::Wrong)?;
         for warning in &loaded.warnings {
             eprintln!("warning: {warning}");
         }
         let program = program(&self)?;
         let inside = file.as_deref().map(|file| host.inside(file));
-        let wanted = Wanted::of(&loaded, &program, inside.as_deref(), named);
+        let mut wanted = Wanted::of(&loaded, &program, inside.as_deref(), named);
+        wanted.restart = self.restart;
         if let Some(service) = service.as_mut().filter(|service| service.active) {
-            service.news = news(&loaded.config.control_socket).await;
+            // Where it listens now, which the configuration may have changed.
+            let socket = service.socket.as_ref().unwrap_or(&loaded.config.control_socket);
+            service.news = news(socket).await;
         }
         let found = host.find(&wanted, service).map_err(failed)?;
         let plan = service::plan(&wanted, &found);
@@ -64,6 +74,9 @@ impl Reconfigure {
         for note in &plan.notes {
             eprintln!("note: {note}");
         }
+        if !plan.faults.is_empty() {
+            return Err(Failure::Unfit(plan.faults.join("\n")));
+        }
         if plan.steps.is_empty() {
             println!("nothing to do: all is as the configuration wants it");
         }
@@ -71,11 +84,29 @@ impl Reconfigure {
             print!("{plan}");
             return Ok(());
         }
-        for step in &plan.steps {
-            println!("{step}");
-            host.carry_out(step).map_err(failed)?;
+        service::carry_out(plan, host, |step| println!("{step}")).map_err(failed)
+    }
+
+    /// The configuration that was named, now or by an earlier run.
+    fn named(&self, host: &Host) -> Result<Option<PathBuf>, Failure> {
+        match (&self.given.config, &self.root) {
+            (Some(file), Some(_)) if file.is_relative() => Err(Failure::Usage(format!(
+                "--config {}: with --root it is a path of that host, which begins with /",
+                file.display()
+            ))),
+            (Some(file), _) => std::path::absolute(file).map(Some).map_err(failed),
+            (None, _) => {
+                let before = host.named().map_err(failed)?;
+                if let Some(file) = &before {
+                    eprintln!(
+                        "note: the configuration is {}, as it was named before; `--config {}` goes back",
+                        file.display(),
+                        PLACES[0]
+                    );
+                }
+                Ok(before)
+            }
         }
-        Ok(())
     }
 }
 
@@ -84,12 +115,11 @@ fn failed(error: impl ToString) -> Failure {
 }
 
 /// What the service will find around it: not this shell's variables, but those of its unit.
-fn environment(host: &Host, service: Option<&Service>) -> Environment {
+fn environment(handed: &Handed, service: Option<&Service>) -> Environment {
     let mut variables: Vec<(String, String)> = service.map(|s| s.environment.clone()).unwrap_or_default();
     variables.retain(|(name, _)| name != VARIABLE);
-    if let Some(directory) = host.credentials() {
-        variables.push(("CREDENTIALS_DIRECTORY".into(), directory.display().to_string()));
-    }
+    // As systemd has it, files of variables count above the unit's own.
+    variables.extend(handed.variables.iter().cloned());
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     Environment::new(&name.unwrap_or_default(), variables)
 }

@@ -14,8 +14,10 @@ use crate::target::Name;
 
 /// What all variables of ours begin with.
 const PREFIX: &str = "DWORKER_";
+/// The variable that tells a service under which settings it was started.
+pub const UNIT_VARIABLE: &str = "DWORKER_UNIT";
 /// Those that the command line itself reads, or that the service is known by.
-const OTHERS: [&str; 2] = ["DWORKER_TOKEN", "DWORKER_UNIT"];
+const OTHERS: [&str; 2] = ["DWORKER_TOKEN", UNIT_VARIABLE];
 /// Those of the older product's container, and what they set.
 const OLDER: [(&str, &str); 3] =
     [("MORPHEUS_KEY", "apikey"), ("MORPHEUS_URL", "appliance_url"), ("MORPHEUS_WORKER_KEY", "worker_key")];

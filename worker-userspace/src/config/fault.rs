@@ -63,6 +63,7 @@ impl fmt::Display for Fault {
 pub struct Faults {
     faults: Vec<Fault>,
     more: usize,
+    of_files: bool,
 }
 
 impl Faults {
@@ -70,7 +71,18 @@ impl Faults {
     pub(super) fn new(mut faults: Vec<Fault>) -> Faults {
         let more = faults.len().saturating_sub(MOST_FAULTS);
         faults.truncate(MOST_FAULTS);
-        Faults { faults, more }
+        Faults { faults, more, of_files: false }
+    }
+
+    /// The same, where the text itself is right: they are all of files, which may be others a moment later.
+    pub(super) fn of_files(self) -> Faults {
+        Faults { of_files: true, ..self }
+    }
+
+    /// True where they may pass without anybody writing another configuration: a certificate is being replaced, a directory
+    /// is not mounted yet.
+    pub fn may_pass(&self) -> bool {
+        self.of_files
     }
 
     /// The faults, at most the first hundred.

@@ -106,6 +106,10 @@ impl FileCause {
         const COPY: &str = "copy the file again";
         match self {
             Missing => wrong("there is no such file", PATH),
+            Forbidden if nix::unistd::geteuid().is_root() => wrong(
+                "root may not read it without the right to pass over owners and modes, which the service does not have",
+                "make root its owner, and let its owner read it",
+            ),
             Forbidden => wrong("this user may not read it", "run as root, or change its owner or mode"),
             NotAFile => wrong("it is not a regular file", PATH),
             TooLarge(size) => {

@@ -298,6 +298,11 @@ impl<'d> Reader<'d> {
         Ok(Loaded { config, warnings, effective })
     }
 
+    /// True where something is wrong already.
+    pub(super) fn is_faulty(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
     /// Everything that is wrong, in the order of the file. The sort is stable: faults of one place keep theirs.
     pub(super) fn faults(mut self) -> Faults {
         self.faults.sort_by_key(|(offset, _)| *offset);

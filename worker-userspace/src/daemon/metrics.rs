@@ -1,8 +1,8 @@
 //! What Prometheus reads of a daemon: collected from what the roles count anyway, when somebody asks; and the listener
 //! where anybody may.
 //!
-//! What must hold: however many ask there, and however often, it is collected once in [`FRESH`]; who reads slowly or not at
-//! all keeps a place for a while only.
+//! What must hold: however many ask there, and however often, it is collected once in [`FRESH`], and never on a thread that
+//! carries connections; who reads slowly or not at all keeps nobody else out.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,22 +11,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::routing::get;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
 use super::listening::Listening;
 use super::readiness::Believed;
 use super::{Roles, StartError};
-use crate::accept::{self, Places};
+use crate::accept;
 use crate::appliance::registry::Group;
 use crate::config::Metrics;
 use crate::drain::Drain;
@@ -43,20 +45,43 @@ use crate::web::layers::around;
 use crate::worker::Uplink;
 
 mod process;
+mod seats;
+
+use seats::{Seat, Seats};
 
 /// How long what was collected is what everybody gets.
 const FRESH: Duration = Duration::from_secs(1);
-/// Connections at once.
-const PLACES: usize = 16;
 /// Time for a request's head, and between two requests.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection lasts, and how long it may take to end then.
 const LIFE: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(10)];
 
-/// The same metrics for the control socket: whoever reaches that may have them anew each time.
+/// What was collected, or why it was not.
+pub(super) type Collected = Result<Bytes, StatusCode>;
+
+/// Nothing yet.
+pub(super) fn nothing() -> Believed<Collected> {
+    Believed::lasting(FRESH)
+}
+
+/// The same metrics for the control socket: whoever reaches that may have them anew each time, one after the other.
 pub(super) fn routes(roles: &Arc<Roles>) -> Router {
     let roles = roles.clone();
-    Router::new().route(PATH, get(async move || ([(CONTENT_TYPE, MEDIA_TYPE)], roles.metrics())))
+    let answer = async move || {
+        let collected = roles.collected.anew(collect(&roles)).await;
+        collected.map(|text| ([(CONTENT_TYPE, MEDIA_TYPE)], text))
+    };
+    Router::new().route(PATH, get(answer))
+}
+
+/// The kernel is asked, the descriptors are counted, and locks are waited for.
+async fn collect(roles: &Arc<Roles>) -> Collected {
+    let roles = roles.clone();
+    let collected = spawn_blocking(move || Bytes::from(roles.metrics())).await;
+    collected.map_err(|error| {
+        tracing::error!("collecting the metrics: {error}");
+        StatusCode::INTERNAL_SERVER_ERROR
+    })
 }
 
 /// Opens the listeners. The default address gives way to whoever else listens there: to another daemon, most likely.
@@ -77,39 +102,43 @@ pub(super) fn listen(roles: &Roles, listening: Listening<'_>) -> Result<Vec<TcpL
 
 /// Serves them.
 pub(super) fn serve(roles: &Arc<Roles>, listeners: Vec<TcpListener>, drain: &Drain) {
-    let believed = Arc::new(Believed::lasting(FRESH));
     let roles = roles.clone();
     let answer = async move || {
-        let text = believed.or(async { axum::body::Bytes::from(roles.metrics()) }).await;
-        ([(CONTENT_TYPE, MEDIA_TYPE)], text)
+        let collected = roles.collected.or(collect(&roles)).await;
+        collected.map(|text| ([(CONTENT_TYPE, MEDIA_TYPE)], text))
     };
     let router = around(Router::new().route(PATH, get(answer)));
-    // Whoever reads them here may well all be one host.
-    let places = Places::new(PLACES, |_| PLACES);
+    let seats = Seats::default();
     for listener in listeners {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(listen = %address, "metrics are at http://{address}{PATH}");
         }
-        let (router, places, served) = (router.clone(), places.clone(), drain.clone());
+        let (router, seats, served) = (router.clone(), seats.clone(), drain.clone());
         drain.spawn("metrics", async move {
-            let take = |tcp, peer: SocketAddr, place| {
-                let (router, drain) = (router.clone(), served.clone());
+            let take = |tcp, peer: SocketAddr| {
+                let (router, drain, seat) = (router.clone(), served.clone(), seats.take());
                 served.spawn("metrics connection", async move {
-                    let served = timeout(LIFE[0] + LIFE[1], connection(tcp, router, &drain)).await;
-                    if let Ok(Err(error)) = served {
-                        tracing::debug!(%peer, "a connection for metrics failed: {error}");
+                    let serving = timeout(LIFE[0] + LIFE[1], connection(tcp, router, &drain, &seat));
+                    tokio::select! {
+                        served = serving => {
+                            if let Ok(Err(error)) = served {
+                                tracing::debug!(%peer, "a connection for metrics failed: {error}");
+                            }
+                        }
+                        () = seat.wanted() => tracing::debug!(%peer, "closed who reads metrics: others want the place"),
                     }
-                    drop(place);
                 });
             };
-            accept::each_in_place(&listener, &served, "who reads metrics", &places, take).await;
+            accept::each(&listener, &served, "who reads metrics", take).await;
         });
     }
 }
 
-async fn connection(tcp: TcpStream, router: Router, drain: &Drain) -> io::Result<()> {
-    let service =
-        service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+async fn connection(tcp: TcpStream, router: Router, drain: &Drain, seat: &Seat) -> io::Result<()> {
+    let service = service_fn(move |request: Request<Incoming>| {
+        seat.touch();
+        router.clone().oneshot(request.map(Body::new))
+    });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(DEADLINE)
@@ -206,6 +235,7 @@ impl Roles {
         out.put(&metrics::CERTIFICATE_EXPIRY, ends.into_iter().map(|(source, end)| ([source], end)));
         if let Some(steering) = &self.steering {
             out.put_one(&metrics::STEERING_ENABLED, u8::from(!steering.is_off()));
+            out.put_one(&metrics::STEERING_CGROUPS_MISSING, steering.missing_cgroups().len());
             steered(&mut out, &steering.counted());
         }
         out.put_one(&metrics::LOG_LEFT_OUT, telemetry::left_out());
@@ -304,14 +334,9 @@ fn steered(out: &mut Exposition, counted: &Counted) {
             out.put_one(metric, n);
         }
     }
-    // A reload has two of each for a moment.
-    let mut runs: BTreeMap<&'static str, (u64, Duration)> = BTreeMap::new();
-    for program in &counted.programs {
-        let (count, time) = runs.entry(program.name).or_default();
-        (*count, *time) = (*count + program.run_count, *time + program.run_time);
-    }
-    out.put(&metrics::PROGRAM_RUNS, runs.iter().map(|(program, (count, _))| ([*program], *count)));
-    let seconds = runs.iter().map(|(program, (_, time))| ([*program], time.as_secs_f64()));
+    let programs = || counted.programs.iter();
+    out.put(&metrics::PROGRAM_RUNS, programs().map(|program| ([program.name], program.run_count)));
+    let seconds = programs().map(|program| ([program.name], program.run_time.as_secs_f64()));
     out.put(&metrics::PROGRAM_SECONDS, seconds);
     let dns = counted.dns;
     out.put_one(&metrics::DNS_QUERIES, dns.queries);

@@ -48,6 +48,14 @@ impl<T: Clone> Believed<T> {
         *last = Some((Instant::now(), found.clone()));
         found
     }
+
+    /// What `find` finds out now, once who asked before has his answer.
+    pub(super) async fn anew(&self, find: impl Future<Output = T>) -> T {
+        let mut last = self.last.lock().await;
+        let found = find.await;
+        *last = Some((Instant::now(), found.clone()));
+        found
+    }
 }
 
 impl Roles {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::appliance::Appliance;
+use super::metrics::Collected;
 use super::readiness::Believed;
 use super::why;
 use crate::appliance::registry::Registry;
@@ -31,6 +32,8 @@ pub(super) struct Roles {
     pub(super) proxy: Option<ProxyStatus>,
     pub(super) found: Believed<Vec<Lack>>,
     pub(super) expiry: Expiry,
+    /// The metrics as they were read last.
+    pub(super) collected: Believed<Collected>,
 }
 
 impl Roles {

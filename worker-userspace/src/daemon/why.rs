@@ -13,7 +13,7 @@ use crate::inspect::ledger::{Filter, FlowReport, Phase};
 use crate::inspect::status::NodeRole;
 use crate::inspect::why::{self, Asked, Verdict, Why, WhyCarrier, WhyError, WhyPolicy, WhyProxy, WhyScope};
 use crate::route::GRACE;
-use crate::steer::caller::{Scope, Who};
+use crate::steer::caller::{self, Scope, Seen, Who};
 use crate::steer::steering::{Explained, Led, Steering};
 use crate::target::{Host, Name, Target};
 
@@ -28,7 +28,11 @@ const LISTED: usize = 5;
 /// What was asked means nothing, or a table of the kernel can't be read.
 pub(super) async fn why(roles: Arc<Roles>, asked: Asked) -> Result<Why, WhyError> {
     let target = why::target(&asked.target)?;
-    let who = Who { pid: asked.pid, cgroup: asked.cgroup.map(Into::into), uid: asked.uid };
+    let seen = match (asked.comm, asked.netns) {
+        (Some(comm), Some(netns)) => Some(seen(&comm, &netns)?),
+        _ => None,
+    };
+    let who = Who { pid: asked.pid, cgroup: asked.cgroup.map(Into::into), uid: asked.uid, seen };
     let (scope, explained) = match &roles.steering {
         Some(steering) => {
             let field = if who.pid.is_some() { "pid" } else { "cgroup" };
@@ -43,6 +47,14 @@ pub(super) async fn why(roles: Arc<Roles>, asked: Asked) -> Result<Why, WhyError
         None => (None, None),
     };
     Ok(roles.compose(&target, scope, explained))
+}
+
+fn seen(comm: &str, netns: &str) -> Result<Seen, WhyError> {
+    let netns =
+        netns.split_once(':').and_then(|(device, number)| Some((device.parse().ok()?, number.parse().ok()?)));
+    let detail = "not a device and a number, as in 4:4026531840".to_owned();
+    let netns = netns.ok_or(WhyError { field: "netns", detail })?;
+    Ok(Seen { comm: caller::shown(comm), netns })
 }
 
 async fn explain(steering: &Steering, target: &Target, scope: &Scope) -> Result<Explained, WhyError> {

@@ -107,6 +107,8 @@ metrics! {
         "Proxy hosts that are captured.";
     STEERING_NAMES: Gauge = "dworker_steering_names" []
         "Names that have synthetic addresses.";
+    STEERING_CGROUPS_MISSING: Gauge = "dworker_steering_cgroups_missing" []
+        "Cgroups that are to be captured and are not there.";
     STEERING_LINKS: Gauge = "dworker_steering_links" ["state"]
         "Attachments of programs to cgroups: state dead where the cgroup is gone.";
     STEERING_VERDICTS: Counter = "dworker_steering_verdicts_total" ["verdict"]
@@ -124,7 +126,7 @@ metrics! {
     DNS_OUTCOMES: Counter = "dworker_dns_outcomes_total" ["outcome"]
         "What became of queries, in the words of `status`; a forwarded one may fail or be stripped, too.";
     LOG_LEFT_OUT: Counter = "dworker_log_lines_left_out_total" []
-        "Warnings and errors that were not logged because too many of one kind came.";
+        "Lines that were not logged because too many warnings of one kind came, or nobody took them.";
     PROCESS_CPU: Counter = "process_cpu_seconds_total" []
         "Time of processors that this process has used.";
     PROCESS_OPEN_FDS: Gauge = "process_open_fds" []

@@ -30,6 +30,10 @@ pub struct Asked {
     pub cgroup: Option<String>,
     /// The user that it would be of.
     pub uid: Option<u32>,
+    /// What the process is called; with `netns`, nothing of it is read in `/proc`, where a daemon may not see others'.
+    pub comm: Option<String>,
+    /// The network namespace that it lives in: the device and the number of its `/proc/PID/ns/net`, as in `4:4026531840`.
+    pub netns: Option<String>,
 }
 
 /// What happens to a connection, in one word.

@@ -26,12 +26,17 @@ impl fmt::Display for Step {
         match self {
             Step::Directory { path, mode, why } => write!(f, "make {}, mode {mode:o}: {why}", path.display()),
             Step::Mode { path, from, to, why } => {
-                write!(f, "set the mode of {} from {:o} to {to:o}: {why}", path.display(), from & 0o7777)
+                write!(f, "set the mode of {} from {:o} to {to:o}", path.display(), from.mode & 0o7777)?;
+                match from.uid {
+                    0 => write!(f, ": {why}"),
+                    uid => write!(f, ", and its owner from user {uid} to root: {why}"),
+                }
             }
             Step::Write { path, before, why, .. } => {
                 let verb = if before.is_some() { "change" } else { "write" };
                 write!(f, "{verb} {}: {why}", path.display())
             }
+            Step::Remove { path, why } => write!(f, "remove {}: {why}", path.display()),
             Step::Manage { action, why } => write!(f, "{action}: {why}"),
         }
     }

@@ -11,6 +11,13 @@ const FILE: &str = "/etc/dworker/dworker.toml";
 struct Fake {
     found: Found,
     done: Vec<Step>,
+    /// The service does not start with this in its drop-in.
+    fails_with: Option<&'static str>,
+}
+
+/// A file of root's.
+fn roots(mode: u32) -> Access {
+    Access { uid: 0, mode }
 }
 
 impl Executor for Fake {
@@ -18,8 +25,12 @@ impl Executor for Fake {
         self.done.push(step.clone());
         let found = &mut self.found;
         match step {
-            Step::Directory { path, mode, .. } => drop(found.modes.insert(path.clone(), *mode)),
-            Step::Mode { path, to, .. } => drop(found.modes.insert(path.clone(), *to)),
+            Step::Directory { path, mode, .. } => drop(found.modes.insert(path.clone(), roots(*mode))),
+            Step::Mode { path, to, .. } => drop(found.modes.insert(path.clone(), roots(*to))),
+            Step::Remove { path, .. } => {
+                assert_eq!(path, Path::new(DROP_IN));
+                found.drop_in = None;
+            }
             Step::Write { path, after, .. } if path == Path::new(UNIT) => found.unit = Some(after.clone()),
             Step::Write { path, after, .. } => {
                 assert_eq!(path, Path::new(DROP_IN));
@@ -32,6 +43,16 @@ impl Executor for Fake {
                 });
                 if let Action::Enable = action {
                     found.enabled = true;
+                }
+                let text = found.drop_in.clone().unwrap_or_default();
+                if matches!(action, Action::Start | Action::Restart)
+                    && self.fails_with.is_some_and(|bad| text.contains(bad))
+                {
+                    found.service.as_mut().expect("systemd").active = false;
+                    return Err(HostError::Failed {
+                        command: "systemctl".into(),
+                        said: "it does not start".into(),
+                    });
                 }
                 let service = found.service.as_mut().expect("systemd");
                 match action {
@@ -55,13 +76,21 @@ fn wanted(text: &str) -> Wanted {
 
 /// A host where a package has just been installed.
 fn installed() -> Found {
-    let modes = [(FILE.into(), 0o600)].into();
-    Found { packaged: Some("[Service]\n".into()), service: Some(Service::idle()), modes, ..Found::default() }
+    let modes = [(FILE.into(), roots(0o600))].into();
+    let (packaged, service) = (Some("[Service]\n".into()), Some(Service::idle()));
+    Found { packaged, service, modes, systemd: Some(252), ..Found::default() }
 }
 
 impl Service {
     fn idle() -> Service {
-        Service { active: false, stale: false, settings: None, environment: Vec::new(), news: Ok(Vec::new()) }
+        Service {
+            active: false,
+            stale: false,
+            settings: None,
+            environment: Vec::new(),
+            socket: None,
+            news: Ok(Vec::new()),
+        }
     }
 }
 
@@ -76,8 +105,9 @@ fn actions(plan: &Plan) -> Vec<Action> {
 
 /// Carries a plan out and asserts that there is nothing left to do.
 fn settle(wanted: &Wanted, found: Found) -> Found {
-    let mut fake = Fake { found, done: Vec::new() };
+    let mut fake = Fake { found, done: Vec::new(), fails_with: None };
     let first = plan(wanted, &fake.found);
+    assert_eq!(first.faults, [""; 0]);
     first.steps.iter().for_each(|step| fake.carry_out(step).unwrap());
     assert_eq!(fake.done, first.steps);
     assert_eq!(plan(wanted, &fake.found).steps, [], "a second run has nothing to do");
@@ -133,7 +163,6 @@ fn a_change_is_reloaded_where_that_does_and_restarted_only_where_not() {
     );
     assert_eq!(changed(&|found| service(found, &|s| s.active = false)), [Action::Start]);
     assert_eq!(changed(&|found| service(found, &|s| s.stale = true)), [Action::ReadUnits]);
-    assert_eq!(changed(&|found| service(found, &|s| s.news = Err("no answer".into()))), [Action::Restart]);
     assert_eq!(changed(&|found| found.enabled = false), [Action::Enable]);
     // What only a start brings into force.
     let restart = [Action::ReadUnits, Action::Restart];
@@ -162,7 +191,7 @@ fn a_run_that_was_cut_short_is_made_up_for() {
     let wanted = wanted(WORKER);
     let whole = plan(&wanted, &installed()).steps;
     for done in 0..whole.len() {
-        let mut fake = Fake { found: installed(), done: Vec::new() };
+        let mut fake = Fake { found: installed(), done: Vec::new(), fails_with: None };
         whole[..done].iter().for_each(|step| fake.carry_out(step).unwrap());
         let found = settle(&wanted, fake.found);
         assert!(found.enabled && found.service.unwrap().active, "cut after {done} steps");
@@ -171,7 +200,7 @@ fn a_run_that_was_cut_short_is_made_up_for() {
     let running = settle(&wanted, installed());
     let changed = Found { packaged: Some("[Service]\nUMask=0007\n".into()), ..running };
     let steps = plan(&wanted, &changed).steps;
-    let mut fake = Fake { found: changed, done: Vec::new() };
+    let mut fake = Fake { found: changed, done: Vec::new(), fails_with: None };
     fake.carry_out(&steps[0]).unwrap();
     assert_eq!(actions(&plan(&wanted, &fake.found)), [Action::Restart]);
 }
@@ -204,12 +233,13 @@ fn what_the_unit_would_hide_is_shown() {
     );
     let wanted = wanted(&text);
     let found = settle(&wanted, installed());
-    assert_eq!(found.modes[Path::new("/srv/dworker")], 0o700);
-    assert_eq!(found.modes[Path::new("/srv/run")], 0o755);
+    assert_eq!(found.modes[Path::new("/srv/dworker")], roots(0o700));
+    assert_eq!(found.modes[Path::new("/srv/run")], roots(0o755));
     let drop_in = found.drop_in.unwrap();
     for line in [
         "ReadWritePaths=/srv/dworker",
         "ReadWritePaths=/srv/run",
+        "RequiresMountsFor=/srv/dworker",
         "ProtectHome=read-only",
         "ExecReload=/usr/bin/dworker reload --socket /srv/run/c.sock",
     ] {
@@ -222,7 +252,7 @@ fn what_the_unit_would_hide_is_shown() {
 fn a_secret_is_the_owners_alone_and_credentials_are_loaded() {
     let wanted = wanted(WORKER);
     let mut found = installed();
-    found.modes = [(FILE.into(), 0o644), (CREDENTIALS.into(), 0o755)].into();
+    found.modes = [(FILE.into(), roots(0o644)), (CREDENTIALS.into(), roots(0o755))].into();
     found.credentials = [("apikey".into(), "1".into()), ("api_key".into(), "1".into())].into();
     let plan = plan(&wanted, &found);
     assert!(
@@ -231,11 +261,11 @@ fn a_secret_is_the_owners_alone_and_credentials_are_loaded() {
         plan.notes
     );
     let found = settle(&wanted, found);
-    assert_eq!(found.modes.values().collect::<Vec<_>>(), [&0o700, &0o600]);
+    assert_eq!(found.modes.values().collect::<Vec<_>>(), [&roots(0o700), &roots(0o600)]);
     assert!(found.drop_in.unwrap().contains("\nLoadCredential=apikey:/etc/dworker/credentials/apikey\n"));
     // No secret, no change.
-    let open = Found { modes: [(FILE.into(), 0o644)].into(), ..installed() };
-    assert_eq!(settle(&super::tests::wanted(APPLIANCE), open).modes[Path::new(FILE)], 0o644);
+    let open = Found { modes: [(FILE.into(), roots(0o644))].into(), ..installed() };
+    assert_eq!(settle(&super::tests::wanted(APPLIANCE), open).modes[Path::new(FILE)], roots(0o644));
 }
 
 #[test]
@@ -259,4 +289,144 @@ fn below_a_root_nothing_is_started() {
     let plan = plan(&wanted(WORKER), &found);
     assert_eq!(actions(&plan), [Action::Enable]);
     assert!(plan.notes[0].contains("nothing is started"), "{:?}", plan.notes);
+}
+
+#[test]
+fn an_older_systemd_gets_only_what_it_takes() {
+    let under = |systemd: Option<u32>, text: &str| {
+        let found = settle(&wanted(text), Found { systemd, ..installed() });
+        let drop_in = found.drop_in.unwrap();
+        let lines: Vec<String> = drop_in.lines().map(str::to_owned).collect();
+        move |line: &str| lines.iter().any(|found| found == line)
+    };
+    let (admin, filter) = ("CapabilityBoundingSet=CAP_SYS_ADMIN", "SystemCallFilter=@system-service");
+    // Amazon Linux 2, Ubuntu 18.04: an allow list that names a group which they do not know allows nothing.
+    for systemd in [Some(219), Some(237), None] {
+        let has = under(systemd, APPLIANCE);
+        assert!(has(admin) && !has(filter) && !has("SystemCallFilter=bpf"), "{systemd:?}");
+        assert!(!under(systemd, WORKER)(admin), "{systemd:?}");
+        assert_eq!(has("StartLimitInterval=0"), systemd == Some(219));
+    }
+    let has = under(Some(245), APPLIANCE);
+    assert!(has(admin) && has(filter) && has("SystemCallFilter=bpf"));
+    let has = under(Some(252), APPLIANCE);
+    assert!(!has(admin) && has(filter) && !has("RestartSteps=20"));
+    assert!(!under(Some(252), WORKER)("SystemCallFilter=bpf") && under(Some(254), WORKER)("RestartSteps=20"));
+    // An older one makes no StateDirectory=.
+    assert_eq!(
+        settle(&wanted(WORKER), Found { systemd: Some(219), ..installed() }).modes[Path::new(OWN[0])],
+        roots(0o700)
+    );
+    let mut found = Found { systemd: Some(245), ..installed() };
+    found.credentials = [("worker_key".into(), "1".into())].into();
+    assert!(plan(&wanted(WORKER), &found).faults[0].contains("worker_key_file"));
+    found.systemd = Some(247);
+    settle(&wanted(WORKER), found);
+}
+
+#[test]
+fn what_the_service_could_not_do_is_told_beforehand() {
+    let fault = |text: &str, found: Found| {
+        let faults = plan(&wanted(text), &found).faults;
+        assert!(faults.len() < 2, "{faults:?}");
+        faults.into_iter().next().unwrap_or_default()
+    };
+    let told = |lines: &str| fault(&format!("{lines}\n{WORKER}"), installed());
+    for socket in ["/run/c.sock", "/var/run/c.sock", "/tmp/x/c.sock", "/dev/shm/c.sock"] {
+        assert!(told(&format!("control_socket = {socket:?}")).contains("of its own below /run"), "{socket}");
+    }
+    for state in ["/run/x", "/tmp/x", "/dev/shm/x"] {
+        assert!(told(&format!("state_dir = {state:?}")).contains("at the next boot"), "{state}");
+    }
+    let steer = format!("{WORKER}[steer]\ncgroups = [\"a.slice\"]\nproxy_hosts = [\"a.example\"]\n");
+    assert!(fault(&format!("{steer}pins = \"/mnt/bpf/x\"\n"), installed()).contains("/sys/fs/bpf only"));
+    assert_eq!(fault(&format!("{steer}pins = \"/sys/fs/bpf/x/y\"\n"), installed()), "");
+    // Below /run the directory is systemd's to make.
+    let text = format!("control_socket = \"/run/x/c.sock\"\n{WORKER}");
+    let found = settle(&wanted(&text), installed());
+    let drop_in = found.drop_in.clone().unwrap();
+    assert!(drop_in.contains("\nRuntimeDirectory=x\n") && !drop_in.contains("ReadWritePaths"), "{drop_in}");
+    assert!(!found.modes.contains_key(Path::new("/run/x")));
+    assert!(fault(&text, Found { foreign_runtime: true, ..installed() }).contains("files of others"));
+    let unwritable = vec![("/var/lib/dworker".into(), "denied".into())];
+    assert!(fault(WORKER, Found { unwritable, ..installed() }).contains("chown -R root:"));
+    // A program of somebody's own is not that of a root service.
+    let bare = || Found { packaged: None, ..installed() };
+    let anothers = || Some("user 1000 may change /usr/bin".to_owned());
+    assert!(fault(WORKER, Found { program: anothers(), ..bare() }).contains("/usr/local/bin"));
+    assert_eq!(
+        fault(WORKER, Found { program: anothers(), ..installed() }),
+        "",
+        "the package's unit names its own"
+    );
+    let mut home = wanted(WORKER);
+    home.program = "/home/a/target/release/dworker".into();
+    assert!(plan(&home, &bare()).faults[0].contains("sees nothing of /home"));
+}
+
+#[test]
+fn a_daemon_that_cannot_be_asked_is_restarted_only_on_demand() {
+    let mut wanted = wanted(WORKER);
+    let mut found = settle(&wanted, installed());
+    found.service.as_mut().unwrap().news = Err("it can't be asked: no answer".into());
+    let faults = plan(&wanted, &found).faults;
+    assert!(faults[0].contains("no answer") && faults[0].contains("--restart"), "{faults:?}");
+    wanted.restart = true;
+    assert_eq!(actions(&plan(&wanted, &found)), [Action::Restart]);
+    settle(&wanted, found);
+}
+
+#[test]
+fn a_service_that_does_not_start_with_what_is_new_runs_with_what_was() {
+    let running = settle(&wanted(WORKER), installed());
+    let changed = wanted(&format!("state_dir = \"/srv/x\"\n{WORKER}"));
+    let mut fake = Fake { found: running.clone(), done: Vec::new(), fails_with: Some("/srv/x") };
+    let plan = plan(&changed, &running);
+    let error = carry_out(&plan, &mut fake, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("does not start") && error.contains("runs as before"), "{error}");
+    assert_eq!((&fake.found.drop_in, &fake.found.service), (&running.drop_in, &running.service));
+    // Neither way does.
+    fake.fails_with = Some("Service");
+    let error = carry_out(&plan, &mut fake, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("can't be put back"), "{error}");
+}
+
+#[test]
+fn a_configuration_of_anothers_becomes_roots_with_its_mode() {
+    let theirs = |mode| Found { modes: [(FILE.into(), Access { uid: 1000, mode })].into(), ..installed() };
+    let steps = plan(&wanted(WORKER), &theirs(0o644)).to_string();
+    assert!(steps.contains("from 644 to 600, and its owner from user 1000 to root"), "{steps}");
+    for mode in [0o644, 0o600] {
+        assert_eq!(settle(&wanted(WORKER), theirs(mode)).modes[Path::new(FILE)], roots(0o600));
+    }
+}
+
+#[test]
+fn only_slices_of_the_system_are_wanted_by_name() {
+    for (cgroup, name) in [
+        ("a.slice", Some("a.slice")),
+        ("/sys/fs/cgroup/a.slice/a-b.slice", Some("a-b.slice")),
+        ("/sys/fs/cgroup/unified/a.slice", Some("a.slice")),
+        ("/", None),
+        ("a-b.slice", None),
+        ("a.slice/b.slice", None),
+        ("machine.slice/x.scope/payload/system.slice", None),
+        ("user.slice/user-1000.slice/user@1000.service/app.slice", None),
+        ("user.slice/user-1000.slice", Some("user-1000.slice")),
+    ] {
+        assert_eq!(slice(Path::new(cgroup)).as_deref(), name, "{cgroup}");
+    }
+}
+
+#[test]
+fn the_unit_and_the_defaults_agree() {
+    let config = Config::parse_in(WORKER, FILE, &Environment::default()).unwrap().config;
+    assert_eq!(config.state_dir, Path::new(OWN[0]));
+    assert!(config.control_socket.starts_with(OWN[1]));
+    assert_eq!(config.drain, settings::DRAIN);
+    let unit = settings::unit(Path::new("/usr/bin/dworker"));
+    let stop = (settings::DRAIN + settings::STOP).as_secs();
+    for line in ["StateDirectory=dworker", "RuntimeDirectory=dworker", &format!("TimeoutStopSec={stop}s")] {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
 }

@@ -19,6 +19,61 @@ pub struct Who {
     pub cgroup: Option<PathBuf>,
     /// A user.
     pub uid: Option<u32>,
+    /// What somebody has seen of the process who may look at it: a daemon may see only its own in `/proc`.
+    pub seen: Option<Seen>,
+}
+
+/// What there is to see of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What it is called, in characters that can be shown.
+    pub comm: String,
+    /// The device and the number of its network namespace.
+    pub netns: (u64, u64),
+}
+
+/// What can be read of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// What it is called, and where it lives.
+    pub seen: Seen,
+    /// Its real user, which is what the programs are told of.
+    pub uid: Option<u32>,
+    /// Its cgroup, below where cgroup v2 is mounted.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Process {
+    /// Reads it. The network namespace takes the right to trace it.
+    ///
+    /// # Errors
+    /// There is no such process, or this one may not see it.
+    pub fn read(pid: u32) -> Result<Process, ScopeError> {
+        let read = |file: &'static str| {
+            fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => ScopeError::NoProcess(pid),
+                _ => ScopeError::Process { pid, file, source },
+            })
+        };
+        let status = read("status")?;
+        let comm = shown(read("comm")?.trim_end());
+        let netns = namespace(&pid.to_string()).map_err(|source| ScopeError::Process {
+            pid,
+            file: "ns/net",
+            source,
+        })?;
+        let cgroup = cgroup_of(&read("cgroup")?).map(Path::to_owned);
+        Ok(Process { seen: Seen { comm, netns }, uid: real_uid(&status), cgroup })
+    }
+}
+
+/// A process's name without what would move a terminal's cursor.
+pub fn shown(comm: &str) -> String {
+    comm.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn namespace(of: &str) -> io::Result<(u64, u64)> {
+    fs::metadata(format!("/proc/{of}/ns/net")).map(|file| (file.dev(), file.ino()))
 }
 
 /// What there is to know of one who connects.
@@ -111,29 +166,17 @@ pub fn find(who: &Who, captured: &[Cgroup], kernel: &dyn Kernel) -> Result<Scope
     };
     let mount = probe::mount()?;
     if let Some(pid) = who.pid {
-        let read = |file: &'static str| {
-            fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => ScopeError::NoProcess(pid),
-                _ => ScopeError::Process { pid, file, source },
-            })
+        let process = match &who.seen {
+            Some(seen) => Process { seen: seen.clone(), uid: None, cgroup: None },
+            None => Process::read(pid)?,
         };
-        let status = read("status")?;
-        let comm: String =
-            read("comm")?.trim_end().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        scope.process = Some(format!("{comm}[{pid}]"));
-        scope.uid = scope.uid.or(real_uid(&status));
-        let namespace =
-            |of: &str| fs::metadata(format!("/proc/{of}/ns/net")).map(|file| (file.dev(), file.ino()));
-        let theirs = namespace(&pid.to_string()).map_err(|source| ScopeError::Process {
-            pid,
-            file: "ns/net",
-            source,
-        })?;
         let ours =
             namespace("self").map_err(|source| ScopeError::Process { pid, file: "self/ns/net", source })?;
+        scope.process = Some(format!("{}[{pid}]", process.seen.comm));
+        scope.uid = scope.uid.or(process.uid);
         scope.caller.own = pid == std::process::id();
-        scope.caller.foreign_netns = theirs != ours;
-        scope.cgroup = cgroup_of(&read("cgroup")?).map(|path| mount.join(path));
+        scope.caller.foreign_netns = process.seen.netns != ours;
+        scope.cgroup = process.cgroup.map(|path| mount.join(path));
     }
     scope.cgroup = match (&who.cgroup, scope.cgroup) {
         (Some(written), _) => Some(probe::cgroup(&mount, written)?.path),
@@ -202,6 +245,10 @@ mod tests {
     use super::*;
     use crate::steer::fake::FakeKernel;
 
+    fn mount_path() -> PathBuf {
+        probe::mount().unwrap()
+    }
+
     #[test]
     fn a_process_is_known_by_what_the_kernel_says() {
         let kernel = FakeKernel::default();
@@ -213,6 +260,17 @@ mod tests {
         assert_eq!((scope.captured, scope.excluded), (None, None));
         let uid = nix::unistd::getuid().as_raw();
         assert_eq!(scope.uid, Some(uid));
+        // The same, where somebody else has looked; of a process that this one can't see.
+        let Process { mut seen, uid: real, cgroup } = Process::read(std::process::id()).unwrap();
+        assert_eq!(real, Some(uid));
+        let asked = |seen: &Seen| {
+            let (pid, cgroup) = (Some(u32::MAX), Some(mount_path().join(cgroup.as_ref().unwrap())));
+            find(&Who { pid, cgroup, uid: real, seen: Some(seen.clone()) }, &[], &kernel).unwrap()
+        };
+        let told = asked(&seen);
+        assert_eq!((told.uid, &told.cgroup, told.caller.foreign_netns), (scope.uid, &scope.cgroup, false));
+        seen.netns.1 += 1;
+        assert!(asked(&seen).caller.foreign_netns);
         let gone = find(&Who { pid: Some(u32::MAX), ..Who::default() }, &[], &kernel).unwrap_err();
         assert!(gone.to_string().starts_with("there is no process 4294967295"), "{gone}");
 

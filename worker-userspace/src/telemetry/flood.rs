@@ -20,9 +20,14 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// All that was left out since the start.
 static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
-/// Lines that were left out since the start, because too many of their kind came.
+/// Lines that were left out since the start, because too many of their kind came, or nobody took them.
 pub fn left_out() -> u64 {
     LEFT_OUT.load(Ordering::Relaxed)
+}
+
+/// Counts a line that was left out.
+pub(super) fn leave_out() {
+    LEFT_OUT.fetch_add(1, Ordering::Relaxed);
 }
 
 /// The limit of one output.
@@ -41,7 +46,7 @@ impl Flood {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = kinds.entry(event.metadata().callsite()).or_default().turn(Instant::now());
         if turn == Turn::LeftOut {
-            LEFT_OUT.fetch_add(1, Ordering::Relaxed);
+            leave_out();
         }
         turn
     }

@@ -21,6 +21,14 @@ const LONGEST_NAME: usize = 64;
 /// Bytes of a value that are kept: with all of its fields a record must be one datagram.
 const LONGEST_VALUE: usize = 16 * 1024;
 
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Whole,
+    /// The journal has not taken what came before.
+    NoRoom,
+}
+
 /// A way to the journal.
 #[derive(Debug)]
 pub(super) struct Journal(UnixDatagram);
@@ -29,12 +37,21 @@ impl Journal {
     pub(super) fn connect(path: &Path) -> io::Result<Journal> {
         let socket = UnixDatagram::unbound()?;
         // Not connected: a journal that is started anew has another socket of this name.
-        socket.send_to(&[], path)?;
+        // Nor waited for: one that is stopped would stop every thread that logs.
+        socket.set_nonblocking(true)?;
+        match socket.send_to(&[], path) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            _ => {}
+        }
         Ok(Journal(socket))
     }
 
-    pub(super) fn send(&self, record: &Record, path: &Path) -> io::Result<()> {
-        self.0.send_to(&encode(record), path).map(drop)
+    pub(super) fn send(&self, record: &Record, path: &Path) -> io::Result<Sent> {
+        match self.0.send_to(&encode(record), path) {
+            Ok(_) => Ok(Sent::Whole),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Sent::NoRoom),
+            Err(error) => Err(error),
+        }
     }
 }
 

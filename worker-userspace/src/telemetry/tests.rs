@@ -155,6 +155,21 @@ fn the_journal_gets_records_with_fields_and_the_same_limit() {
     let said = |at: usize| taken[at].iter().find(|(name, _)| name == "MESSAGE").unwrap().1.clone();
     assert_eq!(said(1), "refused peer=0");
     assert!(taken.iter().any(|fields| fields[0].1 == format!("refused peer=99 {LAST}")));
+    // One that takes nothing stops nobody.
+    std::fs::remove_file(&path).unwrap();
+    let _stopped = UnixDatagram::bind(&path).unwrap();
+    let journal = Journal::connect(&path).unwrap();
+    let (count, at) = (Arc::new(Mutex::new([0, 0])), path.clone());
+    let into = count.clone();
+    let records = Records::new(move |record: &Record| {
+        let sent = journal.send(record, &at).unwrap();
+        into.lock().unwrap()[usize::from(sent == Sent::NoRoom)] += 1;
+    });
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(records), || {
+        (0..10_000).for_each(|n| tracing::info!(n, "asked"));
+    });
+    let [whole, no_room] = *count.lock().unwrap();
+    assert!(whole > 0 && no_room > 0 && whole + no_room == 10_000, "{whole} {no_room}");
     // It is started anew.
     std::fs::remove_file(&path).unwrap();
     assert!(Journal::connect(&path).is_err());

@@ -84,6 +84,33 @@ fn text(bytes: Vec<u8>) -> String {
 }
 
 #[test]
+fn a_daemon_that_lacks_a_file_may_be_started_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (file, authority) = (at("dworker.toml"), at("ca.pem"));
+    let run = |text: &str| {
+        fs::write(&file, text).expect("a file");
+        let outcome = dworker(&["run", "--config", &file], &[]);
+        (outcome.status.code(), text_of(&outcome))
+    };
+    let key = "worker_key = \"dwk_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaA\"";
+    let right = format!("appliance_url = \"https://appliance.example\"\n{key}\nca_file = {authority:?}\n");
+    // It is being replaced, or where it lies is not mounted yet.
+    let (code, said) = run(&right);
+    assert!(code == Some(1) && said.contains("no such file"), "{code:?} {said}");
+    let (code, said) = run(&format!("{right}lanes = 99\n"));
+    assert!(code == Some(2) && said.contains("lanes"), "{code:?} {said}");
+    let (code, said) = run("appliance_url = ");
+    assert!(code == Some(2), "{code:?} {said}");
+    fs::remove_file(&file).expect("the file");
+    assert_eq!(dworker(&["run", "--config", &file], &[]).status.code(), Some(1));
+}
+
+fn text_of(outcome: &Output) -> String {
+    String::from_utf8_lossy(&outcome.stderr).into_owned()
+}
+
+#[test]
 fn the_commands_check_show_and_import() {
     let directory = tempfile::tempdir().expect("a directory");
     let at = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();

@@ -52,6 +52,13 @@ pub(super) fn stage(program: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Has the configuration end with another line than that of the sources.
+pub(super) fn change_configuration(line: &str) -> Result<()> {
+    let path = place().join("dworker.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    fs::write(&path, format!("{text}{line}\n")).with_context(|| format!("writing {}", path.display()))
+}
+
 fn copy(file: &Path, directory: &Path) -> Result<()> {
     let to = directory.join(file.file_name().unwrap_or_default());
     fs::copy(file, &to).with_context(|| format!("copying {} to {}", file.display(), to.display()))?;

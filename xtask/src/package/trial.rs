@@ -10,12 +10,15 @@ use anyhow::{Context, Result, ensure};
 
 use super::directory;
 use crate::command::{cargo, output, run, say};
-use crate::prerequisites;
+use crate::{prerequisites, root};
 
 /// The system that is installed to be booted: small, and what the trial itself needs.
 const SUITE: &str = "bookworm";
 const MIRROR: &str = "http://deb.debian.org/debian";
 const INCLUDED: &str = "ca-certificates,curl,dbus,iproute2,systemd-sysv";
+
+/// The last line of the newer package's configuration.
+pub(super) const CHANGED: &str = "# Of a later version.";
 
 /// Installs the deb, has it work, replaces it by the newer one, removes it and purges it.
 pub(super) fn deb(deb: &Path, newer: &Path) -> Result<()> {
@@ -30,7 +33,7 @@ pub(super) fn deb(deb: &Path, newer: &Path) -> Result<()> {
     say("trying the deb in a booted system");
     run(cargo("run")
         .args(["--locked", "--quiet", "--package", "tests", "--example", "packages", "--"])
-        .args([&system, deb, newer]))
+        .args([&system, deb, newer, &root().join("packaging/rpm")]))
 }
 
 /// Installs and removes the rpm below a root, where no scripts run; and looks at those.
