@@ -380,24 +380,6 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_shown_whole() {
-        let tail = Tail {
-            parts: Vec::new(),
-            lines: "all".into(),
-            since: None,
-            no_follow: true,
-            json: false,
-            pretty: false,
-            unit: "dworker".into(),
-        };
-        let asked = tail.journalctl();
-        let arguments: Vec<_> = asked.get_args().map(|argument| argument.to_string_lossy()).collect();
-        assert!(arguments.iter().any(|argument| argument == "--all"), "{arguments:?}");
-        let long = "x".repeat(100_000);
-        assert_eq!(line(&format!("INFO dworker::tunnel: {long}")).message, long);
-    }
-
-    #[test]
     fn a_level_has_its_colour_on_a_terminal() {
         let line = line("ERROR dworker::tunnel: lost\x1b[2J");
         assert_eq!(line.plain(true), "2026-01-30T00:00:00.000Z \x1b[31mERROR\x1b[0m tunnel: lost [2J");
