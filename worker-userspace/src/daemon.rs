@@ -46,6 +46,7 @@ use crate::inspect::ledger::Ledger;
 use crate::notify;
 use crate::sockets::{Named, Sockets, name};
 use crate::steer::pins::{Pins, PinsError};
+use crate::steer::probe;
 use crate::steer::steering::SteerError;
 use crate::target::Target;
 use crate::tunnel::credit::{self, Budget};
@@ -311,7 +312,11 @@ impl Daemon {
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
         let orders_of = orders::routes(roles.steering.clone(), sender, &invocation);
-        let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
+        let monitor = inspect::monitor::router(
+            ledger.hub().clone(),
+            |written| probe::below(written).map_err(|error| error.to_string()),
+            drain.clone(),
+        );
         let socket = layers::around(socket.merge(monitor)).merge(orders_of);
         let socket = socket.merge(log::routes(&roles, &drain)).merge(metrics::routes(&roles));
         // Not one of the drain's tasks: it answers until the end.
