@@ -353,7 +353,7 @@ fn what_is_said_before_is_what_the_kernel_does() -> Result<()> {
             let address = named["name"]["addresses"][0].as_str().context("no address")?;
             let (_, port) = target.rsplit_once(':').context("no port")?;
             let standing = why(&lab, &format!("{address}:{port}"), &[])?;
-            for part in ["verdict", "line", "rule", "carrier", "policy", "name"] {
+            for part in ["verdict", "reason", "rule", "carrier", "policy", "name"] {
                 assert_eq!(standing[part], named[part], "{part} of {standing:#}");
             }
             assert_eq!(standing["policy"]["allowed"], true, "{standing:#}");
