@@ -70,12 +70,9 @@ impl Client {
     /// The daemon at this control socket, where one answers soon. `None`: nobody is there, or the service manager keeps
     /// the socket for one that is to come.
     pub(super) async fn answering(path: &Path) -> Result<Option<Client>, Failure> {
-        match UnixStream::connect(path).await.map_err(|error| error.kind()) {
-            Err(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock) => {
-                return Ok(None);
-            }
-            // What else there is, is told below.
-            Ok(_) | Err(_) => {}
+        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::WouldBlock];
+        if UnixStream::connect(path).await.is_err_and(|error| nobody.contains(&error.kind())) {
+            return Ok(None);
         }
         let mut client = local(path).await?.patient(SOON);
         let alive = client.exchange(Method::GET, HEALTH, None).await.is_ok();
