@@ -371,6 +371,24 @@ mod tests {
     }
 
     #[test]
+    fn the_line_of_the_proxy_says_what_decides() {
+        for (proxy, says) in [
+            (r#""used":true"#, "this worker dials it through http://p:1\n"),
+            (r#""used":true,"by_address":true"#, "depends on its addresses"),
+            (r#""used":false,"exempted_by":"*.corp.example""#, "no_proxy has *.corp.example\n"),
+            (r#""used":false"#, "it is this host\n"),
+        ] {
+            let text = format!(
+                r#"{{"verdict":"direct","reason":"no-steering","line":"direct","target":"a.example:443",
+                    "scope":{{"foreign_netns":false,"own":false}},"refused":[],"failed":[],
+                    "proxy":{{"address":"http://p:1",{proxy}}}}}"#
+            );
+            let why: Why = serde_json::from_str(&text).expect("an answer");
+            assert!(why.plain().contains(says), "{}", why.plain());
+        }
+    }
+
+    #[test]
     fn errnos_have_names() {
         assert_eq!(errno_name(libc::EHOSTUNREACH), "EHOSTUNREACH");
         assert_eq!(errno_name(99_999), "errno 99999");
