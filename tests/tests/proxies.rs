@@ -117,6 +117,11 @@ fn to_the_appliance(site: &mut Site<'_>, kind: ProxyKind, proxy: &HttpProxy) -> 
         assert_eq!(why["proxy"], json!({"address": shown, "used": false}), "{why:#}");
         shows_no_password(&worker)?;
     }
+    // Where addresses decide, the worker resolves the name itself, and the proxy gets what it found.
+    let _worker =
+        site.worker_with(&open(Door::Open, ""), "", |config| config.set("egress.allow", vec!["10.0.0.0/8"]))?;
+    let why = site.why("direct.example:9001")?;
+    assert_eq!((&why["proxy"]["used"], &why["proxy"]["by_address"]), (&true.into(), &true.into()), "{why:#}");
     let log = proxy.log();
     assert!(log.contains("appliance.example:443"), "the proxy resolves the name: {log}");
 

@@ -2,13 +2,14 @@
 //! gets out unsteered.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tests::load::{Kind, Load, Outcome};
 use tests::traffic::{Connect, Order, Report, Serve};
-use tests::{Bytes, Command, Config, Daemon, Group, Host, Lab, Service, Signal, bpf, net};
+use tests::{Bytes, Command, Config, Daemon, Group, Host, Lab, Output, Service, Signal, bpf, net};
 
 const SOON: Duration = Duration::from_secs(30);
 const ECHO: &str = "echo.corp.example";
@@ -429,50 +430,97 @@ fn steering_is_switched_off_with_and_without_a_daemon() -> Result<()> {
     lab.explain(|| {
         let _echo = lab.vcenter().serve(Serve::Echo, net::ECHO, 7)?;
         let host = lab.appliance();
-        let pins = host.pins("appliance");
-        let steer = |what: &str| -> Result<String> {
-            let socket = host.socket("appliance");
-            let command = host.dworker(["steer", what, "--socket"])?.arg(socket);
-            match what {
-                "off" => command.arg("--pins").arg(&pins).check(),
-                _ => command.check(),
-            }
+        let (pins, socket) = (host.pins("appliance"), host.socket("appliance"));
+        let config = host.directory().join("appliance.toml");
+        let elsewhere = host.directory().join("elsewhere");
+        let steer = |what: &str, places: &[(&str, &Path)]| -> Result<Output> {
+            let command = host.dworker(["steer", what])?;
+            places.iter().fold(command, |command, (key, value)| command.arg(key).arg(value)).output()
         };
+        let at: (&str, &Path) = ("--socket", &socket);
         let goes_out = || -> Result<()> {
             let report = Connect::to(net::ECHO.v4, 7).once(host)?;
             assert_eq!(report.failure.as_deref(), Some("ENETUNREACH"), "{report:?}");
             Ok(())
         };
+        let pinned_maps = || -> Result<usize> { Ok(fs::read_dir(pins.join("maps"))?.count()) };
         works(&lab, ECHO)?;
-        assert_eq!(steer("off")?, "steering is off\n");
+        let (before, maps) = (service.status()?, pinned_maps()?);
+        let lost = steer("off", &[("--socket", &elsewhere), ("--pins", &pins)])?;
+        assert_eq!(lost.status.code(), Some(1), "{lost}");
+        let says =
+            format!("a daemon steers with {} and does not answer at {}", pins.display(), elsewhere.display());
+        assert!(lost.stderr.contains(&says), "{lost}");
+        // A daemon that answers counts, whatever else is named.
+        assert_eq!(steer("off", &[at, ("--pins", &elsewhere)])?.check()?, "steering is off\n");
         wait_for_programs(host, 0)?;
         goes_out()?;
-        assert_eq!(steer("off")?, "steering was off already\n");
+        assert_eq!(steer("off", &[at])?.check()?, "steering was off already\n");
+        wait_until_gone("prog", ids(&before, "programs"))?;
+        assert_eq!(pinned_maps()?, 0);
         // A reload keeps it so.
         service.reload(host)?.check()?;
         goes_out()?;
         assert_eq!(bpf::attached(host.cgroup().path())?.len(), 0);
-        assert_eq!(steer("on")?, "steering is on\n");
+        assert_eq!(service.status()?["steer"]["programs"], serde_json::json!([]));
+        assert_eq!(pinned_maps()?, 0);
+        assert_eq!(steer("on", &[at])?.check()?, "steering is on\n");
         wait_for_programs(host, PROGRAMS)?;
         house.wait_until_up()?;
         works(&lab, ECHO)?;
+        assert_eq!(pinned_maps()?, maps, "a start adopts them");
 
+        let before = service.status()?;
         service.set_restarts(false);
         let pid = service.pid()?;
         service.kill9()?;
         service.wait_for_end(pid)?;
         assert_eq!(bpf::attached(host.cgroup().path())?.len(), PROGRAMS);
-        assert!(steer("off")?.starts_with("no daemon is there; removed "));
+        // What the configuration says, which a daemon would read.
+        let (socket, pinned) = (socket.display(), pins.display());
+        let removed = steer("off", &[("--config", &config)])?.check()?;
+        assert_eq!(removed, format!("no daemon answers at {socket}; removed {pinned}\n"));
         wait_for_programs(host, 0)?;
         assert!(!pins.exists());
+        wait_until_gone("prog", ids(&before, "programs"))?;
+        wait_until_gone("map", ids(&before, "maps"))?;
         let links = Command::new("bpftool").args(["link", "show"]).check()?;
         let ours =
             fs::metadata(host.cgroup().path()).map(|cgroup| std::os::unix::fs::MetadataExt::ino(&cgroup))?;
         assert!(!links.contains(&format!("cgroup_id {ours} ")), "{links}");
         goes_out()?;
-        assert_eq!(steer("off")?, "steering was off already\n");
+        let nothing = steer("off", &[at, ("--pins", &pins)])?.check()?;
+        assert_eq!(nothing, format!("no daemon answers at {socket}, and nothing is left in {pinned}\n"));
+        let json = host.dworker(["steer", "off", "--json", "--config"])?.arg(&config).check()?;
+        let expected = serde_json::json!({
+            "changed": false, "removed": null, "socket": socket.to_string(), "pins": pinned.to_string(),
+        });
+        assert_eq!(serde_json::from_str::<Value>(&json)?, expected);
         Ok(())
     })
+}
+
+/// The ids of what a daemon has in the kernel.
+fn ids(status: &Value, what: &str) -> Vec<u64> {
+    let all = status["steer"][what].as_array().into_iter().flatten();
+    let ids: Vec<u64> = all.filter_map(|one| one["id"].as_u64()).collect();
+    assert!(!ids.is_empty(), "no {what}: {status:#}");
+    ids
+}
+
+/// Waits until bpftool knows none of these: the kernel frees what nobody holds a moment later.
+fn wait_until_gone(what: &str, ids: Vec<u64>) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let listed: Vec<Value> =
+            serde_json::from_str(&Command::new("bpftool").args(["-j", what, "show"]).check()?)?;
+        let left: Vec<_> =
+            listed.iter().filter(|one| one["id"].as_u64().is_some_and(|id| ids.contains(&id))).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "{what}: {left:?}");
+    }
 }
 
 #[test]

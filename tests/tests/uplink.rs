@@ -124,6 +124,11 @@ fn a_workers_host_is_steered_over_its_uplink() -> Result<()> {
         let from_hq = |from: IpAddr| from.to_string().starts_with("10.77.4.");
         let asked = lab.appliance_resolver().queries();
         assert!(asked.iter().any(|query| query.name == "direct.example" && from_hq(query.from)), "{asked:?}");
+        // Another worker dials it, so this one's policy has no say.
+        let why = host.dworker(["why", "direct.example:8000", "-j", "--socket"])?.arg(host.socket("worker"));
+        let why = why.output()?.json()?;
+        assert_eq!((&why["verdict"], &why["policy"]), (&"steered".into(), &Value::Null), "{why:#}");
+        assert_eq!(why["carrier"]["name"], "appliance appliance.example:443", "{why:#}");
         // Without steering there is no name and no way.
         let outside = only(Connect::to("direct.example", 8000).uncaptured(host)?);
         assert!(
@@ -201,6 +206,11 @@ fn a_captured_worker_with_steering_does_not_capture_itself() -> Result<()> {
             "its own dials and look-ups were seen and left alone: {status:#}"
         );
         assert!(lab.site_resolver().was_asked("echo.corp.example"), "it asked the real resolver");
+        // As it is counted, it is foreseen.
+        let own = ["why", &format!("{echo4}:7000"), "-j", "--pid", &worker.process().pid().to_string()];
+        let why = lab.site().dworker(own)?.arg("--socket").arg(lab.site().socket("worker")).output()?;
+        assert_eq!(why.json()?["reason"], "own", "{why}");
+        assert_eq!(why.status.code(), Some(10), "{why}");
         Ok(())
     })
 }

@@ -241,6 +241,8 @@ pub struct DownUntil {
 pub struct Event {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub ktime: u64,
+    /// The id of its cgroup.
+    pub cgroup: u64,
     /// The name of the thread, zero-terminated.
     pub comm: [u8; 16],
     /// Its process id in the initial pid namespace.
@@ -399,7 +401,7 @@ layout! {
     Flow: 8 + 8 + 8 + 16 + 4 + 4 + 20 + 4 + 2 + 2 + 4;
     FlowKey: 16 + 2 + 2;
     DownUntil: 8 + 4 + 4;
-    Event: 8 + 16 + 4 + 4 + 20 + 4 + 4 + 4;
+    Event: 8 + 8 + 16 + 4 + 4 + 20 + 4 + 4 + 4;
 }
 
 /// What lies in a map, which lives on from one daemon to the next one that has the same here.

@@ -41,6 +41,7 @@ pub fn tell(dest: &Dest, reason: Reason, errno: u32, rule: u32) {
     // SAFETY: the record is ours until it is submitted, and every field is written before that.
     unsafe {
         (*event).ktime = helper::bpf_ktime_get_ns();
+        (*event).cgroup = helper::bpf_get_current_cgroup_id();
         helper::bpf_get_current_comm((&raw mut (*event).comm).cast(), 16);
         (*event).tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*event).uid = bpf_get_current_uid_gid() as u32;

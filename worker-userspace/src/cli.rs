@@ -1,4 +1,4 @@
-//! The command line that asks a running daemon, by its API.
+//! The commands. Most ask a running daemon, by its API.
 //!
 //! | file | concern |
 //! |---|---|
@@ -7,7 +7,8 @@
 //! | `cli/table.rs` | tables and details for people |
 //! | `cli/config.rs` | the configuration, without a daemon |
 //! | `cli/reconfigure.rs` | the service |
-//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `lifetime.rs`, `log.rs`, `why.rs`, `monitor.rs`, `tail.rs`, `doctor.rs` | the commands |
+//! | `cli/worker.rs`, `cloud.rs`, `node.rs`, `connections.rs`, `events.rs`, `token.rs`, `status.rs`, `why.rs`, `monitor.rs`, `lifetime.rs`, `log.rs`, `doctor.rs` | the commands |
+//! | `cli/tail.rs` | the log, from the journal |
 
 mod client;
 pub(crate) mod cloud;
@@ -43,12 +44,15 @@ use client::{Client, one};
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage or values, 3 not found, 4 in conflict with what is there, 5 not allowed";
 
+/// Where a daemon's control socket is, where its configuration does not say otherwise.
+const SOCKET: &str = "/run/dworker/control.sock";
+
 /// Whom a command asks.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Whom to ask")]
 pub(crate) struct Whom {
     /// The daemon's control socket
-    #[arg(long, value_name = "PATH", default_value = "/run/dworker/control.sock")]
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
     /// An appliance in the network, instead of the control socket
     #[arg(long, value_name = "https://HOST[:PORT]", conflicts_with = "socket")]
@@ -78,6 +82,22 @@ impl Whom {
             ca_file: None,
             insecure_plaintext: false,
         }
+    }
+}
+
+/// The daemon on this host: what only its control socket answers.
+#[derive(Debug, Args)]
+pub(crate) struct Here {
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET, help_heading = "Whom to ask")]
+    socket: PathBuf,
+    #[command(flatten)]
+    format: Format,
+}
+
+impl Here {
+    async fn client(&self) -> Result<Client, Failure> {
+        Client::at(&self.socket).await
     }
 }
 
@@ -176,7 +196,7 @@ pub(crate) fn run_to_code(command: impl Future<Output = Result<u8, Failure>>) ->
             match &failure {
                 // Each line begins with the place of its fault, as a compiler's.
                 Failure::Wrong(faults) => eprintln!("{faults}"),
-                failure => eprintln!("dworker: {failure}"),
+                failure => eprintln!("{}", harmless(&format!("dworker: {failure}"))),
             }
             ExitCode::from(failure.code())
         }
@@ -221,14 +241,25 @@ impl Format {
         let text = match (self.pretty, self.json) {
             (true, _) => serde_json::to_string_pretty(answer).map_err(json)? + "\n",
             (false, true) => serde_json::to_string(answer).map_err(json)? + "\n",
-            (false, false) => plain(),
+            (false, false) => harmless(&plain()),
         };
-        match io::stdout().write_all(text.as_bytes()) {
-            // Who reads only the beginning, as `head` does, has what it wants.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            written => Ok(written?),
-        }
+        print_all(&text)
     }
+}
+
+/// Prints it as it is.
+pub(crate) fn print_all(text: &str) -> Done {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Who reads only the beginning, as `head` does, has what it wants.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// Without what would drive a terminal: names, paths and texts come from others.
+fn harmless(text: &str) -> String {
+    let plain = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.chars().map(plain).collect()
 }
 
 /// Asks a person before something is gone; without one `--yes` must say it.
@@ -254,6 +285,16 @@ fn confirm(yes: bool, what: &str) -> Done {
 mod tests {
     use super::*;
     use dworker::web::Kind;
+
+    #[test]
+    fn what_others_have_named_drives_no_terminal() {
+        let text = "direct: /sys/fs/cgroup/a\u{1b}]0;x\u{7}\u{9b}2Jb is not captured\n\tscope\r\n";
+        let shown = harmless(text);
+        assert_eq!(
+            shown,
+            "direct: /sys/fs/cgroup/a\u{fffd}]0;x\u{fffd}\u{fffd}2Jb is not captured\n\tscope\u{fffd}\n"
+        );
+    }
 
     #[test]
     fn a_problem_is_told_once_and_has_an_exit_code() {

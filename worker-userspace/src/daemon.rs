@@ -313,7 +313,11 @@ impl Daemon {
         let (sender, orders) = mpsc::channel(ORDERS);
         // An order takes longer than what is asked in passing.
         let orders_of = orders::routes(roles.steering.clone(), sender, &invocation);
-        let monitor = inspect::monitor::router(ledger.hub().clone(), drain.clone());
+        let monitor = inspect::monitor::router(
+            ledger.hub().clone(),
+            |written| crate::steer::probe::below(written).map_err(|error| error.to_string()),
+            drain.clone(),
+        );
         let socket = layers::around(socket.merge(monitor)).merge(orders_of);
         let socket = socket.merge(log::routes(&roles, &drain)).merge(metrics::routes(&roles));
         let socket = socket.merge(probe::routes(&roles));

@@ -2,4 +2,3 @@
 
 pub mod dial;
 pub mod policy;
-mod resolve;

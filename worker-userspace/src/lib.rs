@@ -8,7 +8,7 @@
 //! | 4 | [`daemon`] |
 //! | 3 | [`appliance`], [`worker`], [`entry`], [`doctor`] |
 //! | 2 | [`steer`], [`egress`], [`route`], [`splice`], [`carry`], [`service`] |
-//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`sockets`], [`notify`], [`connect`], [`upstream`], [`web`], [`target`], [`refusal`] |
+//! | 1 | [`accept`], [`config`], [`tunnel`], [`inspect`], [`telemetry`], [`drain`], [`sockets`], [`notify`], [`connect`], [`resolve`], [`upstream`], [`web`], [`target`], [`refusal`] |
 
 pub mod accept;
 pub mod appliance;
@@ -24,6 +24,7 @@ pub mod entry;
 pub mod inspect;
 pub mod notify;
 pub mod refusal;
+pub mod resolve;
 pub mod route;
 pub mod service;
 pub mod sockets;

@@ -2,7 +2,7 @@
 
 mod cli;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,6 +40,7 @@ enum Command {
     #[command(subcommand, after_help = cli::EXIT_CODES)]
     Steer(cli::lifetime::SteerCommand),
     /// Show what a running daemon does: tunnels, lanes, steering, connections
+    #[command(after_help = cli::EXIT_CODES)]
     Status(cli::status::StatusCommand),
     /// Say what would happen to a connection, and why: steered, direct or refused
     #[command(after_help = cli::why::EXIT_CODES)]
@@ -57,6 +58,7 @@ enum Command {
     #[command(after_help = cli::EXIT_CODES)]
     Monitor(cli::monitor::MonitorCommand),
     /// Follow the daemon's log, by parts of it
+    #[command(after_help = cli::EXIT_CODES)]
     Tail(cli::tail::Tail),
     /// Distributed workers: the processes at one site that share a key
     #[command(subcommand, after_help = cli::EXIT_CODES)]
@@ -173,7 +175,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             // Written at once: a shell that reads only a part of it is no fault.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "dworker", &mut script);
-            std::io::stdout().write_all(&script).context("writing the script")?;
+            return Ok(cli::run(async { cli::print_all(&String::from_utf8_lossy(&script)) }));
         }
         Command::Man { directory } => {
             std::fs::create_dir_all(&directory)

@@ -24,6 +24,7 @@ use crate::basic;
 use crate::config::{self, FileError};
 use crate::connect;
 use crate::refusal::{Code, Refusal};
+use crate::resolve::Resolver;
 use crate::target::{Host, NoProxy, Target};
 use crate::tunnel::tls::{End, Trust, Unsecured};
 use crate::tunnel::transport::Way;
@@ -31,6 +32,9 @@ use answer::{Answer, Head, Said};
 
 /// Bytes of an answer that are looked at in one go.
 const LOOK: usize = 2048;
+
+/// How long the addresses of the proxy's name are kept: each target's dial needs them.
+const KEPT: Duration = Duration::from_secs(5);
 
 /// A proxy, and what is not for it.
 pub struct Upstream {
@@ -42,6 +46,7 @@ pub struct Upstream {
     /// The line that says who this worker is.
     authorization: Option<String>,
     no_proxy: NoProxy,
+    resolver: Resolver,
 }
 
 /// Without the password.
@@ -62,7 +67,7 @@ pub struct UpstreamError {
 
 #[derive(Debug)]
 enum Cause {
-    Resolve(io::Error),
+    Resolve(Refusal),
     Connect(SocketAddr, io::Error),
     Tls(Unsecured),
     /// A step before the proxy was asked, and the time that it had.
@@ -87,7 +92,10 @@ impl UpstreamError {
         let UpstreamError { proxy, .. } = self;
         match &self.cause {
             Cause::Resolve(e) => {
-                format!("can't resolve the proxy {proxy}: {e}: check `proxy_address` and this host's DNS")
+                format!(
+                    "can't resolve the proxy {proxy}: {}: check `proxy_address` and this host's DNS",
+                    e.text
+                )
             }
             Cause::Connect(address, e) => format!(
                 "can't connect to the proxy {proxy} at {address}: {e}: check `proxy_address`, and whether the proxy runs"
@@ -133,7 +141,11 @@ impl UpstreamError {
 
     /// True where it says nothing of the target: the proxy would answer alike for another address of it.
     pub fn is_the_proxys(&self) -> bool {
-        matches!(self.refusal().code, Code::ProxyDenied | Code::ProxyDown | Code::Limit)
+        match &self.cause {
+            Cause::Refused(_, said) => said.is_of_the_client(),
+            Cause::Silent(..) => false,
+            _ => true,
+        }
     }
 }
 
@@ -165,6 +177,7 @@ impl Upstream {
             tls,
             authorization,
             no_proxy: config.no_proxy.clone(),
+            resolver: Resolver::keeping(KEPT),
         })
     }
 
@@ -199,7 +212,7 @@ impl Upstream {
         let allowed = left(until);
         let slow = |step| move |_| Cause::Slow(step, allowed);
         let reaching = async {
-            let (tcp, address) = timeout_at(until, self.dial()).await.map_err(slow(Step::Connect))??;
+            let (tcp, address) = timeout_at(until, self.dial(until)).await.map_err(slow(Step::Connect))??;
             let way = match &self.tls {
                 None => Way::Plain(tcp),
                 Some(trust) => {
@@ -216,19 +229,18 @@ impl Upstream {
         UpstreamError { proxy: self.name.clone(), has_login: self.authorization.is_some(), cause }
     }
 
-    async fn dial(&self) -> Result<(TcpStream, SocketAddr), Cause> {
+    async fn dial(&self, until: Instant) -> Result<(TcpStream, SocketAddr), Cause> {
         let addresses = match &self.host {
             Host::Addr(addr) => vec![*addr],
             Host::Name(name) => {
-                let found =
-                    tokio::net::lookup_host((name.as_str(), self.port)).await.map_err(Cause::Resolve)?;
-                connect::interleaved(found.map(|address| address.ip()).collect())
+                let patience = until.saturating_duration_since(Instant::now());
+                self.resolver.look_up(name, until, patience).await.map_err(Cause::Resolve)?
             }
         };
         let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, self.port)).collect();
         let (tcp, address) = connect::first(addresses).await.map_err(|failed| match failed {
             Some((address, error)) => Cause::Connect(address, error),
-            None => Cause::Resolve(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
+            None => Cause::Resolve(Refusal::new(Code::NameNotFound, "it has no address".to_owned())),
         })?;
         tcp.set_nodelay(true).map_err(Cause::Io)?;
         Ok((tcp, address))
@@ -270,7 +282,7 @@ impl Reached<'_> {
 }
 
 /// The time until then as messages show it: a few microseconds have always passed.
-fn left(until: Instant) -> Duration {
+pub(crate) fn left(until: Instant) -> Duration {
     let left = until.saturating_duration_since(Instant::now()) + Duration::from_micros(500);
     Duration::from_millis(left.as_millis().try_into().unwrap_or(u64::MAX))
 }

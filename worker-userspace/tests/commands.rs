@@ -73,6 +73,16 @@ fn completions_are_scripts_that_know_the_commands() {
     }
 }
 
+#[test]
+fn who_has_read_enough_is_no_failure() {
+    for args in [&["status", "--schema"][..], &["completions", "bash"], &["config", "template"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = run(dworker(args).stdout(writer));
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
 const JOURNAL: &str = r#"{"MESSAGE":" INFO dworker::daemon: ready","PRIORITY":"6","_PID":"42","__REALTIME_TIMESTAMP":"1769731200000000"}
 {"MESSAGE":" WARN dworker::steer::steering: refused in connect(): refused-port","PRIORITY":"6","_PID":"42","__REALTIME_TIMESTAMP":"1769731201000000"}
 no JSON
@@ -103,11 +113,11 @@ fn tail(path: &Path, args: &[&str]) -> (Option<i32>, String, String) {
 fn the_log_is_asked_for_as_it_is_wanted() {
     let fake = journalctl(JOURNAL, 0);
     for (args, called) in [
-        (&[][..], "--output=json --no-pager --unit=dworker --lines=10 --follow"),
-        (&["-n", "all", "--no-follow"], "--output=json --no-pager --unit=dworker --lines=all"),
+        (&[][..], "--output=json --all --no-pager --unit=dworker --lines=10 --follow"),
+        (&["-n", "all", "--no-follow"], "--output=json --all --no-pager --unit=dworker --lines=all"),
         (
             &["--since", "-1h", "--unit", "dworker@b"],
-            "--output=json --no-pager --unit=dworker@b --since=-1h --follow",
+            "--output=json --all --no-pager --unit=dworker@b --since=-1h --follow",
         ),
     ] {
         let (code, _, stderr) = tail(fake.path(), args);

@@ -347,11 +347,28 @@ fn what_is_said_before_is_what_the_kernel_does() -> Result<()> {
         assert!(text.starts_with(&format!("direct: cgroup {left_out} is excluded")), "{text}");
         assert!(text.contains(&format!("excluded by cgroup {left_out}")), "{text}");
 
+        // What an address stands for is asked for, so all is said of it that is said of the name.
+        for target in ["echo.corp.example:7001", "refused.corp.example:7002"] {
+            let named = why(&lab, target, &[])?;
+            let address = named["name"]["addresses"][0].as_str().context("no address")?;
+            let (_, port) = target.rsplit_once(':').context("no port")?;
+            let standing = why(&lab, &format!("{address}:{port}"), &[])?;
+            for part in ["verdict", "reason", "rule", "carrier", "policy", "name"] {
+                assert_eq!(standing[part], named[part], "{part} of {standing:#}");
+            }
+            assert_eq!(standing["policy"]["allowed"], true, "{standing:#}");
+            let failed = |why: &Value| why["failed"].as_array().map(Vec::len);
+            assert_eq!(failed(&standing), failed(&named), "{standing:#}");
+        }
+        // A name that others gave drives no terminal.
+        let odd = captured.child("odd\u{1b}[2J")?;
+        let text = said(&["10.77.3.30:7001", "--cgroup", &odd.path().display().to_string()])?;
+        assert!(text.starts_with("steered ") && text.contains("odd\u{fffd}[2J"), "{text:?}");
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+
         // Without steering nothing is steered, and it is said why.
         let steer = |to| -> Result<String> {
-            let command = on.dworker(["steer", to, "--socket"])?.arg(on.socket("appliance"));
-            let pins = on.pins("appliance");
-            if to == "off" { command.arg("--pins").arg(pins) } else { command }.check()
+            on.dworker(["steer", to, "--socket"])?.arg(on.socket("appliance")).check()
         };
         let here = &places[0];
         assert_eq!(steer("off")?, "steering is off\n");
@@ -367,6 +384,16 @@ fn what_is_said_before_is_what_the_kernel_does() -> Result<()> {
         assert!(case.counted.is_empty() && case.report.failure.is_some(), "{case:#?}");
         steer("on")?;
         Case::run(&lab, &appliance, here, "10.77.3.30", 7001, Family::Any)?.check(&appliance)?;
+
+        // A resolver that does not answer has not said that there is no address.
+        on.set_resolv_conf("nameserver 10.99.99.99\noptions timeout:1 attempts:1\n")?;
+        let command = on.dworker(["why", "silent.example", "--socket"])?.arg(on.socket("appliance"));
+        let silent = command.output()?;
+        assert_eq!(silent.status.code(), Some(1), "{silent}");
+        assert!(
+            silent.stderr.contains("silent.example") && silent.stderr.contains("is not known"),
+            "{silent}"
+        );
         Ok(())
     })
 }

@@ -15,7 +15,7 @@ use crate::{ADMINISTRATION, BEGINNING};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Blocks for a shell in the first hour, and in the section of the commands and the API.
-const BLOCKS: [usize; 2] = [3, 6];
+const BLOCKS: [usize; 2] = [4, 6];
 /// Stands between what two commands print; none prints it.
 const BETWEEN: char = '\u{1e}';
 
@@ -53,6 +53,18 @@ impl Desk {
             }
         }
         Ok(config)
+    }
+
+    /// Makes what stands for `systemd-run` here, where no systemd is: it runs its command in the host's captured cgroup.
+    fn slices(&self, host: &Host) -> Result<()> {
+        let script = format!(
+            "#!/bin/sh\necho $$ > {}/cgroup.procs || exit\n\
+             while [ \"${{1#--}}\" != \"$1\" ]; do shift; done\nexec \"$@\"\n",
+            host.cgroup().path().display()
+        );
+        let program = self.bin.join("systemd-run");
+        fs::write(&program, script)?;
+        Ok(fs::set_permissions(program, fs::Permissions::from_mode(0o755))?)
     }
 
     /// Types a block on this host, where `daemon` is the one whose control socket is where it is unless told otherwise.
@@ -94,7 +106,8 @@ fn commands_and_requests_print_what_the_readme_shows() -> Result<()> {
     let readme = readme()?;
     let (first, administration) = (readme.section(BEGINNING)?, readme.section(ADMINISTRATION)?.examples()?);
     let (configurations, first) = (first.blocks("toml"), first.examples()?);
-    let ([certificates, adding, trying], [appliances, workers]) = (&first[..], &configurations[..]) else {
+    let ([certificates, adding, captured, trying], [appliances, workers]) = (&first[..], &configurations[..])
+    else {
         bail!("the first hour has not {} blocks for a shell and two configurations", BLOCKS[0])
     };
     let [token, elsewhere, working, asking, wrong, socket] = &administration[..] else {
@@ -106,6 +119,7 @@ fn commands_and_requests_print_what_the_readme_shows() -> Result<()> {
     let both = [TRUSTED, "ca.pem"].map(|file| fs::read_to_string(desk.directory.join(file)));
     let [trusted, made] = both;
     fs::write(desk.directory.join(TRUSTED), trusted? + &made?)?;
+    desk.slices(lab.appliance())?;
     let config = desk.configured(appliances)?.steer(&[lab.appliance().cgroup()]);
     let appliance = lab.appliance().daemon("appliance", config)?;
     let here = |block: &[Example]| desk.types(lab.appliance(), "appliance", block);
@@ -117,6 +131,7 @@ fn commands_and_requests_print_what_the_readme_shows() -> Result<()> {
         let _worker = lab.site().daemon("worker", desk.configured(&workers)?)?;
         appliance.wait_for_group("site-b", SOON)?;
         let vsphere = lab.vsphere()?;
+        here(captured)?;
         here(trying)?;
         drop(vsphere);
 

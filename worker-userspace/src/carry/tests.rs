@@ -44,7 +44,7 @@ impl Connection {
     }
 
     fn report(&self) -> FlowReport {
-        self.ledger.report().remove(0)
+        self.ledger.report(None).remove(0)
     }
 
     /// The connection works both ways and ends in order; what the target had heard before is `heard`.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dworker::config::{ApplianceUrl, read_roots};
+use dworker::inspect::api::HEALTH;
 use dworker::target::Target;
 use dworker::tunnel::dial::{Appliance, DialError, Words};
 use dworker::tunnel::tls;
@@ -26,6 +27,8 @@ use super::{Failure, Whom};
 
 /// Time to connect, and time for an answer.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Time for a daemon to say that it is there.
+const SOON: Duration = Duration::from_secs(3);
 /// The largest answer that is read.
 const LARGEST: usize = 256 << 20;
 
@@ -57,6 +60,23 @@ impl Client {
                 remote(url, whom.ca_file.as_deref(), token).await
             }
         }
+    }
+
+    /// The daemon at this control socket.
+    pub(super) async fn at(path: &Path) -> Result<Client, Failure> {
+        local(path).await
+    }
+
+    /// The daemon at this control socket, where one answers soon. `None`: nobody is there, or the service manager keeps
+    /// the socket for one that is to come.
+    pub(super) async fn answering(path: &Path) -> Result<Option<Client>, Failure> {
+        let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::WouldBlock];
+        if UnixStream::connect(path).await.is_err_and(|error| nobody.contains(&error.kind())) {
+            return Ok(None);
+        }
+        let mut client = local(path).await?.patient(SOON);
+        let alive = client.exchange(Method::GET, HEALTH, None).await.is_ok();
+        Ok(alive.then(|| client.patient(DEADLINE)))
     }
 
     /// Waits for answers as long as this.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use dworker::config::{self, Faults, Loaded};
 
-use super::{Done, Failure, Format};
+use super::{Done, Failure, Format, print_all};
 
 /// Which configuration.
 #[derive(Debug, Args)]
@@ -61,7 +61,7 @@ impl ConfigCommand {
                 for warning in &loaded.warnings {
                     eprintln!("warning: {warning}");
                 }
-                print(&format!("{name}: valid\n"))
+                print_all(&format!("{name}: valid\n"))
             }
             ConfigCommand::Show { given, format } => {
                 let (_, loaded) = given.load().map_err(Failure::Wrong)?;
@@ -70,20 +70,12 @@ impl ConfigCommand {
             ConfigCommand::Import { file, output, force } => {
                 let made = config::import(&file).map_err(Failure::Wrong)?;
                 match output {
-                    None => print(&made),
+                    None => print_all(&made),
                     Some(output) => save(&output, &made, force),
                 }
             }
-            ConfigCommand::Template => print(&config::template()),
+            ConfigCommand::Template => print_all(&config::template()),
         }
-    }
-}
-
-fn print(text: &str) -> Done {
-    match io::stdout().write_all(text.as_bytes()) {
-        // Who reads only the beginning, as `head` does, has what it wants.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
     }
 }
 

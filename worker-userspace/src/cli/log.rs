@@ -6,7 +6,7 @@ use dworker::telemetry::Filter;
 use http::Method;
 use serde_json::json;
 
-use super::{Common, Done};
+use super::{Done, Here};
 
 /// Show what a daemon logs, or change it until its next start.
 #[derive(Debug, Args)]
@@ -17,13 +17,13 @@ pub(crate) struct Log {
     #[arg(long = "for", value_name = "DURATION", requires = "filter")]
     lasts: Option<String>,
     #[command(flatten)]
-    common: Common,
+    here: Here,
 }
 
 impl Log {
     pub(crate) async fn run(self) -> Done {
-        let Log { filter, lasts, common } = self;
-        let mut client = common.client().await?;
+        let Log { filter, lasts, here } = self;
+        let mut client = here.client().await?;
         let now: Filter = match filter {
             None => client.ask(Method::GET, LOG, None).await?,
             Some(filter) => {
@@ -34,7 +34,7 @@ impl Log {
                 client.ask(Method::PUT, LOG, Some(&wanted)).await?
             }
         };
-        common.format.print(&now, || match (&now.then, now.until) {
+        here.format.print(&now, || match (&now.then, now.until) {
             (Some(then), Some(until)) => format!("{}\nuntil {until:.0}, then {then}\n", now.filter),
             _ => format!("{}\n", now.filter),
         })

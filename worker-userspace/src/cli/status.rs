@@ -1,7 +1,5 @@
 //! `dworker status`.
 
-use std::io::Write;
-
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use dworker::inspect::api::STATUS;
@@ -12,7 +10,8 @@ use dworker::web::{Kind, Problem};
 use http::Method;
 use serde_json::Value;
 
-use super::{Common, Done, Failure};
+use super::client::query;
+use super::{Common, Done, Failure, print_all};
 
 /// Show what a daemon does.
 #[derive(Debug, Args)]
@@ -66,14 +65,19 @@ impl ValueEnum for Word {
 impl StatusCommand {
     pub(crate) async fn run(self) -> Done {
         if self.schema {
-            return Ok(std::io::stdout().write_all(schema::text().as_bytes())?);
+            return print_all(&schema::text());
         }
-        let status: Status = self.common.client().await?.ask(Method::GET, STATUS, None).await?;
+        let path = format!("{STATUS}{}", query(&[("item", self.id.as_deref())]));
+        let status: Status = self.common.client().await?.ask(Method::GET, &path, None).await?;
         let format = self.common.format;
         let Some(Word(object)) = self.object else { return format.print(&status, || print::plain(&status)) };
         let items = objects::list(&status, object);
         let Some(id) = self.id else {
             let all: Vec<&Value> = items.iter().map(|item| &item.json).collect();
+            let (word, more) = (object.word(), objects::more(&status, object));
+            if more > 0 {
+                eprintln!("dworker: {more} more are not listed; `dworker status {word} ID` finds them, too");
+            }
             return format.print(&all, || items.iter().map(|item| item.plain.as_str()).collect());
         };
         match items.iter().find(|item| item.is(&id)) {

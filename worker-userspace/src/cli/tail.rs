@@ -30,6 +30,9 @@ pub(crate) struct Tail {
     /// Each line as a JSON object
     #[arg(short, long)]
     json: bool,
+    /// Each line as a JSON object for people
+    #[arg(short, long)]
+    pretty: bool,
     /// The systemd unit
     #[arg(short, long, default_value = "dworker")]
     unit: String,
@@ -177,7 +180,7 @@ impl Line {
         let target = field("TARGET").or(said.target);
         Some(Line {
             time: time.and_then(|us| Timestamp::from_microsecond(us).ok()),
-            level: said.level.unwrap_or(priority),
+            level: field("LEVEL").and_then(|word| Level::of(&word)).or(said.level).unwrap_or(priority),
             part: target.as_deref().map(|target| Part::of(target).word()),
             target,
             pid: number("_PID").and_then(|pid| u32::try_from(pid).ok()),
@@ -260,9 +263,11 @@ fn is_module(text: &str) -> bool {
 }
 
 impl Tail {
-    pub(crate) fn run(self) -> Done {
+    /// What is asked of the journal.
+    fn journalctl(&self) -> Command {
         let mut journalctl = Command::new("journalctl");
-        journalctl.arg("--output=json").arg("--no-pager").arg(format!("--unit={}", self.unit));
+        // Of what is longer than 4,096 bytes it tells nothing otherwise.
+        journalctl.args(["--output=json", "--all", "--no-pager"]).arg(format!("--unit={}", self.unit));
         // `--since` means all of it since then.
         match &self.since {
             Some(since) => journalctl.arg(format!("--since={since}")),
@@ -271,6 +276,11 @@ impl Tail {
         if !self.no_follow {
             journalctl.arg("--follow");
         }
+        journalctl
+    }
+
+    pub(crate) fn run(self) -> Done {
+        let mut journalctl = self.journalctl();
         let remedy = "dworker logs to standard error: look where this host's service manager keeps that";
         let mut child = journalctl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|error| {
             Failure::Failed(match error.kind() {
@@ -291,9 +301,10 @@ impl Tail {
                 if !line.is_of(&self.parts) {
                     continue;
                 }
-                let out = match self.json {
-                    true => serde_json::to_string(&line).unwrap_or_default(),
-                    false => line.plain(coloured),
+                let out = match (self.pretty, self.json) {
+                    (true, _) => serde_json::to_string_pretty(&line).unwrap_or_default(),
+                    (false, true) => serde_json::to_string(&line).unwrap_or_default(),
+                    (false, false) => line.plain(coloured),
                 };
                 match writeln!(io::stdout(), "{out}") {
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -363,6 +374,9 @@ mod tests {
         assert_eq!(Line::read(bytes).expect("a line").plain(false), "INFO  a b\u{fffd}");
         let own = r#"{"MESSAGE":"said","PRIORITY":"4","TARGET":"dworker::tunnel::dial"}"#;
         assert_eq!(Line::read(own).expect("a line").plain(false), "WARN  tunnel: said");
+        // The journal's priorities end at debug.
+        let own = r#"{"MESSAGE":"said","PRIORITY":"7","LEVEL":"TRACE","TARGET":"dworker::tunnel::dial"}"#;
+        assert_eq!(Line::read(own).expect("a line").plain(false), "TRACE tunnel: said");
     }
 
     #[test]

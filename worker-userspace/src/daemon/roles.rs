@@ -37,7 +37,8 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    fn status(&self) -> Status {
+    /// With what is `wanted` among what is listed.
+    fn status(&self, wanted: Option<&str>) -> Status {
         let appliance =
             self.config.appliance.as_ref().zip(self.appliance.as_ref()).map(|(config, appliance)| {
                 ApplianceStatus {
@@ -68,7 +69,7 @@ impl Roles {
                 }),
             }
         });
-        let steer = self.steering.as_ref().map(|steering| steering.status());
+        let steer = self.steering.as_ref().map(|steering| steering.status(wanted));
         let named = [
             ("appliance", appliance.is_some()),
             ("worker", worker.is_some()),
@@ -88,7 +89,7 @@ impl Roles {
             flows: Flows {
                 open: self.ledger.open_count(),
                 total: self.ledger.total(),
-                recent: self.ledger.report(),
+                recent: self.ledger.report(wanted),
             },
         }
     }
@@ -99,7 +100,7 @@ pub(super) fn reports(roles: &Arc<Roles>, drain: &Drain) -> Reports {
     let (reported, asked, explained, drain) = (roles.clone(), roles.clone(), roles.clone(), drain.clone());
     Reports {
         why: Arc::new(move |asked| Box::pin(why::why(explained.clone(), asked))),
-        status: Arc::new(move || reported.status()),
+        status: Arc::new(move |wanted| reported.status(wanted.item.as_deref())),
         unready: Arc::new(move || {
             let (roles, stopping) = (asked.clone(), drain.is_stopping());
             Box::pin(async move {

@@ -1,17 +1,18 @@
 //! What would happen to a connection: what all roles know of it together.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use dns_lookup::{AddrInfoHints, SockType, getaddrinfo};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::Roles;
 use crate::inspect::ledger::{Filter, FlowReport, Phase};
 use crate::inspect::status::NodeRole;
 use crate::inspect::why::{self, Asked, Verdict, Why, WhyCarrier, WhyError, WhyPolicy, WhyProxy, WhyScope};
+use crate::refusal::Code;
+use crate::resolve::Resolver;
 use crate::route::GRACE;
 use crate::steer::caller::{self, Scope, Seen, Who};
 use crate::steer::steering::{Explained, Led, Steering};
@@ -36,13 +37,13 @@ pub(super) async fn why(roles: Arc<Roles>, asked: Asked) -> Result<Why, WhyError
     let (scope, explained) = match &roles.steering {
         Some(steering) => {
             let field = if who.pid.is_some() { "pid" } else { "cgroup" };
-            let wrong = |detail| WhyError { field, detail };
+            let wrong = |detail| WhyError::Asked { field, detail };
             let asked = steering.clone();
             let scope = spawn_blocking(move || asked.scope(&who)).await;
             let scope = scope.map_err(|error| wrong(error.to_string()))?;
-            let scope = scope.map_err(|error| wrong(error.to_string()))?;
+            let scope = Arc::new(scope.map_err(|error| wrong(error.to_string()))?);
             let explained = explain(steering, &target, &scope).await?;
-            (Some(scope), Some(explained))
+            (Some(Arc::unwrap_or_clone(scope)), Some(explained))
         }
         None => (None, None),
     };
@@ -53,33 +54,50 @@ fn seen(comm: &str, netns: &str) -> Result<Seen, WhyError> {
     let netns =
         netns.split_once(':').and_then(|(device, number)| Some((device.parse().ok()?, number.parse().ok()?)));
     let detail = "not a device and a number, as in 4:4026531840".to_owned();
-    let netns = netns.ok_or(WhyError { field: "netns", detail })?;
+    let netns = netns.ok_or(WhyError::Asked { field: "netns", detail })?;
     Ok(Seen { comm: caller::shown(comm), netns })
 }
 
-async fn explain(steering: &Steering, target: &Target, scope: &Scope) -> Result<Explained, WhyError> {
+async fn explain(
+    steering: &Arc<Steering>,
+    target: &Target,
+    scope: &Arc<Scope>,
+) -> Result<Explained, WhyError> {
     let led = match &target.host {
         Host::Addr(_) => None,
-        Host::Name(name) => Some(match steering.lead(name, scope) {
-            // Whoever is not captured goes where that says.
-            Led::Resolver => Led::To("resolver", resolve(name).await),
-            led => led,
+        Host::Name(name) => Some({
+            let (steering, asked, scope) = (steering.clone(), name.clone(), scope.clone());
+            match blocking(move || Ok(steering.lead(&asked, &scope))).await? {
+                // Whoever is not captured goes where that says.
+                Led::Resolver => Led::To("resolver", resolve(name).await?),
+                led => led,
+            }
         }),
     };
-    steering
-        .explain(target, scope, led.as_ref())
-        .map_err(|error| WhyError { field: "target", detail: error.to_string() })
+    let (steering, target, scope) = (steering.clone(), target.clone(), scope.clone());
+    blocking(move || steering.explain(&target, &scope, led.as_ref()).map_err(|error| error.to_string())).await
+}
+
+/// What reads files and the kernel's tables.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, WhyError> {
+    let read = spawn_blocking(read).await.map_err(|panicked| panicked.to_string()).flatten();
+    read.map_err(|detail| WhyError::Asked { field: "target", detail })
 }
 
 /// As this host's resolver has it for everybody who is not captured, this daemon among them.
-async fn resolve(name: &Name) -> Vec<IpAddr> {
-    let name = name.clone();
-    let lookup = spawn_blocking(move || {
-        let hints = AddrInfoHints { socktype: SockType::Stream.into(), ..AddrInfoHints::default() };
-        let found = getaddrinfo(Some(name.as_str()), None, Some(hints)).ok()?;
-        Some(found.filter_map(|info| Some(info.ok()?.sockaddr.ip().to_canonical())).collect())
-    });
-    timeout(RESOLVER, lookup).await.ok().and_then(Result::ok).flatten().unwrap_or_default()
+async fn resolve(name: &Name) -> Result<Vec<IpAddr>, WhyError> {
+    static SYSTEMS: LazyLock<Resolver> = LazyLock::new(Resolver::default);
+    match SYSTEMS.look_up(name, Instant::now() + RESOLVER, RESOLVER).await {
+        Ok(addresses) => Ok(addresses.into_iter().map(|address| address.to_canonical()).collect()),
+        Err(refusal) if refusal.code == Code::NameNotFound => Ok(Vec::new()),
+        // That nobody answers does not say that there is no address.
+        Err(refusal) => Err(WhyError::Silent(format!(
+            "{}: where it would go without dworker is not known; ask again, or for an address",
+            refusal.text
+        ))),
+    }
 }
 
 impl Roles {
@@ -94,10 +112,13 @@ impl Roles {
             foreign_netns: scope.caller.foreign_netns,
             own: scope.caller.own,
         });
-        let carrier = self.carrier(target, explained.as_ref());
-        let policy = self.policy(target);
-        let proxy = self.upstream(target);
-        let failed = self.failed(target);
+        let meant = explained.as_ref().map_or(target, |explained| &explained.meant);
+        let carrier = self.carrier(meant, explained.as_ref());
+        // What this worker's host steers goes to the appliance, and another worker dials it.
+        let dials = self.registry.is_some() || explained.as_ref().is_none_or(|it| it.rule.is_none());
+        let policy = self.policy(meant).filter(|_| dials);
+        let proxy = self.upstream(meant).filter(|_| dials);
+        let failed = self.failed(meant);
         let Some(explained) = explained else {
             return Why {
                 verdict: Verdict::Direct,
@@ -196,7 +217,12 @@ impl Roles {
     fn upstream(&self, target: &Target) -> Option<WhyProxy> {
         let (proxy, _) = self.uplink.as_ref()?.proxy()?;
         let exempted_by = proxy.no_proxy().entry_for(target).map(ToString::to_string);
-        Some(WhyProxy { address: proxy.name().to_owned(), used: proxy.carries(target), exempted_by })
+        let used = proxy.carries(target);
+        // As the dialler decides it.
+        let by_address = used
+            && matches!(target.host, Host::Name(_))
+            && self.uplink.as_ref()?.policy().needs_address(target);
+        Some(WhyProxy { address: proxy.name().to_owned(), used, by_address, exempted_by })
     }
 
     /// What the policies say that this daemon knows: an appliance what it pushes, a worker its own.

@@ -15,12 +15,12 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::policy::Policy;
-use super::resolve::Resolver;
 use crate::connect;
 use crate::refusal::{Code, Refusal};
+use crate::resolve::Resolver;
 use crate::target::{Host, Name, Pattern, Target};
 use crate::tunnel::transport::Way;
-use crate::upstream::{Reached, Upstream, UpstreamError};
+use crate::upstream::{self, Reached, Upstream, UpstreamError};
 
 /// Time for this host's own resolver to tell where a name leads that a proxy resolves. A host behind a proxy may have
 /// none that answers.
@@ -202,16 +202,17 @@ impl Dial<'_> {
             if failed.is_some() && Instant::now() >= self.until {
                 break;
             }
-            let until = self.share(1 + tries.len());
+            let ways = 1 + tries.len();
             let outcome = match next {
-                Try::Own(addresses) => self.own(addresses, until).await.map_err(Failed::Here),
-                Try::Proxy(target) => {
-                    let reached = match first.take() {
-                        Some(first) => first.await,
-                        None => proxy.reach(until).await,
-                    };
-                    ask(reached, &target, until).await
-                }
+                Try::Own(addresses) => self.own(addresses, self.share(ways)).await.map_err(Failed::Here),
+                Try::Proxy(target) => match first.take() {
+                    // The way to the proxy is every target's affair: what it takes is taken of all shares.
+                    Some(first) => ask(first.await, &target, self.share(ways)).await,
+                    None => {
+                        let until = self.share(ways);
+                        ask(proxy.reach(until).await, &target, until).await
+                    }
+                },
             };
             match outcome {
                 Ok(dialled) => return Ok(dialled),
@@ -224,11 +225,21 @@ impl Dial<'_> {
 
     /// Connects to the first of these addresses that answers.
     async fn own(&self, addresses: VecDeque<SocketAddr>, until: Instant) -> Result<Dialled, Refusal> {
-        timeout_at(until, connect(addresses)).await.unwrap_or_else(|_| {
+        self.within(until, connect(addresses)).await
+    }
+
+    /// What becomes of `connecting` until then.
+    async fn within(
+        &self,
+        until: Instant,
+        connecting: impl Future<Output = Result<Dialled, Refusal>>,
+    ) -> Result<Dialled, Refusal> {
+        let allowed = if until < self.until { upstream::left(until) } else { self.allowed };
+        timeout_at(until, connecting).await.unwrap_or_else(|_| {
             Err(Refusal {
                 code: Code::Timeout,
                 errno: libc::ETIMEDOUT,
-                text: format!("dialling {}: no answer within {:?}", self.target, self.allowed),
+                text: format!("dialling {}: no answer within {allowed:?}", self.target),
             })
         })
     }

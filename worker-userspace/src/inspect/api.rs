@@ -9,7 +9,8 @@ use axum::routing::any;
 use axum::{Extension, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use tokio::task::spawn_blocking;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -18,6 +19,8 @@ use super::why::{Asked, Why, WhyError};
 use crate::web::extract::{Json, Query};
 use crate::web::{Kind, Peer, Problem};
 
+/// Where every daemon says that it is alive.
+pub const HEALTH: &str = "/healthz";
 /// Where the path of the status is.
 pub const STATUS: &str = "/api/v1/status";
 /// Where it is asked what would happen to a connection.
@@ -36,11 +39,20 @@ pub const STEER_OFF: &str = "/api/v1/steering/off";
 /// An answer that takes a moment.
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// What a status lists in any case, where there is so much that it does not list all.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Wanted {
+    /// A connection's number or trace, a stream's key, or a name or an address of it.
+    pub item: Option<String>,
+}
+
 /// What a daemon says of itself. Clones are the same.
 #[derive(Clone)]
 pub struct Reports {
-    /// All of it.
-    pub status: Arc<dyn Fn() -> Status + Send + Sync>,
+    /// All of it; blocks for a moment.
+    pub status: Arc<dyn Fn(Wanted) -> Status + Send + Sync>,
     /// Why it is not ready; empty where it is. Anybody may ask, as often as they like.
     pub unready: Arc<dyn Fn() -> Pending<Vec<Lack>> + Send + Sync>,
     /// What would happen to a connection, and why.
@@ -131,9 +143,18 @@ async fn readiness(
 }
 
 /// All that the daemon says of itself
-#[utoipa::path(get, path = "/api/v1/status", tag = "daemon", responses((status = 200, body = Status)))]
-async fn status(State(reports): State<Reports>) -> Json<Status> {
-    Json((reports.status)())
+///
+/// Of connections and names at most 1,024 of each.
+#[utoipa::path(
+    get, path = "/api/v1/status", tag = "daemon", params(Wanted), responses((status = 200, body = Status))
+)]
+async fn status(
+    State(reports): State<Reports>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Status>, Problem> {
+    // The kernel's tables are read, and many connections take their time.
+    let status = spawn_blocking(move || (reports.status)(wanted)).await;
+    status.map(Json).map_err(|panicked| Problem::new(Kind::Internal, panicked.to_string()))
 }
 
 /// What would happen to a connection from this host, and why
@@ -142,7 +163,10 @@ async fn status(State(reports): State<Reports>) -> Json<Status> {
 #[utoipa::path(get, path = "/api/v1/why", tag = "daemon", params(Asked), responses((status = 200, body = Why)))]
 async fn why(State(reports): State<Reports>, Query(asked): Query<Asked>) -> Result<Json<Why>, Problem> {
     let answer = (reports.why)(asked).await;
-    answer.map(Json).map_err(|error| Problem::invalid(error.field, error.detail))
+    answer.map(Json).map_err(|error| match error {
+        WhyError::Asked { field, detail } => Problem::invalid(field, detail),
+        WhyError::Silent(detail) => Problem::new(Kind::Unavailable, detail),
+    })
 }
 
 #[cfg(test)]
@@ -156,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn who_asks_a_worker_for_the_registry_is_sent_to_the_appliance() {
         let reports = Reports {
-            status: Arc::new(|| unreachable!("nobody asked for it")),
+            status: Arc::new(|_| unreachable!("nobody asked for it")),
             why: Arc::new(|_| unreachable!("nobody asked for it")),
             unready: Arc::new(|| Box::pin(std::future::ready(Vec::new()))),
         };
@@ -185,7 +209,7 @@ mod tests {
             lack("steering", "nothing is captured in /b"),
         ];
         let reports = Reports {
-            status: Arc::new(|| unreachable!("nobody asked for it")),
+            status: Arc::new(|_| unreachable!("nobody asked for it")),
             why: Arc::new(|_| unreachable!("nobody asked for it")),
             unready: Arc::new(move || Box::pin(std::future::ready(lacks.clone()))),
         };

@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::stat::{Mode, fchmod};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 use tower::ServiceExt;
 
 use crate::accept;
@@ -31,6 +32,8 @@ use crate::web::Peer;
 
 /// Time for a request's head, and between two requests.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Time for an answer to be read once the daemon stops: who does not read it holds up nobody.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 128;
 
@@ -162,15 +165,18 @@ async fn connection(socket: UnixStream, router: Router, drain: Drain) -> io::Res
         .keep_alive(!stopping)
         .serve_connection(TokioIo::new(socket), service);
     tokio::pin!(serving);
-    if stopping {
-        return serving.await.map_err(io::Error::other);
+    // A daemon that stops answers who asks it what it does; what takes longer is what nobody reads, or never ends.
+    if !stopping {
+        tokio::select! {
+            served = &mut serving => return served.map_err(io::Error::other),
+            () = drain.stopping() => {}
+        }
+        serving.as_mut().graceful_shutdown();
     }
-    tokio::select! {
-        served = &mut serving => return served.map_err(io::Error::other),
-        () = drain.stopping() => {}
+    match timeout(FAREWELL, serving).await {
+        Ok(served) => served.map_err(io::Error::other),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
-    serving.as_mut().graceful_shutdown();
-    serving.await.map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -211,6 +217,24 @@ mod tests {
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_holds_up_no_stop() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let control = Control::bind(&path).unwrap();
+        let drain = Drain::new(Duration::from_secs(60));
+        // More than the socket's buffers hold.
+        let endless = async || vec![7_u8; 8 << 20];
+        let serving = tokio::spawn(control.serve(drain.clone(), Router::new().route("/all", get(endless))));
+        let mut unread = UnixStream::connect(&path).await.unwrap();
+        unread.write_all(b"GET /all HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        unread.read_u8().await.unwrap();
+        let stopped = timeout(Duration::from_secs(30), drain.finish()).await;
+        assert_eq!(stopped.expect("it waits for one who does not read"), 0);
+        serving.abort();
     }
 
     #[tokio::test]

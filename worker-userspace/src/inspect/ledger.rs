@@ -140,14 +140,22 @@ impl Ledger {
         census
     }
 
-    /// The open connections and the last that ended, newest first.
-    pub fn report(&self) -> Vec<FlowReport> {
+    /// The open connections and the last that ended, newest first; where there are many, not all, but what is `wanted`
+    /// by its number, trace or stream.
+    pub fn report(&self, wanted: Option<&str>) -> Vec<FlowReport> {
         let book = self.book();
         let mut flows: Vec<_> = book.open.values().rev().take(LISTED).cloned().collect();
         flows.extend(book.ended.iter().cloned());
+        let more: Vec<_> = match wanted {
+            Some(_) => book.open.values().rev().skip(LISTED).cloned().collect(),
+            None => Vec::new(),
+        };
         drop(book);
-        flows.sort_unstable_by_key(|flow| std::cmp::Reverse(flow.id));
-        flows.iter().map(|flow| FlowReport::from(&**flow)).collect()
+        let mut reports: Vec<_> = flows.iter().map(|flow| FlowReport::from(&**flow)).collect();
+        let more = more.iter().map(|flow| FlowReport::from(&**flow));
+        reports.extend(more.filter(|report| wanted.is_some_and(|wanted| report.is_called(wanted))));
+        reports.sort_unstable_by_key(|report| std::cmp::Reverse(report.id));
+        reports
     }
 
     /// All that are open and remembered, newest first; with `after` only those older than this one.

@@ -4,6 +4,7 @@
 //! slowly loses events and is told how many.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use utoipa::ToSchema;
 
@@ -240,7 +242,7 @@ struct Filter {
 }
 
 impl Filter {
-    fn of(asked: &Asked) -> Result<Filter, Problem> {
+    fn of(asked: &Asked, cgroups: Cgroups) -> Result<Filter, Problem> {
         fn all<T>(
             text: Option<&String>,
             field: &'static str,
@@ -261,9 +263,14 @@ impl Filter {
                 word.parse::<Pattern>().map_err(|error| error.to_string())
             })?,
             pid: asked.pid,
-            cgroups: all(asked.cgroup.as_ref(), "cgroup", |word| {
-                word.parse().map_err(|_| "it is no cgroup's id, which is a number".to_owned())
-            })?,
+            cgroups: match &asked.cgroup {
+                None => Vec::new(),
+                Some(written) => match written.split(',').map(|id| id.trim().parse()).collect() {
+                    Ok(ids) => ids,
+                    Err(_) => cgroups(Path::new(written))
+                        .map_err(|why| Problem::invalid("cgroup", format!("{written:?}: {why}")))?,
+                },
+            },
             kinds: all(asked.kind.as_ref(), "kind", kind)?,
         })
     }
@@ -284,16 +291,20 @@ impl Filter {
     }
 }
 
+/// Finds the ids of a cgroup, by its path, and of those that are below it now; blocks.
+pub type Cgroups = fn(&Path) -> Result<Vec<u64>, String>;
+
 /// The route. For the control socket only: who looks sees what everybody on this host does.
-pub fn router(hub: Hub, drain: Drain) -> Router {
-    Router::new().route(MONITOR, get(show)).with_state((hub, drain))
+pub fn router(hub: Hub, cgroups: Cgroups, drain: Drain) -> Router {
+    Router::new().route(MONITOR, get(show)).with_state((hub, cgroups, drain))
 }
 
 async fn show(
-    State((hub, drain)): State<(Hub, Drain)>,
+    State((hub, cgroups, drain)): State<(Hub, Cgroups, Drain)>,
     Query(asked): Query<Asked>,
 ) -> Result<Response, Problem> {
-    let filter = Filter::of(&asked)?;
+    let filter = spawn_blocking(move || Filter::of(&asked, cgroups)).await;
+    let filter = filter.map_err(|panicked| Problem::new(Kind::Internal, panicked.to_string()))??;
     if drain.is_stopping() {
         return Err(Problem::new(Kind::Unavailable, "dworker is stopping"));
     }
@@ -354,7 +365,11 @@ mod tests {
         let vcenter = happening("vcenter.corp.example:443", "240.64.0.1:443", 7, 41);
         let asked = |host: &str, pid, cgroup: &str, kind: &str| {
             let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            Filter::of(&Asked { host: some(host), pid, cgroup: some(cgroup), kind: some(kind) })
+            let asked = Asked { host: some(host), pid, cgroup: some(cgroup), kind: some(kind) };
+            Filter::of(&asked, |path| match path.to_str() {
+                Some("app.slice") => Ok(vec![40, 41]),
+                _ => Err("there is no such cgroup".into()),
+            })
         };
         for (host, pid, cgroup, kind, taken) in [
             ("", None, "", "", true),
@@ -368,6 +383,7 @@ mod tests {
             ("", Some(8), "", "", false),
             ("", None, "40,41", "", true),
             ("", None, "40", "", false),
+            ("", None, "app.slice", "", true),
             ("", None, "", "steered, refused", true),
             ("", None, "", "opened", false),
             ("*.corp.example", Some(8), "", "", false),
@@ -377,7 +393,7 @@ mod tests {
         }
         for (host, cgroup, kind, says) in [
             ("*", "", "", "host"),
-            ("", "app", "", "\"app\": it is no cgroup's id"),
+            ("", "app", "", "\"app\": there is no such cgroup"),
             ("", "", "opend", "failover"),
         ] {
             let problem = asked(host, None, cgroup, kind).expect_err("no filter");
@@ -393,7 +409,11 @@ mod tests {
         let (hub, drain) = (Hub::default(), Drain::new(Duration::from_secs(1)));
         hub.tell(|| unreachable!("nobody looks"));
         let request = Request::get(format!("{MONITOR}?kind=opened")).body(Body::empty()).unwrap();
-        let mut body = router(hub.clone(), drain.clone()).oneshot(request).await.unwrap().into_body();
+        let mut body = router(hub.clone(), |_| Ok(Vec::new()), drain.clone())
+            .oneshot(request)
+            .await
+            .unwrap()
+            .into_body();
         let mut next = async || {
             let frame = body.frame().await.expect("a frame").expect("no error");
             String::from_utf8(frame.into_data().expect("data").to_vec()).expect("text")
@@ -419,6 +439,6 @@ mod tests {
         assert!(body.frame().await.is_none(), "it ends with the daemon");
         // Who comes again does not get a stream that ends at once, again and again.
         let request = Request::get(MONITOR).body(Body::empty()).unwrap();
-        assert_eq!(router(hub, drain).oneshot(request).await.unwrap().status(), 503);
+        assert_eq!(router(hub, |_| Ok(Vec::new()), drain).oneshot(request).await.unwrap().status(), 503);
     }
 }

@@ -125,7 +125,8 @@ pub struct Tunnel {
 /// An open stream.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Stream {
-    /// `carrier/lane/stream`; the carrier is left out of those that the peer opened.
+    /// `carrier/lane/stream`; of those that a worker opened `group/lane/stream`, with its group. On a worker's host
+    /// those that the appliance opened are `lane/stream`.
     pub key: String,
     /// The lane's number in its session.
     pub lane: u8,
@@ -167,6 +168,19 @@ impl Item {
     /// True where `id` means this one.
     pub fn is(&self, id: &str) -> bool {
         self.keys.iter().any(|key| key.eq_ignore_ascii_case(id))
+    }
+}
+
+/// How many of a kind there are beside those that a status lists.
+pub fn more(status: &Status, object: Object) -> u64 {
+    match object {
+        Object::Flow | Object::Stream => {
+            let listed = status.flows.recent.iter().filter(|flow| flow.is_open()).count();
+            // It is not counted and listed in one moment.
+            status.flows.open.saturating_sub(listed) as u64
+        }
+        Object::Dns => status.steer.as_ref().map_or(0, |steer| steer.more_names),
+        Object::Prog | Object::Map | Object::Link | Object::Rule | Object::Tunnel => 0,
     }
 }
 
@@ -309,9 +323,8 @@ fn tunnel(tunnel: &Tunnel) -> Item {
 
 fn stream(flow: &FlowReport) -> Option<Item> {
     let place = flow.stream?;
-    let carrier = flow.carrier.as_ref().map(|carrier| format!("{carrier}/")).unwrap_or_default();
     let stream = Stream {
-        key: format!("{carrier}{}/{}", place.lane, place.id),
+        key: flow.stream_key()?,
         lane: place.lane,
         id: place.id,
         carrier: flow.carrier.clone(),
@@ -348,6 +361,41 @@ mod tests {
             all.extend(list(&status, object).iter().map(|item| item.plain.as_str()));
         }
         assert_eq!(all, include_str!("print/objects.txt"));
+    }
+
+    #[test]
+    fn what_is_not_listed_is_counted() {
+        let mut status: Status =
+            serde_json::from_str(include_str!("print/example.json")).expect("the example");
+        let listed = status.flows.recent.iter().filter(|flow| flow.is_open()).count();
+        for object in Object::ALL {
+            status.flows.open = listed;
+            status.steer.as_mut().expect("it steers").more_names = 0;
+            assert_eq!(more(&status, object), 0, "{object:?}");
+            status.flows.open = listed + 7;
+            status.steer.as_mut().expect("it steers").more_names = 3;
+            let expected = match object {
+                Object::Flow | Object::Stream => 7,
+                Object::Dns => 3,
+                _ => 0,
+            };
+            assert_eq!(more(&status, object), expected, "{object:?}");
+        }
+    }
+
+    #[test]
+    fn streams_that_workers_opened_are_told_apart() {
+        let status: Status = serde_json::from_str(include_str!("print/example.json")).expect("the example");
+        let mut flow = status.flows.recent[0].clone();
+        flow.stream = Some(crate::inspect::ledger::StreamPlace { lane: 0, id: 7 });
+        let mut key = |carrier: Option<&str>, from: Option<&str>| {
+            (flow.carrier, flow.from) = (carrier.map(str::to_owned), from.map(str::to_owned));
+            stream(&flow).expect("a stream").keys.remove(0)
+        };
+        assert_eq!(key(Some("site-a/vm"), Some("site-b")), "site-a/vm/0/7");
+        assert_eq!(key(None, Some("site-b")), "site-b/0/7");
+        assert_eq!(key(None, Some("site-c")), "site-c/0/7");
+        assert_eq!(key(None, None), "0/7");
     }
 
     #[test]

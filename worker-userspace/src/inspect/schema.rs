@@ -92,6 +92,41 @@ mod tests {
         );
     }
 
+    /// The fields, each behind what it is a field of.
+    fn fields(document: &Value) -> Vec<String> {
+        fn within(name: &str, value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(parts) => {
+                    for field in parts.get("properties").and_then(Value::as_object).into_iter().flatten() {
+                        found.push(format!("{name}.{}", field.0));
+                        within(&format!("{name}.{}", field.0), field.1, found);
+                    }
+                    let others = parts.iter().filter(|(key, _)| *key != "properties");
+                    others.for_each(|(_, part)| within(name, part, found));
+                }
+                Value::Array(parts) => parts.iter().for_each(|part| within(name, part, found)),
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        for (name, definition) in document["$defs"].as_object().expect("definitions") {
+            within(name, definition, &mut found);
+        }
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    #[test]
+    fn fields_are_added_and_never_renamed() {
+        let committed: Vec<_> = include_str!("schema/fields.txt").lines().map(str::to_owned).collect();
+        let now = fields(&document());
+        let gone: Vec<_> = committed.iter().filter(|field| !now.contains(field)).collect();
+        assert!(gone.is_empty(), "programs read these, so put them back: {gone:#?}");
+        let new: Vec<_> = now.iter().filter(|field| !committed.contains(field)).collect();
+        assert!(new.is_empty(), "add these to inspect/schema/fields.txt, where they stay: {new:#?}");
+    }
+
     #[test]
     fn each_reference_leads_somewhere() {
         fn references(value: &Value, found: &mut Vec<String>) {

@@ -386,6 +386,9 @@ pub struct SteerStatus {
     pub rules: Vec<RuleStatus>,
     /// Names that have synthetic addresses.
     pub names: Vec<NameStatus>,
+    /// How many more of them there are.
+    #[serde(default)]
+    pub more_names: u64,
     /// Resolvers that applications asked, and the local port that stands for each.
     pub resolvers: BTreeMap<String, u16>,
     /// What the programs counted.
@@ -481,6 +484,13 @@ pub struct NameStatus {
     /// Its addresses.
     #[schema(value_type = Vec<String>)]
     pub addresses: [IpAddr; 2],
+}
+
+impl NameStatus {
+    /// True where this is it, or an address of it.
+    pub fn is_called(&self, id: &str) -> bool {
+        self.name.eq_ignore_ascii_case(id) || self.addresses.iter().any(|address| address.to_string() == id)
+    }
 }
 
 /// A connection that the kernel refused, or let go although a rule named it.

@@ -80,7 +80,7 @@ pub struct Why {
     pub target: String,
     /// Who would connect.
     pub scope: WhyScope,
-    /// What the name leads to, where it is one.
+    /// What the name leads to, where it is one; of an address that stands for a name, that name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<WhyName>,
     /// The address that is judged; absent where there is none yet.
@@ -177,6 +177,10 @@ pub struct WhyProxy {
     pub address: String,
     /// True where the proxy dials the target; false where the worker does so itself.
     pub used: bool,
+    /// True where the worker resolves the name, since addresses decide whether it may be dialled: then the proxy gets its
+    /// addresses, but for those that `no_proxy` has.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_address: bool,
     /// The entry of `no_proxy` that keeps the target from the proxy; absent of this host itself, too, which needs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exempted_by: Option<String>,
@@ -204,12 +208,18 @@ pub struct WhyDown {
 
 /// What was asked can't be answered.
 #[derive(Debug, thiserror::Error)]
-#[error("{field}: {detail}")]
-pub struct WhyError {
-    /// The parameter.
-    pub field: &'static str,
-    /// What is wrong with it, and what to do.
-    pub detail: String,
+pub enum WhyError {
+    /// It means nothing.
+    #[error("{field}: {detail}")]
+    Asked {
+        /// The parameter.
+        field: &'static str,
+        /// What is wrong with it, and what to do.
+        detail: String,
+    },
+    /// Nobody says where the name leads.
+    #[error("{0}")]
+    Silent(String),
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -221,7 +231,7 @@ fn is_false(flag: &bool) -> bool {
 /// # Errors
 /// It is none.
 pub fn target(text: &str) -> Result<Target, WhyError> {
-    let wrong = |why: String| WhyError {
+    let wrong = |why: String| WhyError::Asked {
         field: "target",
         detail: format!("{text:?}: {why}: write a name or an address, `HOST`, `HOST:PORT` or `[IPV6]:PORT`"),
     };
@@ -299,8 +309,11 @@ impl Why {
         if let Some(WhyPolicy { of, text, .. }) = &self.policy {
             line(format!("policy  {text}  (of {of})"));
         }
-        if let Some(WhyProxy { address, used, exempted_by }) = &self.proxy {
+        if let Some(WhyProxy { address, used, by_address, exempted_by }) = &self.proxy {
             line(match (used, exempted_by) {
+                (true, _) if *by_address => format!(
+                    "proxy   it depends on its addresses, which this worker asks for: through {address} but for those in no_proxy"
+                ),
                 (true, _) => format!("proxy   this worker dials it through {address}"),
                 (false, Some(entry)) => {
                     format!("proxy   this worker dials it itself, without {address}: no_proxy has {entry}")
@@ -358,6 +371,24 @@ mod tests {
         ] {
             let error = target(text).map(|t| t.to_string()).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("HOST:PORT"), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_line_of_the_proxy_says_what_decides() {
+        for (proxy, says) in [
+            (r#""used":true"#, "this worker dials it through http://p:1\n"),
+            (r#""used":true,"by_address":true"#, "depends on its addresses"),
+            (r#""used":false,"exempted_by":"*.corp.example""#, "no_proxy has *.corp.example\n"),
+            (r#""used":false"#, "it is this host\n"),
+        ] {
+            let text = format!(
+                r#"{{"verdict":"direct","reason":"no-steering","line":"direct","target":"a.example:443",
+                    "scope":{{"foreign_netns":false,"own":false}},"refused":[],"failed":[],
+                    "proxy":{{"address":"http://p:1",{proxy}}}}}"#
+            );
+            let why: Why = serde_json::from_str(&text).expect("an answer");
+            assert!(why.plain().contains(says), "{}", why.plain());
         }
     }
 

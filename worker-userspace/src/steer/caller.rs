@@ -174,7 +174,8 @@ pub fn find(who: &Who, captured: &[Cgroup], kernel: &dyn Kernel) -> Result<Scope
             namespace("self").map_err(|source| ScopeError::Process { pid, file: "self/ns/net", source })?;
         scope.process = Some(format!("{}[{pid}]", process.seen.comm));
         scope.uid = scope.uid.or(process.uid);
-        scope.caller.own = pid == std::process::id();
+        // One that was replaced and lets its connections end is the programs' own, too.
+        scope.caller.own = pid == std::process::id() || kernel.is_daemon(pid)?;
         scope.caller.foreign_netns = process.seen.netns != ours;
         scope.cgroup = process.cgroup.map(|path| mount.join(path));
     }
@@ -212,12 +213,6 @@ fn excluded(
     Ok(None)
 }
 
-/// The id of a process's cgroup.
-pub fn cgroup_id(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    Some(fs::metadata(probe::mount().ok()?.join(cgroup_of(&text)?)).ok()?.ino())
-}
-
 /// A cgroup and those that it is in, by what the kernel goes by, which is not the path. Directories above where cgroup v2
 /// is mounted have numbers of another file system.
 fn around(cgroup: &Path, mount: &Path) -> Vec<(u64, PathBuf)> {
@@ -253,8 +248,7 @@ mod tests {
     fn a_process_is_known_by_what_the_kernel_says() {
         let kernel = FakeKernel::default();
         let me = Who { pid: Some(std::process::id()), ..Who::default() };
-        // Where there is no cgroup v2 there is no steering either.
-        let Ok(scope) = find(&me, &[], &kernel) else { return };
+        let scope = find(&me, &[], &kernel).expect("cgroup v2 is mounted, as steering needs it");
         assert!(scope.process.unwrap().ends_with(&format!("[{}]", std::process::id())));
         assert_eq!(scope.caller, Caller { own: true, excluded: false, foreign_netns: false });
         assert_eq!((scope.captured, scope.excluded), (None, None));
@@ -271,6 +265,16 @@ mod tests {
         assert_eq!((told.uid, &told.cgroup, told.caller.foreign_netns), (scope.uid, &scope.cgroup, false));
         seen.netns.1 += 1;
         assert!(asked(&seen).caller.foreign_netns);
+        // Another daemon of ours, as far as the programs know.
+        let mut cat = std::process::Command::new("cat");
+        let mut cat = cat.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let other = Who { pid: Some(cat.id()), ..Who::default() };
+        assert!(!find(&other, &[], &kernel).unwrap().caller.own);
+        kernel.set_own(true);
+        assert!(find(&other, &[], &kernel).unwrap().caller.own);
+        kernel.set_own(false);
+        drop(cat.stdin.take());
+        cat.wait().unwrap();
         let gone = find(&Who { pid: Some(u32::MAX), ..Who::default() }, &[], &kernel).unwrap_err();
         assert!(gone.to_string().starts_with("there is no process 4294967295"), "{gone}");
 

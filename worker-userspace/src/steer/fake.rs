@@ -203,6 +203,7 @@ impl State {
             reason,
             errno: (errno != 0).then_some(errno as i32),
             rule: (rule != 0).then_some(rule),
+            cgroup: 0,
             at: Duration::ZERO,
         });
         if let Some(reader) = self.reader.take() {
@@ -423,6 +424,10 @@ impl Kernel for FakeKernel {
 
     fn excludes_cgroup(&self, cgroup: u64) -> Result<bool, KernelError> {
         Ok(self.state().excluded_cgroups.contains(&cgroup))
+    }
+
+    fn is_daemon(&self, _: u32) -> Result<bool, KernelError> {
+        Ok(self.state().own)
     }
 
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError> {

@@ -116,6 +116,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// Whether a cgroup is, by its id.
     fn excludes_cgroup(&self, cgroup: u64) -> Result<bool, KernelError>;
 
+    /// Whether a process is a daemon of ours that is captured itself, this one or one before it that still runs.
+    fn is_daemon(&self, process: u32) -> Result<bool, KernelError>;
+
     /// For which resolver a port that was offered stands by now.
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError>;
 
@@ -240,6 +243,8 @@ pub struct Refused {
     pub errno: Option<i32>,
     /// The rule, where one matched.
     pub rule: Option<u32>,
+    /// The id of the caller's cgroup: the inode number of its directory.
+    pub cgroup: u64,
     /// When, by `CLOCK_MONOTONIC`.
     pub at: Duration,
 }
@@ -368,6 +373,7 @@ impl Refused {
             reason: Reason::from_number(event.reason)?,
             errno: (event.errno != 0).then_some(event.errno as i32),
             rule: (event.rule != 0).then_some(event.rule),
+            cgroup: event.cgroup,
             at: Duration::from_nanos(event.ktime),
         })
     }

@@ -244,6 +244,17 @@ impl Pins {
         self.remove_links(|owner| owner == self.daemon)
     }
 
+    /// Removes all but the directory itself, which stays taken; where another daemon is the owner, this one's links.
+    pub(super) fn put_away(&self) -> Result<(), PinsError> {
+        self.remove_own_links()?;
+        if !self.has_other_owner()? {
+            for map in read(&self.maps())? {
+                remove_all(&map).map_err(failed("removing", &map))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes this daemon's links; and all the rest, where no other daemon is the owner.
     pub(super) fn remove_own(&self) -> Result<(), PinsError> {
         self.remove_own_links()?;

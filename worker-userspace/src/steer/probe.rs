@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramType;
@@ -135,6 +135,24 @@ pub fn cgroup(mount: &Path, written: &Path) -> Result<Cgroup, ProbeError> {
         return Err(ProbeError::NotCgroup2 { written: written.to_owned(), path, mount: mount.to_owned() });
     }
     Ok(Cgroup { id: metadata.ino(), path })
+}
+
+/// The ids of a cgroup, absolute or relative to where cgroup v2 is mounted, and of those that are below it now.
+///
+/// # Errors
+/// There is no such cgroup.
+pub fn below(written: &Path) -> Result<Vec<u64>, ProbeError> {
+    let top = cgroup(&mount()?, written)?;
+    let (mut ids, mut waiting) = (vec![top.id], vec![top.path]);
+    while let Some(path) = waiting.pop() {
+        // One that has just gone has nothing below it.
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        for directory in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            ids.push(directory.ino());
+            waiting.push(directory.path());
+        }
+    }
+    Ok(ids)
 }
 
 /// Where cgroup v2 is mounted, by the text of a mountinfo file. On hybrid systems that is not `/sys/fs/cgroup`.

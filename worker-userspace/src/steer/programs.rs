@@ -77,6 +77,8 @@ struct Attached {
     /// Before `ebpf`, so that programs are detached before their maps go.
     links: Vec<Attachment>,
     ebpf: Ebpf,
+    /// The programs are not loaded, and nothing is pinned: switched off.
+    away: bool,
 }
 
 struct Attachment {
@@ -187,18 +189,8 @@ impl Programs {
             .load(OBJECT)
             .map_err(|error| ProgramsError::Maps(Box::new(error)))?;
         let maps = Maps::take(&mut ebpf)?;
-        for hook in &HOOKS {
-            match load(program(&mut ebpf, hook.name)?, hook) {
-                Err(ProgramsError::NoHook { attach_type }) if hook.optional => {
-                    tracing::warn!(
-                        attach_type,
-                        "the kernel has no such hook; applications see the forwarder's address"
-                    );
-                }
-                loaded => loaded?,
-            }
-        }
-        let attached = Mutex::new(Attached { links: Vec::new(), ebpf });
+        load_all(&mut ebpf)?;
+        let attached = Mutex::new(Attached { links: Vec::new(), ebpf, away: false });
         Ok(Programs { attached, maps, pins, left: AtomicBool::new(false), own: Mutex::default() })
     }
 
@@ -218,6 +210,9 @@ impl Programs {
     /// Nothing stays attached then.
     pub fn attach(&self, cgroups: &[Cgroup]) -> Result<Option<SocketAddr>, ProgramsError> {
         let mut attached = self.lock();
+        if !cgroups.is_empty() {
+            self.bring_back(&mut attached)?;
+        }
         let links = attached.attach(cgroups, self.pins.as_ref());
         let outcome = links.and_then(|links| Ok((links, self.register()?)));
         match outcome {
@@ -285,13 +280,35 @@ impl Programs {
         Ok(self.pins.as_ref().map_or(Ok(false), Pins::has_other_owner)?)
     }
 
-    /// Detaches all that this process attached. Maps stay, for the next [`attach`](Self::attach).
+    /// Detaches and unloads the programs, and removes all that would outlive this process. The maps stay with it, for
+    /// the next [`attach`](Self::attach).
     ///
     /// # Errors
-    /// A link's name can't be removed.
-    pub fn detach_all(&self) -> Result<(), ProgramsError> {
-        self.lock().links.clear();
-        Ok(self.pins.as_ref().map_or(Ok(()), Pins::remove_own_links)?)
+    /// A name can't be removed: then all else is done all the same.
+    pub fn put_away(&self) -> Result<(), ProgramsError> {
+        let mut attached = self.lock();
+        attached.links.clear();
+        let removed = self.pins.as_ref().map_or(Ok(()), Pins::put_away);
+        for hook in &HOOKS {
+            // One that this kernel lacks was never loaded.
+            let _ = match program(&mut attached.ebpf, hook.name)? {
+                Program::CgroupSockAddr(program) => program.unload(),
+                Program::SockOps(program) => program.unload(),
+                _ => Ok(()),
+            };
+        }
+        attached.away = true;
+        Ok(removed?)
+    }
+
+    /// Undoes [`put_away`](Self::put_away), where that was done.
+    fn bring_back(&self, attached: &mut Attached) -> Result<(), ProgramsError> {
+        if attached.away {
+            load_all(&mut attached.ebpf)?;
+            self.pins.as_ref().map_or(Ok(()), |pins| self.maps.pin(pins))?;
+            attached.away = false;
+        }
+        Ok(())
     }
 
     fn unpin<'c>(&self, cgroups: impl Iterator<Item = &'c Cgroup>) {
@@ -461,6 +478,26 @@ impl Attachment {
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramsError> {
     ebpf.program_mut(name).ok_or_else(|| ProgramsError::Stale { what: format!("the program {name}") })
+}
+
+/// Loads all programs that this kernel has the hooks for.
+fn load_all(ebpf: &mut Ebpf) -> Result<(), ProgramsError> {
+    for hook in &HOOKS {
+        let program = program(ebpf, hook.name)?;
+        if program.fd().is_ok() {
+            continue;
+        }
+        match load(program, hook) {
+            Err(ProgramsError::NoHook { attach_type }) if hook.optional => {
+                tracing::warn!(
+                    attach_type,
+                    "the kernel has no such hook; applications see the forwarder's address"
+                );
+            }
+            loaded => loaded?,
+        }
+    }
+    Ok(())
 }
 
 fn load(program: &mut Program, hook: &Hook) -> Result<(), ProgramsError> {

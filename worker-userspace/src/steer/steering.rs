@@ -411,14 +411,19 @@ impl Steering {
 
     /// The host that a captured connection is for; `None`: a synthetic address without a name.
     pub fn host_of(&self, record: &FlowRecord) -> Option<Host> {
-        let address = record.target.ip();
+        self.host_at(record.target)
+    }
+
+    /// The host that a connection to this address is for, were it captured.
+    pub(super) fn host_at(&self, target: SocketAddr) -> Option<Host> {
+        let address = target.ip();
         if let Some(name) = self.names.name_of(address) {
             return Some(Host::Name(name));
         }
         if self.names.contains(address) {
             return None;
         }
-        Some(self.rules.plan().host_at(address, record.target.port()))
+        Some(self.rules.plan().host_at(address, target.port()))
     }
 
     /// Has the kernel answer the next `connect()` to this address with `errno`, for a moment.

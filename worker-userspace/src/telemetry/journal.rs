@@ -60,6 +60,8 @@ fn encode(record: &Record) -> Vec<u8> {
     let metadata = record.metadata;
     put(&mut out, "MESSAGE", &record.line());
     put(&mut out, "PRIORITY", priority(metadata.level()));
+    // Of which the priority has one less.
+    put(&mut out, "LEVEL", metadata.level().as_str());
     put(&mut out, "SYSLOG_IDENTIFIER", "dworker");
     put(&mut out, "TARGET", metadata.target());
     if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {

@@ -144,6 +144,7 @@ fn the_journal_gets_records_with_fields_and_the_same_limit() {
     let expected = [
         ("MESSAGE", "not dialled target=\"vcenter.corp.example:443\" why=\"a\\nb\" n=3"),
         ("PRIORITY", "4"),
+        ("LEVEL", "WARN"),
         ("SYSLOG_IDENTIFIER", "dworker"),
         ("TARGET", "dworker::telemetry::tests"),
         ("DWORKER_TARGET", "vcenter.corp.example:443"),

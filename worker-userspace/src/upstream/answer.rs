@@ -184,6 +184,11 @@ impl Said {
         matches!(self.status, 401 | 407)
     }
 
+    /// True where it is about who asks, or no proxy's answer at all, whatever was asked for.
+    pub fn is_of_the_client(&self) -> bool {
+        self.wants_login() || self.status == 429 || self.meaning().0 == Code::ProxyDown
+    }
+
     /// The kind of refusal, and the errno of the proxy's own `connect()` where it told.
     pub fn meaning(&self) -> (Code, i32) {
         match (self.status, self.cause) {

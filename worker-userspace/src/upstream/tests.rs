@@ -28,6 +28,7 @@ fn upstream(address: SocketAddr, login: Option<&str>) -> Upstream {
         tls: None,
         authorization: login.map(|token| format!("Proxy-Authorization: Basic {token}\r\n")),
         no_proxy: NoProxy::default(),
+        resolver: Resolver::default(),
     }
 }
 

@@ -222,6 +222,7 @@ pub(crate) fn what_is_down_fails_in_connect_with_its_own_errno() {
     let event = daemon.event();
     assert_eq!((event.reason, event.errno, event.rule), (Reason::Down, Some(libc::ETIMEDOUT), Some(1)));
     assert_eq!((event.target.to_string().as_str(), event.process.id), ("198.51.100.1:443", client.pid()));
+    assert_eq!(event.cgroup, cgroup.found().id);
     drop(client.connect("198.51.100.1:444").expect("another port is another target"));
     daemon.target4();
     down("198.51.100.1:443", libc::ETIMEDOUT, over);

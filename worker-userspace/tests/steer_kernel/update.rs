@@ -85,7 +85,7 @@ impl House {
     }
 
     fn counter(&self, word: &str) -> u64 {
-        self.steering.status().counters[word]
+        self.steering.status(None).counters[word]
     }
 }
 
@@ -338,7 +338,7 @@ pub(crate) fn ten_thousand_rules_are_replaced_in_a_moment() {
         ("two are added", house.update(one_more)),
         ("two are removed", house.update(many(0))),
     ];
-    let status = house.steering.status();
+    let status = house.steering.status(None);
     assert_eq!(status.rules.len(), RULES as usize);
     for carrier in [0, 7, CARRIERS - 1] {
         let last = 2 * carrier + 1;
@@ -375,7 +375,7 @@ fn dump(house: &House) -> usize {
     let bpftool = |words: &[&str]| -> serde_json::Value {
         serde_json::from_str(&crate::world::run("bpftool", &[&["-j"], words].concat())).expect("JSON")
     };
-    let maps = house.steering.status().programs.into_iter().flat_map(|program| {
+    let maps = house.steering.status(None).programs.into_iter().flat_map(|program| {
         let shown = bpftool(&["prog", "show", "id", &program.id.to_string()]);
         shown["map_ids"].as_array().expect("its maps").iter().map(|id| id.to_string()).collect::<Vec<_>>()
     });

@@ -121,7 +121,7 @@ async fn a_connection_closed_by_hand_is_reset_at_both_ends_wherever_that_was() {
         let (mut accepted, _) = listener.accept().await.unwrap();
         socket.write_all(b"held open").await.unwrap();
         accepted.read_exact(&mut [0; 9]).await.unwrap();
-        let newest = ledgers[by].report().remove(0);
+        let newest = ledgers[by].report(None).remove(0);
         assert!(ledgers[by].close(newest.id, "admin from 192.0.2.7"));
         let soon = Duration::from_secs(10);
         for end in [&mut socket, &mut accepted] {
@@ -133,12 +133,12 @@ async fn a_connection_closed_by_hand_is_reset_at_both_ends_wherever_that_was() {
             while ledger.open_count() > 0 {
                 tokio::task::yield_now().await;
             }
-            let flow = ledger.report().remove(0);
+            let flow = ledger.report(None).remove(0);
             assert_eq!(flow.state, "closed-by-admin");
             assert_eq!(flow.reason.as_deref(), Some("closed by admin from 192.0.2.7"));
         }
         assert!(!ledgers[by].close(newest.id, "admin"), "it has ended");
     }
-    let relayed = appliance.ledger.report().remove(0);
+    let relayed = appliance.ledger.report(None).remove(0);
     assert_eq!((relayed.from.as_deref(), relayed.entry), (Some("b"), Entry::Relayed));
 }

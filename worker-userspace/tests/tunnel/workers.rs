@@ -61,7 +61,7 @@ async fn a_worker_may_reach_other_groups_only_where_the_configuration_says_so() 
     let refusal = carried.await.unwrap().unwrap_err();
     assert_eq!(refusal.code, Code::Denied);
     assert!(refusal.text.contains("may_open"), "{refusal}");
-    let mut states: Vec<_> = appliance.ledger.report().into_iter().map(|flow| flow.state).collect();
+    let mut states: Vec<_> = appliance.ledger.report(None).into_iter().map(|flow| flow.state).collect();
     states.sort();
     assert_eq!(states, ["closed", "denied"]);
 }
@@ -126,7 +126,7 @@ async fn a_connection_whose_worker_goes_while_it_dials_is_made_by_the_next() {
         accepted.write_all(digest(&all).as_bytes()).await.unwrap();
     });
     let flow =
-        || appliance.ledger.report().into_iter().find(|flow| flow.target == address.to_string()).unwrap();
+        || appliance.ledger.report(None).into_iter().find(|flow| flow.target == address.to_string()).unwrap();
     while flow().state != "open" {
         assert!(!carried.is_finished(), "{:?}", carried.await);
         tokio::task::yield_now().await;

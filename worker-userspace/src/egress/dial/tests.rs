@@ -64,6 +64,10 @@ async fn proxy(no_proxy: &str) -> (Arc<Upstream>, tokio::sync::mpsc::UnboundedRe
                 line if line.contains("10.77.0.8") => "",
                 line if line.contains("10.77.0.9") => "HTTP/1.1 502 No\r\n\r\n",
                 line if line.contains("10.77.0.7") => "HTTP/1.1 403 No\r\n\r\n",
+                line if line.contains("10.77.0.5") => {
+                    "HTTP/1.1 502 No\r\nProxy-Status: p; error=destination_ip_prohibited\r\n\r\n"
+                }
+                line if line.contains("10.77.0.4") => "HTTP/1.1 429 Slowly\r\n\r\n",
                 line if line.contains("10.77.0.6") => "HTTP/1.1 407 Who\r\n\r\n",
                 _ => "HTTP/1.1 200 Yes\r\n\r\n",
             };
@@ -171,8 +175,12 @@ async fn another_address_is_asked_for_where_the_answer_is_about_the_first() {
     for (addresses, asked, code) in [
         (&["10.77.0.9", "10.77.0.1"][..], 2, None),
         (&["10.77.0.9", "10.77.0.9"], 2, Some(Code::HostUnreachable)),
+        // A target that is not allowed need not be the other one.
+        (&["10.77.0.7", "10.77.0.1"], 2, None),
+        (&["10.77.0.5", "10.77.0.1"], 2, None),
+        (&["10.77.0.9", "10.77.0.7"], 2, Some(Code::ProxyDenied)),
         // What the proxy says of this host, it would say again.
-        (&["10.77.0.7", "10.77.0.1"], 1, Some(Code::ProxyDenied)),
+        (&["10.77.0.4", "10.77.0.1"], 1, Some(Code::Limit)),
         (&["10.77.0.9", "10.77.0.6", "10.77.0.1"], 2, Some(Code::ProxyDenied)),
         (&[], 0, Some(Code::NameNotFound)),
     ] {
@@ -201,6 +209,43 @@ async fn one_that_keeps_silent_leaves_time_to_the_others() {
         let (now, allowed) = (Instant::now(), second * allowed);
         let dial = Dial { target: &target, policy: &policy, allowed, until: now + allowed };
         assert_eq!(dial.share(ways) - now, second * share, "{allowed:?} for {ways}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_reached_late_takes_no_time_of_the_first_address_alone() {
+    let (proxy, mut told) = proxy("").await;
+    let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+    let policy = Policy::new(None, &[]);
+    let allowed = Duration::from_secs(60);
+    let dial = Dial { target: &target, policy: &policy, allowed, until: Instant::now() + allowed };
+    // Longer than one of two shares.
+    let first = async {
+        let reached = proxy.reach(dial.until).await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(40)).await;
+        tokio::time::resume();
+        reached
+    };
+    let at = |host: &str| Try::Proxy(Target { host: host.parse().unwrap(), port: 443 });
+    let tries = VecDeque::from([at("10.77.0.1"), at("10.77.0.2")]);
+    assert!(dial.each(tries, &proxy, first).await.unwrap().proxied);
+    assert_eq!(told.try_recv().unwrap(), "10.77.0.1:443");
+    assert!(told.try_recv().is_err(), "the first one had no time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_had_a_share_is_told_how_much_that_was() {
+    let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+    let policy = Policy::new(None, &[]);
+    let allowed = Duration::from_secs(10);
+    let now = Instant::now();
+    let dial = Dial { target: &target, policy: &policy, allowed, until: now + allowed };
+    for (until, says) in [(now + allowed / 4, "no answer within 2.5s"), (dial.until, "no answer within 10s")]
+    {
+        let late = dial.within(until, std::future::pending()).await.unwrap_err();
+        assert_eq!(late.code, Code::Timeout);
+        assert!(late.text.ends_with(says), "{late}");
     }
 }
 

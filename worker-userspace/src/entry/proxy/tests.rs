@@ -47,7 +47,7 @@ impl House {
     }
 
     fn newest(&self) -> FlowReport {
-        self.proxy.ledger.report().remove(0)
+        self.proxy.ledger.report(None).remove(0)
     }
 
     /// The newest connection, once it has ended.

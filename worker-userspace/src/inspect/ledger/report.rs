@@ -86,6 +86,21 @@ impl FlowReport {
     pub fn is_open(&self) -> bool {
         matches!(self.state.as_str(), "open" | "opening")
     }
+
+    /// Its stream, among all of this daemon: who carries it, or, of one that a worker opened, whose that is; lane; number.
+    pub fn stream_key(&self) -> Option<String> {
+        let place = self.stream?;
+        let whose = self.carrier.as_ref().or(self.from.as_ref());
+        let whose = whose.map(|whose| format!("{whose}/")).unwrap_or_default();
+        Some(format!("{whose}{}/{}", place.lane, place.id))
+    }
+
+    /// True where this is its number, its trace or its stream.
+    pub fn is_called(&self, id: &str) -> bool {
+        self.id.to_string() == id
+            || self.trace.eq_ignore_ascii_case(id)
+            || self.stream_key().is_some_and(|key| key.eq_ignore_ascii_case(id))
+    }
 }
 
 /// Where a stream is.

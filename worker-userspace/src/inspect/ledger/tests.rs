@@ -21,25 +21,37 @@ fn ids(flows: &[FlowReport]) -> Vec<u64> {
 fn connections_are_told_from_opening_to_end() {
     let ledger = Ledger::default();
     let (first, second) = (open(&ledger), open(&ledger));
-    assert_eq!(ledger.report()[0].state, "opening");
+    assert_eq!(ledger.report(None)[0].state, "opening");
     first.dialled(OpenOk {
         address: "192.0.2.1:443".parse().unwrap(),
         dial: Duration::from_millis(2),
         proxied: false,
     });
     first.meter.up.fetch_add(10, Ordering::Relaxed);
-    assert_eq!(ledger.report()[1].state, "open");
+    assert_eq!(ledger.report(None)[1].state, "open");
     first.end(Ok(()));
     second.end(Err(Refusal::new(Code::Refused, "dialling 192.0.2.1:443")));
-    let report = ledger.report();
+    let report = ledger.report(None);
     assert_eq!((report[1].state.as_str(), report[1].bytes_up), ("closed", 10));
     assert_eq!(
         (report[0].state.as_str(), report[0].reason.as_deref()),
         ("refused", Some("dialling 192.0.2.1:443"))
     );
     drop(open(&ledger));
-    assert_eq!(ledger.report()[0].state, "shutdown");
+    assert_eq!(ledger.report(None)[0].state, "shutdown");
     assert_eq!((ledger.open_count(), ledger.total()), (0, 3));
+}
+
+#[test]
+fn one_that_is_wanted_is_found_among_however_many() {
+    let ledger = Ledger::default();
+    let all: Vec<_> = (0..LISTED + 10).map(|_| open(&ledger)).collect();
+    let first = all[0].id;
+    assert_eq!(ledger.report(None).len(), LISTED);
+    assert!(!ids(&ledger.report(None)).contains(&first));
+    let found = ids(&ledger.report(Some(&first.to_string())));
+    assert_eq!((found.len(), found.last()), (LISTED + 1, Some(&first)));
+    assert_eq!(ids(&ledger.report(Some("no such thing"))).len(), LISTED);
 }
 
 #[test]
@@ -48,7 +60,7 @@ fn only_so_many_ended_connections_are_remembered() {
     for _ in 0..REMEMBERED + 10 {
         open(&ledger).end(Ok(()));
     }
-    let report = ledger.report();
+    let report = ledger.report(None);
     assert_eq!(report.len(), REMEMBERED);
     assert_eq!(report[0].id, REMEMBERED as u64 + 10);
     assert!(ledger.get(10).is_none() && ledger.get(11).is_some());

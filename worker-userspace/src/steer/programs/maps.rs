@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,9 +15,12 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, Queue, Ring
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use worker_common::{Addr, Config, Counter, Dest, DownUntil, Entry, Event, Flow, FlowKey, limits, mark};
+use worker_common::{
+    Addr, Config, Counter, Dest, DownUntil, Entry, Event, Flow, FlowKey, Layout, MAPS, limits, mark,
+};
 
 use super::super::kernel::{FlowRecord, Kernel, KernelError, MapStatus, ProgramStatus, Refused};
+use super::super::pins::Pins;
 use super::super::rules;
 use super::{Programs, ProgramsError};
 
@@ -40,6 +43,8 @@ pub(super) struct Maps {
     events: Mutex<Events>,
     /// What does not change of all of them.
     described: Vec<MapStatus>,
+    /// Those that can be pinned.
+    files: Vec<(&'static Layout, OwnedFd)>,
 }
 
 /// The ring buffer, and where it is watched once somebody asks in a runtime.
@@ -54,6 +59,7 @@ impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Maps, ProgramsError> {
         // Before they are taken out of it.
         let described = describe(ebpf).map_err(failed("asking about the programs' maps"))?;
+        let files = files(ebpf).map_err(KernelError::io("holding the programs' maps"))?;
         let config: Array<_, Config> = map(ebpf, "CONFIG")?;
         // A daemon before this one may serve until this one is ready: what it told stands until then.
         let found = config.get(&0, 0).map_err(failed("reading the programs' configuration"))?;
@@ -76,7 +82,25 @@ impl Maps {
             counters: map(ebpf, "COUNTERS")?,
             events: Mutex::new(Events::Idle(Some(Box::new(raw(ebpf, "EVENTS")?)))),
             described,
+            files,
         })
+    }
+
+    /// Gives them the names by which the next daemon finds them.
+    pub(super) fn pin(&self, pins: &Pins) -> Result<(), KernelError> {
+        for (layout, file) in &self.files {
+            let path = pins.map(layout);
+            let failed = || KernelError::io(format!("making {}", path.display()));
+            // One that was to follow may have left its own.
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(failed())?,
+            }
+            let map = MapData::from_fd(file.try_clone().map_err(failed())?);
+            let map = map.map_err(|error| failed()(io_error(error)))?;
+            map.pin(&path).map_err(|error| failed()(io::Error::other(error)))?;
+        }
+        Ok(())
     }
 
     /// Marks a socket of ours.
@@ -295,6 +319,11 @@ impl Kernel for Programs {
         Ok(found.map_err(failed(format!("asking whether cgroup {cgroup} is excluded")))?.is_some())
     }
 
+    fn is_daemon(&self, process: u32) -> Result<bool, KernelError> {
+        let found = present(lock(&self.maps.daemons).get(&process, 0));
+        Ok(found.map_err(failed(format!("asking whether process {process} is a daemon")))?.is_some())
+    }
+
     fn resolver_of(&self, port: u16) -> Result<Option<IpAddr>, KernelError> {
         match lock(&self.maps.stands).get(&port, 0) {
             Ok(addr) => Ok(Some(addr.into())),
@@ -344,7 +373,6 @@ impl Kernel for Programs {
             // What can hold a hundred thousand entries is not walked through: who writes the rules has counted them.
             map.entries = match map.name.as_str() {
                 "DOWN" => Some(lock(&self.maps.down).keys().count()),
-                "FLOWS" => Some(lock(&self.maps.flows).keys().count()),
                 // Each resolver has a port, and each such port its resolver.
                 "RESOLVERS" | "STANDS" => Some(lock(&self.maps.stands).keys().count()),
                 "DAEMONS" => Some(lock(&self.maps.daemons).keys().count()),
@@ -388,21 +416,31 @@ impl Events {
     }
 }
 
+/// A map's type, in bpftool's words; `None` for those that no program here has.
+fn kind(map: &Map) -> Option<(&'static str, &MapData)> {
+    Some(match map {
+        Map::Array(data) => ("array", data),
+        Map::HashMap(data) => ("hash", data),
+        Map::LpmTrie(data) => ("lpm_trie", data),
+        Map::LruHashMap(data) => ("lru_hash", data),
+        Map::PerCpuArray(data) => ("percpu_array", data),
+        Map::Queue(data) => ("queue", data),
+        Map::RingBuf(data) => ("ringbuf", data),
+        Map::SkStorage(data) => ("sk_storage", data),
+        _ => return None,
+    })
+}
+
+/// Descriptors of those that are pinned.
+fn files(ebpf: &Ebpf) -> io::Result<Vec<(&'static Layout, OwnedFd)>> {
+    let found = MAPS.iter().filter_map(|layout| Some((layout, kind(ebpf.map(layout.name)?)?.1)));
+    found.map(|(layout, data)| Ok((layout, data.fd().as_fd().try_clone_to_owned()?))).collect()
+}
+
 /// All maps, those of the loader too.
 fn describe(ebpf: &Ebpf) -> Result<Vec<MapStatus>, MapError> {
     let mut all = Vec::new();
-    for (_, map) in ebpf.maps() {
-        let (kind, data) = match map {
-            Map::Array(data) => ("array", data),
-            Map::HashMap(data) => ("hash", data),
-            Map::LpmTrie(data) => ("lpm_trie", data),
-            Map::LruHashMap(data) => ("lru_hash", data),
-            Map::PerCpuArray(data) => ("percpu_array", data),
-            Map::Queue(data) => ("queue", data),
-            Map::RingBuf(data) => ("ringbuf", data),
-            Map::SkStorage(data) => ("sk_storage", data),
-            _ => continue,
-        };
+    for (kind, data) in ebpf.maps().filter_map(|(_, map)| kind(map)) {
         let info = data.info()?;
         all.push(MapStatus {
             id: info.id(),

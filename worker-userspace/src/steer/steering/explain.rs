@@ -29,7 +29,9 @@ pub struct Explained {
     pub errno: Option<i32>,
     /// Why, for people; empty where it is steered.
     pub text: String,
-    /// What the name leads to, where it is one.
+    /// What it is for, as who carries it is told: the name that an address stands for.
+    pub meant: Target,
+    /// What the name leads to, where it is one; of an address that stands for a name, that name.
     pub name: Option<WhyName>,
     /// The address that was judged.
     pub address: Option<IpAddr>,
@@ -158,10 +160,27 @@ impl Steering {
                 said(Verdict::Direct, "unresolved", text)
             }
         };
+        explained.meant = target.clone();
+        // Where a rule names the address, its host is asked for: by an address that stands for a name, that name.
+        if let Some(address) = address.filter(|address| rule.is_some() || self.names.contains(*address)) {
+            let host = self.host_at(SocketAddr::new(address, target.port));
+            explained.meant.host = host.unwrap_or_else(|| target.host.clone());
+        }
+        let named = named.or_else(|| match &explained.meant.host {
+            Host::Name(name) => {
+                let from = if self.names.contains(address?) { "steering" } else { "hosts" };
+                Some(WhyName {
+                    name: name.to_string(),
+                    from: from.to_owned(),
+                    addresses: address.into_iter().collect(),
+                })
+            }
+            Host::Addr(_) => None,
+        });
         let down = judged.as_ref().and_then(|judged| judged.down);
         explained.down = down.map(|(errno, left)| WhyDown { errno, remaining_ms: left.as_millis() as u64 });
         (explained.name, explained.address) = (named, address);
-        explained.refused = self.refused_to(target, address);
+        explained.refused = self.refused_to(&explained.meant, address);
         if let Some(rule) = rule {
             (explained.rule, explained.carrier) = self.rule(&rule);
         }
@@ -302,6 +321,8 @@ fn said(verdict: Verdict, reason: &'static str, text: String) -> Explained {
         reason,
         errno: None,
         text,
+        // Until it is found out.
+        meant: Target { host: Host::Addr(IpAddr::from([0; 4])), port: 0 },
         name: None,
         address: None,
         rule: None,

@@ -46,7 +46,11 @@ impl Steering {
         let cgroups = if now.off { &[][..] } else { &now.found.captured };
         let attached = programs.attach(cgroups).and_then(|source| {
             self.registered().extend(source);
-            if *alone { programs.settle() } else { Ok(()) }
+            match (*alone, now.off) {
+                (true, false) => programs.settle(),
+                (true, true) => programs.settle().and_then(|()| programs.put_away()),
+                (false, _) => Ok(()),
+            }
         });
         // What it has attached would outlive this process.
         Ok(attached.inspect_err(|_| self.kernel.detach())?)
@@ -124,8 +128,15 @@ impl Steering {
             return Ok(false);
         }
         match on {
-            true => self.registered().extend(programs.attach(&now.found.captured)?),
-            false => programs.detach_all()?,
+            true => match programs.attach(&now.found.captured) {
+                Ok(source) => self.registered().extend(source),
+                Err(error) => {
+                    // It stays off, with all that this means.
+                    let _ = programs.put_away();
+                    return Err(error.into());
+                }
+            },
+            false => programs.put_away()?,
         }
         now.off = !on;
         Ok(true)
@@ -186,12 +197,17 @@ impl Steering {
         let plan = self.rules.plan();
         let mut errors: Vec<SteerError> = Vec::new();
         let mut note = |done: Result<(), KernelError>| errors.extend(done.err().map(SteerError::from));
+        let mut put_away = Ok(());
         // First what decides for all connections: which addresses are synthetic, where the forwarder is, what is attached.
         let (v4, v6) = planner.synthetic;
         note(self.kernel.set_synthetic(v4, v6));
         note(self.kernel.take_back());
         if let Some((Attaching { programs, users, .. }, now)) = self.attaching.get().zip(now) {
             note(programs.set_excluded(users, &now.found.excluded));
+            if now.off {
+                // What the one that was to follow has pinned.
+                put_away = programs.put_away();
+            }
         }
         let ports = self.sockets.ports(name::DNS);
         match self.kernel.adopt_dns_ports(&ports) {
@@ -204,6 +220,7 @@ impl Steering {
             note(self.kernel.set_group_state(*slot, errno));
         }
         note(self.bring(&change, &plan).map(drop));
+        errors.extend(put_away.err().map(SteerError::from));
         errors
     }
 
@@ -212,7 +229,13 @@ impl Steering {
     /// # Errors
     /// What another process attached can't be detached.
     pub fn take_over(&self) -> Result<(), SteerError> {
-        Ok(self.attaching.get().map_or(Ok(()), |attaching| attaching.programs.settle())?)
+        let Some(Attaching { programs, now, .. }) = self.attaching.get() else { return Ok(()) };
+        let now = lock(now);
+        programs.settle()?;
+        if now.off {
+            programs.put_away()?;
+        }
+        Ok(())
     }
 
     /// Leaves all that is captured to the process that follows, which steers with the same pins or not at all.

@@ -9,7 +9,6 @@ use crate::inspect::monitor::{Happening, What};
 use crate::inspect::status::{
     LinkStatus, MapStatus, NameStatus, ProgramStatus, RefusedStatus, RuleStatus, SteerStatus,
 };
-use crate::steer::caller;
 use crate::steer::dns::Counts;
 use crate::steer::kernel::{self, Counter, Refused};
 use crate::steer::names::Synthetic;
@@ -93,8 +92,8 @@ impl Steering {
         maps.into_iter().map(map).map(counted).collect()
     }
 
-    /// What `status` shows.
-    pub fn status(&self) -> SteerStatus {
+    /// What `status` shows; the name that is `wanted`, by its address too, is among those that are listed.
+    pub fn status(&self, wanted: Option<&str>) -> SteerStatus {
         let programs = self.kernel.programs().unwrap_or_else(|error| {
             tracing::warn!("the programs can't be read: {error}");
             Vec::new()
@@ -122,6 +121,12 @@ impl Steering {
             name: name.to_string(),
             addresses: [addresses.v4.into(), addresses.v6.into()],
         };
+        let mut names: Vec<NameStatus> = self.names.all().into_iter().map(named).collect();
+        let mut place = 0;
+        names.retain(|name| {
+            place += 1;
+            place <= LISTED || wanted.is_some_and(|wanted| name.is_called(wanted))
+        });
         SteerStatus {
             listeners: self.listeners.clone(),
             programs: programs.into_iter().map(program).collect(),
@@ -129,7 +134,8 @@ impl Steering {
             problem: lock(&self.problem).clone(),
             off: self.is_off(),
             rules: plan.rules.iter().map(rule).collect(),
-            names: self.names.all().into_iter().take(LISTED).map(named).collect(),
+            more_names: (place - names.len()) as u64,
+            names,
             resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
             counters: counters.into_iter().map(|(counter, n)| (counter.word().to_owned(), n)).collect(),
             dns: dns.into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
@@ -186,8 +192,7 @@ fn happening(event: &Refused, name: Option<&str>) -> Happening {
             pid: event.process.id,
             uid: event.process.uid,
             comm: event.process.command.clone(),
-            // The programs do not say; a process that is gone by now was nowhere.
-            cgroup_id: caller::cgroup_id(event.process.id).unwrap_or(0),
+            cgroup_id: event.cgroup,
         }),
         reason: Some(event.reason.counter().word().to_owned()),
         errno: event.errno,

@@ -91,7 +91,7 @@ impl House {
 
     /// What `status` says of the rules.
     fn rules(&self) -> Vec<String> {
-        let rules = self.steering.status().rules;
+        let rules = self.steering.status(None).rules;
         rules.into_iter().map(|rule| format!("{} {} {}", rule.id, rule.pattern, rule.carrier)).collect()
     }
 }
@@ -319,7 +319,7 @@ async fn nothing_changes_while_another_process_takes_over() {
     assert!(!house.steering.set_carrier(1, false));
     assert_eq!(house.connect("10.0.0.1:1"), Ok(Some("10.0.0.1".into())));
     assert!(house.kernel.take_writes().is_empty());
-    assert_eq!(house.steering.status().problem, None, "it is no fault");
+    assert_eq!(house.steering.status(None).problem, None, "it is no fault");
     drop(handed_on);
     assert!(house.steering.resume().is_empty());
     assert!(house.steering.set_carrier(1, false));
@@ -441,9 +441,9 @@ async fn a_change_that_fails_changes_nothing() {
         failed += 1;
         assert!(error.to_string().contains("annot allocate memory"), "{error}");
         assert_eq!(seen(&house), state, "the write number {at} failed");
-        assert_eq!(house.steering.status().problem, Some(error.to_string()));
+        assert_eq!(house.steering.status(None).problem, Some(error.to_string()));
         house.update(after.clone());
-        assert_eq!(house.steering.status().problem, None);
+        assert_eq!(house.steering.status(None).problem, None);
     }
     assert!(failed >= 8, "{failed}");
 }
@@ -487,7 +487,7 @@ async fn wrong_rules_and_an_unreadable_hosts_file_change_nothing() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("127.0.0.1") && error.contains("240.64.0.1"), "{error}");
-    assert_eq!(house.steering.status().problem, Some(error));
+    assert_eq!(house.steering.status(None).problem, Some(error));
     let path = house.directory.path().join("hosts");
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();

@@ -129,7 +129,7 @@ async fn a_change_that_can_not_be_is_tried_again_until_it_can() {
     fs::remove_file(&hosts).unwrap();
     fs::create_dir(&hosts).unwrap();
     appliance.apply(&[(2, &["10.0.0.2"])]);
-    let problem = || appliance.house.steering.status().problem;
+    let problem = || appliance.house.steering.status(None).problem;
     let told = async {
         while problem().is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
