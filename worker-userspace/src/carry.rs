@@ -142,12 +142,11 @@ impl Attempts<'_> {
 
     /// Whether to try again: only what says nothing about the target, only while there is time.
     async fn again(&mut self, refusal: Refusal) -> Result<(), Refusal> {
-        let lost = matches!(refusal.code, Code::TunnelLost | Code::Shutdown);
         let pause = match self.retries {
             0 => Duration::ZERO,
             n => PAUSE.saturating_mul(1 << (n - 1).min(8)).min(LONGEST_PAUSE),
         };
-        if !lost || Instant::now() + pause >= self.until {
+        if !refusal.code.is_of_carrier() || Instant::now() + pause >= self.until {
             return Err(refusal);
         }
         let flow = self.carry.flow;

@@ -112,6 +112,11 @@ impl Code {
         }
     }
 
+    /// True where it is about who carried and says nothing of the target: another one may do.
+    pub fn is_of_carrier(self) -> bool {
+        matches!(self, Code::TunnelLost | Code::Shutdown)
+    }
+
     /// The word for this code in logs and in `status`.
     pub fn word(self) -> &'static str {
         match self {

@@ -19,6 +19,23 @@ fn no_proxy(texts: &[&str]) -> NoProxy {
     texts.iter().map(|text| text.parse::<Exempt>().expect(text)).collect()
 }
 
+/// What holds of a configuration that says nothing.
+fn defaults() -> Config {
+    Config {
+        state_dir: "/var/lib/dworker".into(),
+        control_socket: "/run/dworker/control.sock".into(),
+        drain: Duration::from_secs(10),
+        reload_drain: Duration::from_secs(3600),
+        log: "info".into(),
+        log_format: LogFormat::Text,
+        metrics: Metrics { listen: vec![Metrics::ADDRESS] },
+        worker: None,
+        appliance: None,
+        steer: None,
+        proxy: None,
+    }
+}
+
 #[test]
 fn an_appliance_means_what_it_says() {
     let loaded = Config::parse(include_str!("appliance.toml"), "dworker.toml").expect("a good file");
@@ -80,13 +97,6 @@ fn an_appliance_means_what_it_says() {
 fn a_worker_means_what_it_says() {
     let loaded = Config::parse(include_str!("worker.toml"), "dworker.toml").expect("a good file");
     let expected = Config {
-        state_dir: "/var/lib/dworker".into(),
-        control_socket: "/run/dworker/control.sock".into(),
-        drain: Duration::from_secs(10),
-        reload_drain: Duration::from_secs(3600),
-        log: "info".into(),
-        log_format: LogFormat::Text,
-        metrics: Metrics { listen: vec![Metrics::ADDRESS] },
         worker: Some(Worker {
             url: Some(WorkerUrl { host: "worker.example".parse().unwrap(), port: 8443 }),
             api_key: Some(ApiKeySource::File("/etc/dworker/apikey".into())),
@@ -137,6 +147,7 @@ fn a_worker_means_what_it_says() {
             socks: vec!["127.0.0.1:1080".parse().unwrap()],
             login: Some(Login { user: "backup".into(), password_file: "/etc/dworker/proxy.password".into() }),
         }),
+        ..defaults()
     };
     assert_eq!((loaded.config, loaded.warnings), (expected, vec![]));
 }
@@ -193,13 +204,6 @@ fn a_lab_means_what_it_says_and_is_warned() {
     );
     assert!(!format!("{loaded:?}").contains("hunter2"));
     let expected = Config {
-        state_dir: "/var/lib/dworker".into(),
-        control_socket: "/run/dworker/control.sock".into(),
-        drain: Duration::from_secs(10),
-        reload_drain: Duration::from_secs(3600),
-        log: "info".into(),
-        log_format: LogFormat::Text,
-        metrics: Metrics { listen: vec![Metrics::ADDRESS] },
         worker: Some(Worker {
             url: None,
             api_key: loaded.config.worker.as_ref().and_then(|worker| worker.api_key.clone()),
@@ -243,6 +247,7 @@ fn a_lab_means_what_it_says_and_is_warned() {
             pins: "/sys/fs/bpf/dworker".into(),
         }),
         proxy: Some(Proxy { http: vec!["10.0.0.1:3128".parse().unwrap()], socks: vec![], login: None }),
+        ..defaults()
     };
     assert_eq!(loaded.config, expected);
     let shown = format!("{loaded:?}");
