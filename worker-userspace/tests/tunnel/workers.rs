@@ -131,7 +131,8 @@ async fn a_connection_whose_worker_goes_while_it_dials_is_made_by_the_next() {
         assert!(!carried.is_finished(), "{:?}", carried.await);
         tokio::task::yield_now().await;
     }
-    assert_eq!(flow().retries, 1);
+    // One for each lane of the first worker that was not yet known to be cut when it was asked again.
+    assert!(flow().retries >= 1);
     ask(socket, 100_000).await;
     answering.await.unwrap();
     carried.await.unwrap().unwrap();
