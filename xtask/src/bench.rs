@@ -1,27 +1,37 @@
-//! `bench`: measures a part of the house, and prints what it found beside what was promised.
+//! `bench`: measures dworker beside others, and a part of the house at its largest.
 
 use anyhow::Result;
 
 use crate::command::{cargo, run, say};
+use crate::{ebpf, prerequisites, target_directory};
+
+/// Whom dworker is measured beside, and what looks where the time goes.
+const PACKAGES: [&str; 7] =
+    ["libnginx-mod-stream", "linux-perf", "nginx-light", "openssh-client", "openssh-server", "redsocks", "stunnel4"];
 
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// The part.
-    part: Part,
+    /// `registry` (2,000 workers, 10,000 proxy hosts, a million events), or what `--list` names, and options:
+    /// `--help` behind `--` explains them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Part {
-    /// 2,000 workers, 10,000 proxy hosts, a million events: look-ups, saves, lists, searches.
-    Registry,
-}
-
-/// Builds with optimisation and measures; fails where a promise is broken.
+/// Builds with optimisation and measures.
 pub(crate) fn bench(options: &Bench) -> Result<()> {
-    let name = match options.part {
-        Part::Registry => "registry",
-    };
     say("building with optimisation");
-    run(cargo("bench").args(["--locked", "-p", "worker-userspace", "--bench", name]))
+    if options.arguments == ["registry"] {
+        return run(cargo("bench").args(["--locked", "-p", "worker-userspace", "--bench", "registry"]));
+    }
+    prerequisites::root_for("bench")?;
+    prerequisites::lab()?;
+    if prerequisites::is_debian() {
+        prerequisites::apt(&PACKAGES, "dworker is measured beside them")?;
+    }
+    ebpf::build()?;
+    run(cargo("build").args(["--release", "--workspace", "--bins", "--locked"]))?;
+    run(std::process::Command::new(target_directory().join("release/bench"))
+        .current_dir(crate::root())
+        .args(&options.arguments))
 }

@@ -15,7 +15,7 @@ use crate::command::{cargo, output, run, say};
 use crate::root;
 
 /// Packages that bring a service, which the lab does without.
-const SERVICES: [&str; 2] = ["squid", "prometheus"];
+const SERVICES: [&str; 5] = ["squid", "prometheus", "nginx-light", "openssh-server", "redsocks"];
 /// What Debian asks whether a package may start its service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 

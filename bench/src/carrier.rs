@@ -1,0 +1,91 @@
+//! Who carries the bytes: dworker, and those that it is measured beside.
+
+mod dworker;
+mod others;
+mod plain;
+
+use anyhow::{Result, bail};
+use tests::{Daemon, Host, Lab, Process};
+
+use crate::world::Place;
+
+pub(crate) use dworker::{one_hop, one_hop_with, relay};
+
+/// A way to the target that is up.
+pub(crate) struct Carrier<'a> {
+    /// As tables have it.
+    pub(crate) name: String,
+    /// Where clients run.
+    pub(crate) place: Place<'a>,
+    /// Where they connect to.
+    pub(crate) to: std::net::SocketAddr,
+    /// What carries, each end by itself.
+    pub(crate) ends: Vec<End>,
+}
+
+/// A program that carries.
+pub(crate) enum End {
+    Daemon(Daemon),
+    Process(Process),
+}
+
+impl End {
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            End::Daemon(daemon) => daemon.process().pid(),
+            End::Process(process) => process.pid(),
+        }
+    }
+}
+
+impl Carrier<'_> {
+    /// The processes, those not counted that they started.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.ends.iter().map(End::pid).collect()
+    }
+}
+
+/// The names of all that can be started on one host, the reference first.
+pub(crate) const ALL: [&str; 6] = ["direct", "pipe", "dworker", "nginx", "stunnel", "ssh"];
+
+/// A tool that no registry has, given by a command line.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    name: String,
+    server: String,
+    client: String,
+}
+
+impl std::str::FromStr for Peer {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Peer> {
+        let parts = text.split_once('=').and_then(|(name, both)| Some((name, both.split_once(';')?)));
+        let Some((name, (server, client))) = parts else {
+            bail!("{text:?} is not 'NAME=SERVER COMMAND;CLIENT COMMAND'");
+        };
+        Ok(Peer { name: name.trim().into(), server: server.trim().into(), client: client.trim().into() })
+    }
+}
+
+impl Peer {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Starts a carrier on `host`, whose target is there already.
+pub(crate) fn start<'a>(name: &str, peers: &[Peer], lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+    match name {
+        "direct" => Ok(plain::direct(host)),
+        "pipe" => plain::pipe(lab, host),
+        "dworker" => one_hop(lab, host, host),
+        "nginx" => others::nginx(lab, host),
+        "stunnel" => others::stunnel(lab, host),
+        "ssh" => others::ssh(host),
+        _ => match peers.iter().find(|peer| peer.name == name) {
+            Some(peer) => others::given(peer, lab, host),
+            None => bail!("there is no carrier {name:?}: it is one of {}", ALL.join(", ")),
+        },
+    }
+}

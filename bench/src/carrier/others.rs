@@ -1,0 +1,153 @@
+//! Tools that any machine can install, each as its manual has it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tests::{Command, Host, Lab, Process};
+
+use super::{Carrier, End, Peer};
+use crate::world::{Place, TARGET};
+
+const START: Duration = Duration::from_secs(10);
+
+/// Where the nth tool's client listens, and its server.
+fn ports(tool: u16) -> (SocketAddr, SocketAddr) {
+    (([127, 0, 0, 1], 2001 + 10 * tool).into(), ([127, 0, 0, 1], 2002 + 10 * tool).into())
+}
+
+/// Starts both ends, the server first; each is up when it listens.
+fn both<'a>(
+    name: &str,
+    host: &'a Host,
+    (near, far): (SocketAddr, SocketAddr),
+    [server, client]: [Command; 2],
+) -> Result<Carrier<'a>> {
+    let mut ends = Vec::new();
+    for (command, at) in [(server, far), (client, near)] {
+        let process = host.uncaptured(command).spawn()?;
+        listening(host, &process, at).with_context(|| format!("starting {name}"))?;
+        ends.push(End::Process(process));
+    }
+    Ok(Carrier { name: name.into(), place: Place { host, captured: false }, to: near, ends })
+}
+
+fn listening(host: &Host, process: &Process, at: SocketAddr) -> Result<()> {
+    let began = Instant::now();
+    while host.within(|| std::net::TcpStream::connect(at))?.is_err() {
+        if began.elapsed() > START || !process.is_running() {
+            bail!("nobody listens at {at}: {}{}", process.stdout(), process.stderr());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// nginx's `stream` with TLS between its two halves.
+pub(crate) fn nginx<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+    let (near, far) = ports(1);
+    let identity = lab.appliance_identity()?;
+    let directory = host.directory();
+    let halves = [
+        ("far", format!(
+            "listen {far} ssl; proxy_pass {TARGET}; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;",
+            identity.certificate.display(),
+            identity.key.display()
+        )),
+        ("near", format!(
+            "listen {near}; proxy_pass {far}; proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
+             proxy_ssl_name appliance.example; proxy_ssl_trusted_certificate {};",
+            lab.pki().ca_file().display()
+        )),
+    ];
+    let mut commands = Vec::new();
+    for (half, server) in halves {
+        let own = directory.join(format!("nginx-{half}"));
+        fs::create_dir_all(&own)?;
+        let file = own.join("nginx.conf");
+        let text = format!(
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nuser root;\ndaemon off;\npid {0}/pid;\n\
+             error_log stderr error;\nworker_processes 2;\nworker_rlimit_nofile 20000;\nevents {{ worker_connections 20000; }}\n\
+             stream {{ tcp_nodelay on; server {{ {server} }} }}\n",
+            own.display()
+        );
+        fs::write(&file, text)?;
+        commands.push(Command::new("/usr/sbin/nginx").arg("-p").arg(&own).arg("-c").arg(&file));
+    }
+    let Ok(commands) = <[Command; 2]>::try_from(commands) else { bail!("two halves") };
+    both("nginx", host, (near, far), commands)
+}
+
+/// stunnel at both ends.
+pub(crate) fn stunnel<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+    let (near, far) = ports(2);
+    let identity = lab.appliance_identity()?;
+    let common = "foreground = yes\npid =\nsyslog = no\ndebug = err\nsslVersion = TLSv1.3\nsocket = l:TCP_NODELAY=1\n\
+                  socket = r:TCP_NODELAY=1\n[it]\n";
+    let halves = [
+        ("far", format!(
+            "accept = {far}\nconnect = {TARGET}\ncert = {}\nkey = {}\n",
+            identity.certificate.display(),
+            identity.key.display()
+        )),
+        ("near", format!(
+            "client = yes\naccept = {near}\nconnect = {far}\nverifyChain = yes\nCAfile = {}\n",
+            lab.pki().ca_file().display()
+        )),
+    ];
+    let mut commands = Vec::new();
+    for (half, text) in halves {
+        let file = host.directory().join(format!("stunnel-{half}.conf"));
+        fs::write(&file, format!("{common}{text}"))?;
+        commands.push(Command::new("stunnel4").arg(&file));
+    }
+    let Ok(commands) = <[Command; 2]>::try_from(commands) else { bail!("two halves") };
+    both("stunnel", host, (near, far), commands)
+}
+
+/// OpenSSH's `-L`: many connections in one, as dworker has it.
+pub(crate) fn ssh(host: &Host) -> Result<Carrier<'_>> {
+    let (near, far) = ports(3);
+    let own = host.directory().join("ssh");
+    fs::create_dir_all(&own)?;
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o700))?;
+    let path = |name: &str| own.join(name).display().to_string();
+    for name in ["host", "user"] {
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &path(name)]).check()?;
+    }
+    fs::copy(own.join("user.pub"), own.join("authorized"))?;
+    let host_key = fs::read_to_string(own.join("host.pub"))?;
+    fs::write(own.join("known"), format!("[127.0.0.1]:{} {host_key}", far.port()))?;
+    // Where sshd keeps its unprivileged half.
+    fs::create_dir_all("/run/sshd")?;
+    let server = Command::new("/usr/sbin/sshd")
+        .args(["-D", "-e", "-f", "/dev/null", "-p", &far.port().to_string(), "-h", &path("host")])
+        .args(["-o", "ListenAddress=127.0.0.1", "-o", "PidFile=none", "-o", "StrictModes=no", "-o", "MaxSessions=100"])
+        .args(["-o", &format!("AuthorizedKeysFile={}", path("authorized")), "-o", "PermitRootLogin=yes"]);
+    let client = Command::new("ssh")
+        .args(["-N", "-F", "/dev/null", "-i", &path("user"), "-p", &far.port().to_string()])
+        .args(["-o", &format!("UserKnownHostsFile={}", path("known")), "-o", "ExitOnForwardFailure=yes"])
+        .args(["-L", &format!("{near}:{TARGET}"), "root@127.0.0.1"]);
+    both("ssh", host, (near, far), [server, client])
+}
+
+/// A tool that the command line names.
+pub(crate) fn given<'a>(peer: &Peer, lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+    let (near, far) = ports(4);
+    let identity = lab.appliance_identity()?;
+    let shell = |line: &str| {
+        Command::new("sh")
+            .args(["-c", &format!("exec {line}")])
+            .env("LISTEN", near.to_string())
+            .env("SERVER", far.to_string())
+            .env("SERVER_PORT", far.port().to_string())
+            .env("LISTEN_PORT", near.port().to_string())
+            .env("TARGET", TARGET.to_string())
+            .env("CA", lab.pki().ca_file())
+            .env("CERTIFICATE", &identity.certificate)
+            .env("KEY", &identity.key)
+    };
+    both(&peer.name, host, (near, far), [shell(&peer.server), shell(&peer.client)])
+}

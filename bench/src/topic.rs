@@ -1,0 +1,79 @@
+//! What is measured. Each topic makes its world, runs its rounds and adds to the results.
+
+mod bulk;
+mod hooks;
+mod idle;
+mod path;
+mod small;
+mod stalled;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::carrier::{self, Carrier, Peer};
+use crate::load::{Load, Seen, What};
+use crate::processes;
+use crate::profile::Profile;
+use crate::results::Results;
+
+/// How much is measured, and of whom.
+pub(crate) struct Plan {
+    /// Rounds of each measure; carriers take turns in each.
+    pub(crate) rounds: usize,
+    /// How long each of them counts.
+    pub(crate) time: Duration,
+    /// Who is measured where a topic compares carriers.
+    pub(crate) carriers: Vec<String>,
+    /// Those that the command line names.
+    pub(crate) peers: Vec<Peer>,
+    /// Whether to look where the time goes.
+    pub(crate) profile: Option<Profile>,
+}
+
+impl Plan {
+    /// A load of the usual length.
+    fn load(&self, carrier: &Carrier<'_>, what: What) -> Load {
+        Load { to: carrier.to, what, warm: Duration::from_millis(400), time: self.time }
+    }
+
+    /// Runs a load through a carrier, and says how many seconds of CPU that used meanwhile.
+    fn run(&self, title: &str, carrier: &Carrier<'_>, what: What) -> Result<(Seen, f64)> {
+        let pids = carrier.pids();
+        let running = carrier.place.start(self.load(carrier, what))?;
+        let profiling = match &self.profile {
+            Some(profile) if !pids.is_empty() => Some(profile.start(title, carrier, self.time)?),
+            _ => None,
+        };
+        let before = processes::cpu(&pids);
+        let seen = running.end()?;
+        let used = processes::cpu(&pids) - before;
+        profiling.map(|profiling| profiling.end()).transpose()?;
+        Ok((seen, used))
+    }
+
+    /// Starts all carriers on a host.
+    fn start<'a>(&self, lab: &tests::Lab, host: &'a tests::Host) -> Result<Vec<Carrier<'a>>> {
+        self.carriers.iter().map(|name| carrier::start(name, &self.peers, lab, host)).collect()
+    }
+}
+
+/// A topic's name, what it measures, and how.
+pub(crate) struct Topic {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) run: fn(&Plan, &mut Results) -> Result<()>,
+}
+
+/// All topics, in the order in which they run.
+pub(crate) const ALL: [Topic; 9] = [
+    Topic { name: "bulk", what: "bytes a second and what they cost, 1 and 8 streams", run: bulk::bulk },
+    Topic { name: "relay", what: "bytes a second between two workers", run: bulk::relay },
+    Topic { name: "connects", what: "short connections, 16 at a time", run: small::connects },
+    Topic { name: "requests", what: "messages on 16 connections, also beside bulk", run: small::requests },
+    Topic { name: "stalled", what: "what streams that nobody reads cost the others", run: stalled::stalled },
+    Topic { name: "idle", what: "memory of idle streams and daemons, and their start", run: idle::idle },
+    Topic { name: "hooks", what: "the programs in the kernel", run: hooks::hooks },
+    Topic { name: "long", what: "50 ms of round trip: the first byte, and 1 Gbit/s", run: path::long },
+    Topic { name: "loss", what: "8 streams where 1 of 100 packets is lost", run: path::loss },
+];

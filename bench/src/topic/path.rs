@@ -1,0 +1,71 @@
+//! Long and lossy ways.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{Lab, PathSettings};
+
+use super::Plan;
+use crate::carrier::{self, Carrier};
+use crate::load::{Direction, Load, What};
+use crate::results::{Better, Results};
+use crate::world::{self, Place, TARGET, TARGET_HOST};
+
+/// 50 ms there and back: when the first byte comes, and how much of 1 Gbit/s one stream has after three seconds.
+pub(super) fn long(plan: &Plan, results: &mut Results) -> Result<()> {
+    let path = PathSettings { delay: Duration::from_millis(25), ..PathSettings::default() };
+    let wire = PathSettings { rate: Some(1_000_000_000), queue: 8 << 20, ..path };
+    let lab = world::lab(Some(path))?;
+    let _target = world::target(lab.site())?;
+    let carriers = across(&lab)?;
+    for _ in 0..plan.rounds {
+        for carrier in &carriers {
+            let seen = carrier.place.run(plan.load(carrier, What::FirstByte { times: 5 }))?;
+            results.add("first byte at 50 ms", "ms", Better::Less, &carrier.name, seen.p50 / 1e3);
+        }
+    }
+    if let Some(path) = lab.path() {
+        path.set(wire)?;
+    }
+    let what = What::Bulk { streams: 1, direction: Direction::Down };
+    for _ in 0..plan.rounds {
+        for carrier in &carriers {
+            let load = Load { warm: Duration::from_secs(3), ..plan.load(carrier, what) };
+            let seen = carrier.place.run(load)?;
+            results.add("bulk at 1 Gbit/s, 50 ms", "B/s", Better::More, &carrier.name, seen.rate);
+        }
+    }
+    Ok(())
+}
+
+/// Eight streams at 20 ms there and back, where one packet of a hundred is lost.
+pub(super) fn loss(plan: &Plan, results: &mut Results) -> Result<()> {
+    let path = PathSettings { delay: Duration::from_millis(10), loss: 0.01, ..PathSettings::default() };
+    let lab = world::lab(Some(path))?;
+    let _target = world::target(lab.site())?;
+    let carriers = across(&lab)?;
+    let what = What::Bulk { streams: 8, direction: Direction::Down };
+    for _ in 0..plan.rounds {
+        for carrier in &carriers {
+            let time = plan.time.max(Duration::from_secs(5));
+            let load = Load { warm: Duration::from_secs(2), time, ..plan.load(carrier, what) };
+            let seen = carrier.place.run(load)?;
+            results.add("bulk 8 at 1 % loss, 20 ms", "B/s", Better::More, &carrier.name, seen.rate);
+        }
+    }
+    Ok(())
+}
+
+/// Direct TCP and dworker from the appliance's host to the site.
+fn across(lab: &Lab) -> Result<Vec<Carrier<'_>>> {
+    let (appliance, site) = (lab.appliance(), lab.site());
+    lab.router().netns().ip(&format!("route add {TARGET_HOST}/32 via {}", tests::net::SITE.v4))?;
+    for host in [appliance, site] {
+        // Else the kernel's default for what one connection may have on its way is the limit, not the path.
+        host.netns().sysctl("net/ipv4/tcp_rmem", "4096 131072 33554432")?;
+        host.netns().sysctl("net/ipv4/tcp_wmem", "4096 65536 33554432")?;
+    }
+    let place = Place { host: appliance, captured: false };
+    let direct = Carrier { name: "direct".into(), place, to: TARGET, ends: Vec::new() };
+    Ok(vec![direct, carrier::one_hop(lab, appliance, site)?])
+}
