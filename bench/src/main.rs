@@ -99,7 +99,9 @@ fn play(role: Role) -> Result<()> {
             Ok(())
         }
         // As many threads as dworker has.
-        Role::Pipe(pipe) => tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(pipe.run()),
+        Role::Pipe(pipe) => {
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(pipe.run())
+        }
     }
 }
 

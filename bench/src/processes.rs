@@ -48,7 +48,8 @@ pub(crate) fn memory(pids: &[u32]) -> Result<f64> {
         let path = format!("/proc/{pid}/smaps_rollup");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
-        let kib: f64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("reading {line}"))?;
+        let kib: f64 =
+            line.trim().trim_end_matches(" kB").parse().with_context(|| format!("reading {line}"))?;
         sum += kib * 1024.0;
     }
     Ok(sum)

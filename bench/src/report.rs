@@ -14,7 +14,11 @@ pub(crate) fn report(results: &Results, out: &Path, _before: &Path) -> Result<()
         println!("\n{name} ({})", measure.unit);
         for (carrier, samples) in &measure.samples {
             if let Some(summary) = Summary::of(samples) {
-                println!("  {carrier:<10} {:>14}  ±{:.0} %", number(summary.median), summary.spread() * 100.0);
+                println!(
+                    "  {carrier:<10} {:>14}  ±{:.0} %",
+                    number(summary.median),
+                    summary.spread() * 100.0
+                );
             }
         }
     }
@@ -37,7 +41,8 @@ pub(crate) fn report(results: &Results, out: &Path, _before: &Path) -> Result<()
     }
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     let file = out.join("results.json");
-    fs::write(&file, serde_json::to_string_pretty(results)?).with_context(|| format!("writing {}", file.display()))?;
+    fs::write(&file, serde_json::to_string_pretty(results)?)
+        .with_context(|| format!("writing {}", file.display()))?;
     println!("\nwritten to {}", file.display());
     Ok(())
 }

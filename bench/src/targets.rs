@@ -58,21 +58,31 @@ pub(crate) const ALL: [Target; 31] = [
     at_most(5, "ms to the first byte at 50 ms", value("first byte at 50 ms"), 55.0),
     at_least(6, "1 Gbit/s at 50 ms, of direct", beside("bulk at 1 Gbit/s, 50 ms", "direct"), 0.95),
     at_least(7, "8 streams at 1 % loss, of direct", beside("bulk 8 at 1 % loss, 20 ms", "direct"), 0.8),
-    at_most(8, "p99 beside bulk, in those without", own("requests beside bulk p99", "requests alone p99"), 3.0),
+    at_most(
+        8,
+        "p99 beside bulk, in those without",
+        own("requests beside bulk p99", "requests alone p99"),
+        3.0,
+    ),
     at_least(9, "others beside stalled streams", own("bulk beside stalled", "bulk without stalled"), 0.95),
     at_most(9, "bytes of a stalled stream, both ends", value("memory of a stalled stream"), 256.0 * 1024.0),
     at_most(10, "bytes of an idle stream, appliance", value("memory of an idle stream, appliance"), 4096.0),
     at_most(10, "bytes of an idle stream, worker", value("memory of an idle stream, worker"), 4096.0),
-    at_most(11, "ns in hooks, not steered", value("hooks, not steered"), 300.0),
+    at_most(11, "ns in the hook, not steered", value("connect hook, not steered"), 300.0),
     at_least(
         11,
         "direct bytes inside the cgroup, of outside",
         Of::Ratio(("direct bulk", "inside"), ("direct bulk", "outside")),
         0.98,
     ),
-    at_most(12, "ns in hooks, steered", value("hooks, steered"), 2000.0),
+    at_most(12, "ns in all hooks, steered", value("hooks together, steered"), 2000.0),
     at_least(13, "relayed up, of one hop", Of::Ratio(("relay up", "relay"), ("relay up", "dworker")), 0.6),
-    at_least(13, "relayed down, of one hop", Of::Ratio(("relay down", "relay"), ("relay down", "dworker")), 0.6),
+    at_least(
+        13,
+        "relayed down, of one hop",
+        Of::Ratio(("relay down", "relay"), ("relay down", "dworker")),
+        0.6,
+    ),
     at_most(14, "CPU up 1, in the bare pipe's", beside("cpu up 1", "pipe"), 1.15),
     at_most(14, "CPU down 1, in the bare pipe's", beside("cpu down 1", "pipe"), 1.15),
     at_most(14, "CPU up 8, in the bare pipe's", beside("cpu up 8", "pipe"), 1.15),
@@ -90,9 +100,7 @@ impl Target {
     /// The value and its spread, where it was measured, and whether the promise is kept.
     pub(crate) fn judge(&self, results: &Results) -> Option<(crate::results::Summary, bool)> {
         let summary = match self.of {
-            Of::Value(measure, carrier) => {
-                crate::results::Summary::of(results.samples(measure, carrier)?)?
-            }
+            Of::Value(measure, carrier) => crate::results::Summary::of(results.samples(measure, carrier)?)?,
             Of::Ratio(of, to) => results.ratio(of, to)?,
         };
         let kept = match self.promise {

@@ -52,8 +52,7 @@ impl Place<'_> {
     /// Starts a load; returns when it begins to count.
     pub(crate) fn start(self, load: Load) -> Result<Running> {
         let command = own(["load", &serde_json::to_string(&load)?])?;
-        let command =
-            if self.captured { self.host.captured(command) } else { self.host.uncaptured(command) };
+        let command = if self.captured { self.host.captured(command) } else { self.host.uncaptured(command) };
         let process = command.spawn()?;
         process.wait_for_line("measuring", load.warm + Duration::from_secs(120))?;
         Ok(Running { process, load })
@@ -68,9 +67,9 @@ impl Place<'_> {
 impl Running {
     /// Waits for the end, and says what it saw.
     pub(crate) fn end(mut self) -> Result<Seen> {
-        let line = self.process.wait_for("{", self.load.time + Duration::from_secs(60), |line| {
-            line.starts_with('{')
-        })?;
+        let line = self
+            .process
+            .wait_for("{", self.load.time + Duration::from_secs(60), |line| line.starts_with('{'))?;
         self.process.wait(START)?;
         serde_json::from_str(&line).with_context(|| format!("reading {line}"))
     }

@@ -3,10 +3,12 @@
 //! Every long-lived task is spawned through a [`Drain`], so a stop knows what it waits for and a panic is
 //! logged instead of lost.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,8 +18,16 @@ pub struct Drain {
     deadline: Arc<Mutex<Duration>>,
     open: watch::Sender<bool>,
     stop: CancellationToken,
-    cut: CancellationToken,
+    running: Arc<Mutex<Running>>,
     tasks: TaskTracker,
+}
+
+/// What a cut ends. Tasks are not asked to look for it: each would at each of its steps.
+#[derive(Debug, Default)]
+struct Running {
+    next: u64,
+    handles: HashMap<u64, AbortHandle>,
+    is_cut: bool,
 }
 
 impl Drain {
@@ -27,7 +37,7 @@ impl Drain {
             deadline: Arc::new(Mutex::new(deadline)),
             open: watch::Sender::new(true),
             stop: CancellationToken::new(),
-            cut: CancellationToken::new(),
+            running: Arc::default(),
             tasks: TaskTracker::new(),
         }
     }
@@ -58,16 +68,41 @@ impl Drain {
 
     /// Runs `task` until it ends or is cut. A panic is logged under `what`.
     pub fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let cut = self.cut.clone();
-        let guard = PanicLog(what);
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = cut.cancelled() => {}
-                () = task => {}
-            }
-            std::mem::forget(guard);
+        let mut running = self.running();
+        if running.is_cut {
+            return;
+        }
+        running.next += 1;
+        let place = Place { running: self.running.clone(), id: running.next, what };
+        let id = running.next;
+        // Under the lock: a task that ends at once waits for its handle to be there before it takes it out.
+        let handle = self.tasks.spawn(async move {
+            let _place = place;
+            task.await;
         });
+        running.handles.insert(id, handle.abort_handle());
+    }
+
+    /// As [`Drain::spawn`], for a task whose outcome is waited for. Where it is cut there is none: who waits is cut, too.
+    pub fn spawn_for<F>(&self, what: &'static str, task: F) -> impl Future<Output = F::Output> + Send + use<F>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let (done, outcome) = oneshot::channel();
+        self.spawn(what, async move {
+            // Nobody may wait any more.
+            let _ = done.send(task.await);
+        });
+        async move {
+            match outcome.await {
+                Ok(outcome) => outcome,
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until nothing new may be started.
@@ -101,7 +136,12 @@ impl Drain {
         // Without it the tracker waits for tasks to come, however empty it is.
         self.tasks.close();
         let left = self.tasks.len();
-        self.cut.cancel();
+        let handles = {
+            let mut running = self.running();
+            running.is_cut = true;
+            std::mem::take(&mut running.handles)
+        };
+        handles.into_values().for_each(|handle| handle.abort());
         self.tasks.wait().await;
         left
     }
@@ -144,13 +184,18 @@ impl Gate {
     }
 }
 
-/// Logs where it is dropped by a panic: a task that ends in order forgets it.
-struct PanicLog(&'static str);
+/// A task's place among those that run. Dropped by a panic it logs that.
+struct Place {
+    running: Arc<Mutex<Running>>,
+    id: u64,
+    what: &'static str,
+}
 
-impl Drop for PanicLog {
+impl Drop for Place {
     fn drop(&mut self) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).handles.remove(&self.id);
         if std::thread::panicking() {
-            tracing::error!(task = self.0, "a task panicked; this is a bug");
+            tracing::error!(task = self.what, "a task panicked; this is a bug");
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod drain;
 pub mod egress;
 pub mod entry;
 pub mod inspect;
+pub mod memory;
 pub mod notify;
 pub mod refusal;
 pub mod resolve;

@@ -153,6 +153,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 Some(predecessor) => predecessor.inherit(&loaded.config)?,
                 None => Inheritance::of_manager(),
             };
+            dworker::memory::keep_freed();
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             let outcome = runtime
                 .block_on(async { Daemon::start(loaded.config, inheritance, invocation).await?.run().await });

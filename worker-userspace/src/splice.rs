@@ -85,7 +85,11 @@ pub async fn splice(
 pub async fn splice_over(way: Way, stream: &Stream, meter: &Meter, reads: Reads) -> Result<(), Refusal> {
     match way {
         Way::Plain(tcp) => copy(&tcp, stream, meter, reads).await,
-        Way::Tls(tls) => copy(&Secured::from(*tls), stream, meter, reads).await,
+        Way::Tls(tls) => {
+            // Few connections need it, and all would carry the room for it.
+            let secured = Box::new(Secured::from(*tls));
+            Box::pin(copy(&*secured, stream, meter, reads)).await
+        }
     }
 }
 

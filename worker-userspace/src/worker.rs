@@ -188,7 +188,7 @@ impl Uplink {
 
     async fn drive(
         self: &Arc<Self>,
-        driver: impl Future<Output = LaneEnd>,
+        driver: impl Future<Output = LaneEnd> + Send + 'static,
         mut incoming: mpsc::Receiver<Incoming>,
         lane: &Lane,
     ) -> LaneEnd {
@@ -219,6 +219,8 @@ impl Uplink {
             lane.go_away(self.drain.deadline(), "the worker is stopping");
             std::future::pending().await
         };
+        // A task of its own: what moves bytes looks at nothing else.
+        let driver = self.drain.spawn_for("lane's driver", driver);
         tokio::pin!(driver);
         tokio::select! {
             end = &mut driver => end,
@@ -234,7 +236,8 @@ impl Uplink {
         flow.goes_by(&stream);
         let started = Instant::now();
         let dialled = tokio::select! {
-            dialled = self.dialler.dial(&open.target, open.deadline) => dialled,
+            // Apart from the task: what it takes to dial is much, and is given back before the connection is idle.
+            dialled = Box::pin(self.dialler.dial(&open.target, open.deadline)) => dialled,
             // Nobody waits for it any more.
             refusal = stream.failed() => return flow.end(Err(refusal)),
         };

@@ -6,8 +6,15 @@ use crate::command::{cargo, run, say};
 use crate::{ebpf, prerequisites, target_directory};
 
 /// Whom dworker is measured beside, and what looks where the time goes.
-const PACKAGES: [&str; 7] =
-    ["libnginx-mod-stream", "linux-perf", "nginx-light", "openssh-client", "openssh-server", "redsocks", "stunnel4"];
+const PACKAGES: [&str; 7] = [
+    "libnginx-mod-stream",
+    "linux-perf",
+    "nginx-light",
+    "openssh-client",
+    "openssh-server",
+    "redsocks",
+    "stunnel4",
+];
 
 /// What to measure.
 #[derive(clap::Args)]

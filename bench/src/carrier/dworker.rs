@@ -42,8 +42,10 @@ pub(crate) fn relay<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     let address: IpAddr = tests::net::SITE.v4.into();
     let listen = SocketAddr::new(address, 443).to_string();
     let identity = lab.pki().issue(&[&address.to_string()], tests::Validity::Current)?;
-    let (near, far) = (Group::new("near", ["nothing.example"])?.may_open(), Group::new("far", [TARGET_HOST])?);
-    let config = Config::new().appliance(&identity, &[&near, &far]).set("appliance.listen", [listen.as_str()]);
+    let (near, far) =
+        (Group::new("near", ["nothing.example"])?.may_open(), Group::new("far", [TARGET_HOST])?);
+    let config =
+        Config::new().appliance(&identity, &[&near, &far]).set("appliance.listen", [listen.as_str()]);
     let appliance = host.daemon("relay-appliance", config)?;
     let url = format!("https://{listen}");
     let worker = |group: &Group, allow: &str| {

@@ -51,16 +51,22 @@ pub(crate) fn nginx<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     let identity = lab.appliance_identity()?;
     let directory = host.directory();
     let halves = [
-        ("far", format!(
-            "listen {far} ssl; proxy_pass {TARGET}; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;",
-            identity.certificate.display(),
-            identity.key.display()
-        )),
-        ("near", format!(
-            "listen {near}; proxy_pass {far}; proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
+        (
+            "far",
+            format!(
+                "listen {far} ssl; proxy_pass {TARGET}; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;",
+                identity.certificate.display(),
+                identity.key.display()
+            ),
+        ),
+        (
+            "near",
+            format!(
+                "listen {near}; proxy_pass {far}; proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
              proxy_ssl_name appliance.example; proxy_ssl_trusted_certificate {};",
-            lab.pki().ca_file().display()
-        )),
+                lab.pki().ca_file().display()
+            ),
+        ),
     ];
     let mut commands = Vec::new();
     for (half, server) in halves {
@@ -87,15 +93,21 @@ pub(crate) fn stunnel<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     let common = "foreground = yes\npid =\nsyslog = no\ndebug = err\nsslVersion = TLSv1.3\nsocket = l:TCP_NODELAY=1\n\
                   socket = r:TCP_NODELAY=1\n[it]\n";
     let halves = [
-        ("far", format!(
-            "accept = {far}\nconnect = {TARGET}\ncert = {}\nkey = {}\n",
-            identity.certificate.display(),
-            identity.key.display()
-        )),
-        ("near", format!(
-            "client = yes\naccept = {near}\nconnect = {far}\nverifyChain = yes\nCAfile = {}\n",
-            lab.pki().ca_file().display()
-        )),
+        (
+            "far",
+            format!(
+                "accept = {far}\nconnect = {TARGET}\ncert = {}\nkey = {}\n",
+                identity.certificate.display(),
+                identity.key.display()
+            ),
+        ),
+        (
+            "near",
+            format!(
+                "client = yes\naccept = {near}\nconnect = {far}\nverifyChain = yes\nCAfile = {}\n",
+                lab.pki().ca_file().display()
+            ),
+        ),
     ];
     let mut commands = Vec::new();
     for (half, text) in halves {
@@ -124,7 +136,16 @@ pub(crate) fn ssh(host: &Host) -> Result<Carrier<'_>> {
     fs::create_dir_all("/run/sshd")?;
     let server = Command::new("/usr/sbin/sshd")
         .args(["-D", "-e", "-f", "/dev/null", "-p", &far.port().to_string(), "-h", &path("host")])
-        .args(["-o", "ListenAddress=127.0.0.1", "-o", "PidFile=none", "-o", "StrictModes=no", "-o", "MaxSessions=100"])
+        .args([
+            "-o",
+            "ListenAddress=127.0.0.1",
+            "-o",
+            "PidFile=none",
+            "-o",
+            "StrictModes=no",
+            "-o",
+            "MaxSessions=100",
+        ])
         .args(["-o", &format!("AuthorizedKeysFile={}", path("authorized")), "-o", "PermitRootLogin=yes"]);
     let client = Command::new("ssh")
         .args(["-N", "-F", "/dev/null", "-i", &path("user"), "-p", &far.port().to_string()])

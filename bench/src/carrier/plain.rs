@@ -13,18 +13,14 @@ const START: Duration = Duration::from_secs(10);
 
 /// Nobody carries.
 pub(crate) fn direct(host: &Host) -> Carrier<'_> {
-    Carrier {
-        name: "direct".into(),
-        place: Place { host, captured: false },
-        to: TARGET,
-        ends: Vec::new(),
-    }
+    Carrier { name: "direct".into(), place: Place { host, captured: false }, to: TARGET, ends: Vec::new() }
 }
 
 /// Both ends of the bare pipe.
 pub(crate) fn pipe<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     let identity = lab.appliance_identity()?;
-    let (near, far): (SocketAddr, SocketAddr) = (([127, 0, 0, 1], 2001).into(), ([127, 0, 0, 1], 2002).into());
+    let (near, far): (SocketAddr, SocketAddr) =
+        (([127, 0, 0, 1], 2001).into(), ([127, 0, 0, 1], 2002).into());
     let text = |path: &std::path::Path| path.display().to_string();
     let server = own([
         "pipe",

@@ -26,8 +26,7 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
     let aside = std::net::SocketAddr::new(ASIDE.parse()?, TARGET.port());
     let command: Command = world::own(["serve", &aside.to_string()])?;
     let _aside = host.uncaptured(command).spawn()?;
-    let mut hosts: Vec<String> =
-        (0..RULES).map(|n| format!("10.200.{}.{}", n / 250, n % 250 + 1)).collect();
+    let mut hosts: Vec<String> = (0..RULES).map(|n| format!("10.200.{}.{}", n / 250, n % 250 + 1)).collect();
     hosts.push(TARGET_HOST.to_owned());
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
     let carrier = carrier::one_hop_with(&lab, host, host, &hosts)?;
@@ -36,8 +35,11 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
         let connects = What::Connects { at_once: 16 };
         let inside = Place { host, captured: true };
         let outside = Place { host, captured: false };
-        results.add("hooks, not steered", "ns", Better::Less, "dworker", cost(host, inside, load(aside, connects))?);
-        results.add("hooks, steered", "ns", Better::Less, "dworker", cost(host, inside, load(TARGET, connects))?);
+        for (to, kind) in [(aside, "not steered"), (TARGET, "steered")] {
+            let cost = cost(host, inside, load(to, connects))?;
+            results.add(&format!("connect hook, {kind}"), "ns", Better::Less, "dworker", cost.connect);
+            results.add(&format!("hooks together, {kind}"), "ns", Better::Less, "dworker", cost.together);
+        }
         for (place, name) in [(outside, "outside"), (inside, "inside")] {
             let bulk = What::Bulk { streams: 1, direction: Direction::Down };
             let seen = place.run(load(aside, bulk))?;
@@ -49,25 +51,32 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds that all programs of the cgroup take for one connection.
-fn cost(host: &Host, place: Place<'_>, load: Load) -> Result<f64> {
+/// Nanoseconds for one connection.
+struct Cost {
+    /// In the hook of connect().
+    connect: f64,
+    /// In all programs of the cgroup, until the connection is closed.
+    together: f64,
+}
+
+fn cost(host: &Host, place: Place<'_>, load: Load) -> Result<Cost> {
     let _stats = BpfStats::enable()?;
     let programs = bpf::attached(host.cgroup().path())?;
-    let time = || -> Result<(u64, u64)> {
-        let mut sum = (0, 0);
-        for program in &programs {
-            let time = bpf::run_time(program.id)?;
-            sum.0 += time.run_time_ns;
-            if program.attach_type.ends_with("connect4") || program.attach_type.ends_with("inet4_connect") {
-                sum.1 += time.run_cnt;
-            }
-        }
-        Ok(sum)
+    let times = || -> Result<Vec<bpf::RunTime>> {
+        programs.iter().map(|program| bpf::run_time(program.id)).collect()
     };
-    let before = time()?;
+    let before = times()?;
     let seen = place.run(load)?;
     ensure!(seen.failures == 0, "{} connections failed", seen.failures);
-    let after = time()?;
-    ensure!(after.1 > before.1, "no program ran: {programs:?}");
-    Ok((after.0 - before.0) as f64 / (after.1 - before.1) as f64)
+    let (mut together, mut connect) = (0, (0, 0));
+    for ((program, before), after) in programs.iter().zip(before).zip(times()?) {
+        let (time, runs) = (after.run_time_ns - before.run_time_ns, after.run_cnt - before.run_cnt);
+        together += time;
+        if program.name.starts_with("dw_connect4") {
+            connect = (time, runs);
+        }
+    }
+    ensure!(connect.1 > 0, "no program ran: {programs:?}");
+    let each = |time: u64| time as f64 / connect.1 as f64;
+    Ok(Cost { connect: each(connect.0), together: each(together) })
 }

@@ -24,7 +24,8 @@ pub(super) fn idle(plan: &Plan, results: &mut Results) -> Result<()> {
         // As long as it takes until what is lazy has been done.
         let load = |what, time| Load { to: carrier.to, what, warm: Duration::from_millis(500), time };
         let ends = [("appliance", carrier.ends[0].pid()), ("worker", carrier.ends[1].pid())];
-        let memory = || -> Result<Vec<f64>> { ends.iter().map(|(_, pid)| processes::memory(&[*pid])).collect() };
+        let memory =
+            || -> Result<Vec<f64>> { ends.iter().map(|(_, pid)| processes::memory(&[*pid])).collect() };
         let empty = memory()?;
         for ((end, _), bytes) in ends.iter().zip(&empty) {
             results.add(&format!("memory of the idle {end}"), "B", Better::Less, "dworker", *bytes);
@@ -52,7 +53,13 @@ pub(super) fn idle(plan: &Plan, results: &mut Results) -> Result<()> {
         }
         let seen = carrier.place.run(first)?;
         ensure!(seen.failures == 0, "the first connection failed");
-        results.add("start to first byte", "ms", Better::Less, "dworker", began.elapsed().as_secs_f64() * 1e3);
+        results.add(
+            "start to first byte",
+            "ms",
+            Better::Less,
+            "dworker",
+            began.elapsed().as_secs_f64() * 1e3,
+        );
     }
     Ok(())
 }

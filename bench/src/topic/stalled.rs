@@ -24,7 +24,8 @@ pub(super) fn stalled(plan: &Plan, results: &mut Results) -> Result<()> {
     for _ in 0..plan.rounds {
         let before = processes::memory(&carrier.pids())?;
         let what = What::Stalled { connections: STALLED };
-        let hold = Load { warm: Duration::from_secs(1), time: Duration::from_secs(1), ..plan.load(&carrier, what) };
+        let hold =
+            Load { warm: Duration::from_secs(1), time: Duration::from_secs(1), ..plan.load(&carrier, what) };
         let running = carrier.place.start(hold)?;
         let each = (processes::memory(&carrier.pids())? - before) / STALLED as f64;
         results.add("memory of a stalled stream", "B", Better::Less, "dworker", each);

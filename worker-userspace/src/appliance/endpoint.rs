@@ -30,7 +30,7 @@ use crate::drain::Drain;
 use crate::inspect::ledger::Ledger;
 use crate::tunnel::handshake::{self, DEADLINE, HandshakeError, PATH, WANTS, accept_upgrade, bearer};
 use crate::tunnel::lane::{Lane, Settings, Upgraded};
-use crate::tunnel::message::Hello;
+use crate::tunnel::message::{Capabilities, Hello};
 use crate::tunnel::tls::Listener;
 use crate::tunnel::transport::{Transport, tune};
 use crate::tunnel::websocket::Side;
@@ -192,7 +192,9 @@ impl Endpoint {
     async fn lane(&self, upgraded: Upgraded<Transport>, admission: Admission, peer: SocketAddr) {
         let name =
             self.registry.group(admission.group).map(|group| group.config.name.clone()).unwrap_or_default();
-        let (upgraded, hello) = match handshake::welcome(upgraded, &self.hello).await {
+        let capabilities = self.hello.capabilities.with(Capabilities::SEALED, upgraded.io.is_sealed());
+        let ours = Hello { capabilities, ..self.hello.clone() };
+        let (upgraded, hello) = match handshake::welcome(upgraded, &ours).await {
             Ok(greeted) => greeted,
             // `dworker doctor` knocks and goes.
             Err(HandshakeError::Closed(Some(handshake::GOODBYE))) => {
@@ -230,6 +232,8 @@ impl Endpoint {
             connected.leaving();
             std::future::pending().await
         };
+        // A task of its own: what moves bytes looks at nothing else.
+        let driver = self.drain.spawn_for("lane's driver", driver);
         tokio::pin!(driver);
         let end = tokio::select! {
             end = &mut driver => end,

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 
 use bytes::BytesMut;
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// A connection. What would have to wait fails as `WouldBlock`, and then the socket tells when to try again.
@@ -46,7 +47,19 @@ impl Wire for TcpStream {
     }
 
     fn try_read(&self, into: &mut BytesMut) -> io::Result<usize> {
-        self.try_read_buf(into)
+        let room = into.capacity() - into.len();
+        let mut n = 0;
+        // There was no more where it did not fill the buffer, and what comes later is an event of its own (epoll is
+        // edge-triggered; tokio does not forget the peer's end). Said to tokio it saves a call that would say so, as
+        // tokio's own reads do. The outer call is the older one: what happens during the read is not forgotten either.
+        let read = self.try_io(Interest::READABLE, || {
+            n = self.try_read_buf(into)?;
+            if 0 < n && n < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
+        });
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && n > 0 => Ok(n),
+            other => other,
+        }
     }
 
     fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::dial::{Appliance, DialError};
 use super::frame::{FrameError, Piece, Type, put_message};
 use super::lane::Upgraded;
-use super::message::{Hello, MessageError, VERSION};
+use super::message::{Capabilities, Hello, MessageError, VERSION};
 use super::transport::{Transport, Way, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
 use crate::upstream::{Upstream, UpstreamError};
@@ -137,7 +137,11 @@ impl Dial {
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
         let transport = self.reach().await?;
         let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
-        within("the greeting", greet(upgraded, hello)).await?
+        let (upgraded, welcome) = within("the greeting", greet(upgraded, hello)).await??;
+        // What it says of TLS is worth nothing where this end has none.
+        let both = welcome.capabilities.has(Capabilities::SEALED) && upgraded.io.is_sealed();
+        let capabilities = welcome.capabilities.with(Capabilities::SEALED, both);
+        Ok((upgraded, Hello { capabilities, ..welcome }))
     }
 
     /// A connection to the appliance, through the proxy where one leads there, in TLS where it has that.

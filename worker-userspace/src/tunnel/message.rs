@@ -114,12 +114,20 @@ impl Capabilities {
     pub const ROLE: Capabilities = Capabilities(1);
     /// `POLICY` frames. An appliance that announces it sends the policy before its first `OPEN`.
     pub const POLICY: Capabilities = Capabilities(1 << 1);
+    /// An appliance's, on a lane whose TLS it ends itself: a worker that began that TLS may mask with a key of zero. Masks
+    /// are for those in between who read plaintext (RFC 6455, 10.3), and then there is nobody.
+    pub const SEALED: Capabilities = Capabilities(1 << 2);
     /// All that this version knows.
     pub const OURS: Capabilities = Capabilities(Self::ROLE.0 | Self::POLICY.0);
 
     /// True where all of `asked` is known.
     pub fn has(self, asked: Capabilities) -> bool {
         self.0 & asked.0 == asked.0
+    }
+
+    /// The same, with these where they hold and without them where not.
+    pub fn with(self, some: Capabilities, hold: bool) -> Capabilities {
+        if hold { Capabilities(self.0 | some.0) } else { Capabilities(self.0 & !some.0) }
     }
 }
 

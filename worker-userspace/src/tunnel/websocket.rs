@@ -65,6 +65,9 @@ pub enum WebsocketError {
 
 /// XORs `data` with `key`, the first byte with `key[offset % 4]`.
 pub fn mask(data: &mut [u8], key: [u8; 4], offset: usize) {
+    if key == [0; 4] {
+        return;
+    }
     let rotated: [u8; 4] = std::array::from_fn(|i| key[(offset + i) & 3]);
     let wide = u64::from_ne_bytes(std::array::from_fn(|i: usize| rotated[i & 3]));
     let mut words = data.chunks_exact_mut(8);

@@ -23,13 +23,14 @@ use super::{Incoming, LaneEnd, Shared, TURN, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit::{self, ReceiveWindow};
 use crate::tunnel::frame::{self, Header, Piece, Type, put_message};
-use crate::tunnel::message::{self, GoAway, Open, OpenOk, RoleIs};
+use crate::tunnel::message::{self, Capabilities, GoAway, Open, OpenOk, RoleIs};
 use crate::tunnel::policy::{Assembly, Push};
 use crate::tunnel::stream::{self, SMALL, Stream};
 use crate::tunnel::websocket::{self, Event, Opcode, Side};
 
-/// Bytes that a message is filled to.
-const BATCH: usize = 64 * 1024;
+/// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in
+/// one go. One byte more would be a record and a write of its own.
+const BATCH: usize = 4 * 16 * 1024 - 32;
 /// Bytes asked of the socket at once.
 const READ: usize = 64 * 1024;
 /// Times that one poll reads before other tasks get their turn.
@@ -451,7 +452,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             return self.seal();
         }
         let mut freed = 0;
-        while size + self.scratch.len() < BATCH {
+        while size + self.scratch.len() + SMALL < BATCH {
             let turn = self.shared.queues().next_turn();
             let (stream, alone) = match turn {
                 None => break,
@@ -461,7 +462,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 }
                 Some(Turn::Data(stream, alone)) => (stream, alone),
             };
-            let room = (BATCH - size - self.scratch.len()).max(SMALL);
+            let room = BATCH - size - self.scratch.len() - frame::HEADER;
             let taken = stream.take_data(if alone { room } else { room.min(TURN) });
             if let Some(data) = taken.data {
                 freed += data.len();
@@ -527,7 +528,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         if length == 0 {
             return false;
         }
-        let key = (self.up.side == Side::Client).then(rand::random::<[u8; 4]>);
+        let key = self.key();
         if let Some(key) = key {
             let mut offset = 0;
             for piece in &mut self.out {
@@ -540,9 +541,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
         true
     }
 
+    /// What the next websocket frame is masked with.
+    fn key(&self) -> Option<[u8; 4]> {
+        match self.up.side {
+            Side::Server => None,
+            Side::Client if self.shared.peer.capabilities.has(Capabilities::SEALED) => Some([0; 4]),
+            Side::Client => Some(rand::random()),
+        }
+    }
+
     /// A websocket control frame behind the message on its way.
     fn put_websocket(&mut self, opcode: Opcode, payload: &[u8]) {
-        let key = (self.up.side == Side::Client).then(rand::random::<[u8; 4]>);
+        let key = self.key();
         let mut bytes = BytesMut::with_capacity(payload.len() + 8);
         websocket::put_header(&mut bytes, opcode, payload.len(), key);
         let start = bytes.len();

@@ -2,13 +2,16 @@
 
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteArguments;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{Connection, QueryBuilder, SqliteConnection};
 
 use super::Sqlite;
 use crate::appliance::audit::{Class, Event};
 use crate::appliance::records::{Cloud, Node, Worker};
 use crate::appliance::store::{Change, Saved, StoreError};
 use crate::tunnel::message::id_text;
+
+/// Events of one statement: each statement is a way to the database's thread and back.
+const ROWS: usize = 64;
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
 
@@ -25,22 +28,24 @@ impl Sqlite {
         for change in changes {
             ids.push(self.write_one(&mut save, change).await?);
         }
-        for event in &mut events {
-            let insert = sqlx::query_scalar(
-                "INSERT INTO events (time, kind, class, actor, subject, text, source) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        for rows in events.chunks_mut(ROWS) {
+            let mut insert = QueryBuilder::<sqlx::Sqlite>::new(
+                "INSERT INTO events (time, kind, class, actor, subject, text, source) ",
             );
-            event.id = insert
-                .bind(event.time.as_microsecond())
-                .bind(event.kind.word())
-                .bind(event.kind.class().word())
-                .bind(&event.actor)
-                .bind(&event.subject)
-                .bind(&event.text)
-                .bind(event.source.map(|address| address.to_string()))
-                .fetch_one(&mut *save)
-                .await
-                .map_err(failed)?;
+            insert.push_values(rows.iter(), |mut row, event| {
+                row.push_bind(event.time.as_microsecond())
+                    .push_bind(event.kind.word())
+                    .push_bind(event.kind.class().word())
+                    .push_bind(&event.actor)
+                    .push_bind(&event.subject)
+                    .push_bind(&event.text)
+                    .push_bind(event.source.map(|address| address.to_string()));
+            });
+            let kept = insert.push(" RETURNING id").build_query_scalar::<i64>();
+            let mut ids = kept.persistent(rows.len() == ROWS).fetch_all(&mut *save).await.map_err(failed)?;
+            // They rise with the rows, but RETURNING promises no order.
+            ids.sort_unstable();
+            rows.iter_mut().zip(ids).for_each(|(event, id)| event.id = id);
         }
         save.commit().await.map_err(failed)?;
         Ok(Saved { ids, events })
