@@ -360,6 +360,15 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     host.set_name_sources("files")?;
     patient.finds("no DNS", "name-lookup", "error", &["canary.dworker.invalid"])?;
     host.set_name_sources("files dns")?;
+    // The C library sorts addresses by this file, and waits for who writes into it: longer than the daemon for a question.
+    let pipe = host.directory().join("pipe").display().to_string();
+    let script = format!("mkfifo {pipe} && mount --bind {pipe} /etc/gai.conf");
+    patient.finds_behind(
+        "a look-up without an end",
+        &script,
+        ("name-lookup", "error"),
+        &["getaddrinfo() does not come to an end"],
+    )?;
     let resolver = format!("nameserver {}\noptions timeout:2 attempts:2\n", net::APPLIANCE_RESOLVER.v4);
     host.set_resolv_conf(&format!("nameserver {}\n", net::DIRECT.v4))?;
     patient.finds("a dead resolver", "resolver", "error", &[&net::DIRECT.v4.to_string()])?;

@@ -86,21 +86,24 @@ impl Doctor {
             (None, Some(config)) => config.control_socket.clone(),
             (None, None) => SOCKET.into(),
         };
-        let mut daemon = Daemon::reach(&socket).await;
-        let status = match &mut daemon {
-            Ok(daemon) => daemon.status().await,
-            Err(why) => Err(why.clone()),
+        let status = match Daemon::reach(&socket).await {
+            Ok(mut daemon) => daemon.status().await,
+            Err(why) => Err(why),
         };
         if let Some(config) = &config {
             look::host(config, status.as_ref().ok(), &mut facts).await;
             facts.hooks = hooks(config, status.as_ref().ok(), facts.system.elsewhere).await?;
         }
-        if let (Ok(daemon), Ok(status)) = (&mut daemon, &status) {
-            if let Some(hooks) = &mut facts.hooks {
-                hooks.counted = risen(status, &daemon.status().await.map_err(Failure::Failed)?);
-            }
-            if status.appliance.is_some() {
-                facts.offline = daemon.offline().await;
+        if let Ok(status) = &status {
+            // A connection on which nothing was asked while the canaries sang is closed by now.
+            if let Ok(mut daemon) = Daemon::reach(&socket).await {
+                let again = daemon.status().await.ok();
+                if let (Some(hooks), Some(again)) = (&mut facts.hooks, again) {
+                    hooks.counted = Some(risen(status, &again));
+                }
+                if status.appliance.is_some() {
+                    facts.offline = daemon.offline().await;
+                }
             }
             facts.tried = Some(tried(&socket).await);
         }

@@ -109,8 +109,8 @@ pub struct Hooks {
     pub unseen: Option<String>,
     /// What became of a canary in each cgroup; or why none was sent.
     pub canaries: Vec<(PathBuf, Result<Song, String>)>,
-    /// By how much the programs' counters rose meanwhile.
-    pub counted: BTreeMap<String, u64>,
+    /// By how much the programs' counters rose meanwhile; `None`: the daemon was not asked a second time.
+    pub counted: Option<BTreeMap<String, u64>>,
     /// Links that a daemon which is not there has left pinned.
     pub left: usize,
     /// Where those are.

@@ -150,7 +150,8 @@ pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
     }
     if sang > 0 && findings.is_empty() {
         // What was seen was done by this daemon's programs, or by another's.
-        let counted = |word: &str| hooks.counted.get(word).is_some_and(|n| *n > 0);
+        let counted =
+            |word: &str| hooks.counted.as_ref().is_none_or(|counted| counted.get(word).is_some_and(|n| *n > 0));
         let still: Vec<_> = [
             ("dns-udp", "cgroup_inet4_connect"),
             ("dns-tcp", "cgroup_sock_ops"),
@@ -286,7 +287,7 @@ mod tests {
         let canaries = vec![(CGROUP.into(), Ok(song))];
         let mut facts = facts(Hooks { slots, canaries, ..Hooks::default() });
         facts.hooks.as_mut().expect("hooks").counted =
-            [("dns-udp".to_owned(), 1), ("refused-datagram".to_owned(), 1)].into();
+            Some([("dns-udp".to_owned(), 1), ("refused-datagram".to_owned(), 1)].into());
         let found = attached(&facts);
         assert_eq!(ids(&found), ["hook-detached"]);
         assert!(found[0].found.contains("dw_connect4 (program 17") && found[0].remedy.is_some(), "{found:?}");
@@ -313,10 +314,13 @@ mod tests {
         let mut song = Song::default();
         song.hooks.insert("cgroup_inet4_connect".into(), Heard::Fires);
         let canaries = vec![(CGROUP.into(), Ok(song))];
-        let mut facts = facts(Hooks { canaries, ..Hooks::default() });
+        let mut facts = facts(Hooks { canaries, counted: Some(BTreeMap::new()), ..Hooks::default() });
         assert_eq!(ids(&canary(&facts)), ["two-daemons"]);
         let hooks = facts.hooks.as_mut().expect("hooks");
-        hooks.counted = [("dns-udp".to_owned(), 2), ("refused-stale-synthetic".to_owned(), 1)].into();
+        hooks.counted = None;
+        assert_eq!(ids(&canary(&facts)), ["canary"], "it can't be known");
+        let hooks = facts.hooks.as_mut().expect("hooks");
+        hooks.counted = Some([("dns-udp".to_owned(), 2), ("refused-stale-synthetic".to_owned(), 1)].into());
         assert_eq!(ids(&canary(&facts)), ["canary"]);
         let hooks = facts.hooks.as_mut().expect("hooks");
         hooks.canaries[0].1 = Err("a cgroup below it can't be made".into());
