@@ -66,7 +66,7 @@ pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
 pub use url::ApiUrl;
 pub(crate) use values::{group_name, is_number, pattern};
 
-pub use schema::{PINS, credentials};
+pub use schema::{PINS, SOCKET, credentials};
 
 use document::Origins;
 use reader::{Place, Reader};

@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{Config, Loaded, Origin, PINS as DEFAULT_PINS, PLACES};
+use crate::config::{Config, Loaded, Origin, PINS as DEFAULT_PINS, PLACES, SOCKET as DEFAULT_SOCKET};
 
 mod faults;
 mod handed;
@@ -123,7 +123,12 @@ impl Wanted {
 
     /// True where a unit of ours names the program.
     fn writes_program(&self, found: &Found) -> bool {
-        found.packaged.is_none() || self.named.is_some() || !self.control_socket.starts_with(OWN[1])
+        found.packaged.is_none() || self.named.is_some() || self.names_socket()
+    }
+
+    /// True where commands must be told where the control socket is.
+    fn names_socket(&self) -> bool {
+        self.control_socket != Path::new(DEFAULT_SOCKET)
     }
 
     /// Files and directories of which [`Found::modes`] must tell.
@@ -456,6 +461,10 @@ impl Plan {
                 "the daemon runs, and {why}: `systemctl status dworker` says how it does; `dworker reconfigure --restart` \
                  restarts it, which cuts what is open"
             )),
+            // A reload would ask where nobody listens yet.
+            Some(Service { socket: Some(socket), .. }) if *socket != wanted.control_socket => {
+                manage(Action::Restart, format!("its control socket moves away from {}", socket.display()));
+            }
             Some(Service { news: Ok(news), .. }) if !news.is_empty() => {
                 manage(Action::Reload, news.join("; "))
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use dworker::appliance::api::nodes::Node;
-use dworker::config::Config;
+use dworker::config::{Config, SOCKET};
 use dworker::doctor::facts::Facts;
 use dworker::doctor::{canary, diagnose, look};
 use dworker::inspect::api::{PROBE, STATUS};
@@ -28,8 +28,6 @@ Exit codes: 0 nothing is wrong, 1 warnings, 2 errors, 3 it could not look";
 
 /// Where it could not look.
 const COULD_NOT: u8 = 3;
-/// Where a daemon is asked that has no valid configuration.
-const SOCKET: &str = "/run/dworker/control.sock";
 /// Time for the daemon to try its proxy hosts.
 const TRYING: Duration = Duration::from_secs(120);
 /// Nodes that are asked for.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{CREDENTIALS, Found, OWN, Wanted};
+use super::{CREDENTIALS, Found, Wanted};
 use crate::config::UNIT_VARIABLE;
 
 /// The unit that packages bring.
@@ -138,7 +138,7 @@ pub(super) fn of(wanted: &Wanted, credentials: &[&str], systemd: Option<u32>) ->
         start.push("ExecStart=".into());
         start.push(format!("ExecStart={}{NAMED}{}", quoted(&wanted.program), argument(file)));
     }
-    if !wanted.control_socket.starts_with(OWN[1]) {
+    if wanted.names_socket() {
         let socket = argument(&wanted.control_socket);
         rest.push("ExecReload=".into());
         rest.push(format!("ExecReload={} reload --socket {socket}", quoted(&wanted.program)));

@@ -59,6 +59,8 @@ impl Executor for Fake {
                     Action::ReadUnits => service.stale = false,
                     Action::Enable => {}
                     Action::Start | Action::Restart => {
+                        let named = text.lines().find_map(|line| Some(line.split_once("reload --socket ")?.1));
+                        service.socket = Some(named.unwrap_or(DEFAULT_SOCKET).into());
                         (service.active, service.settings, service.news) = (true, stamp, Ok(Vec::new()));
                     }
                     Action::Reload => service.news = Ok(Vec::new()),
@@ -246,6 +248,23 @@ fn what_the_unit_would_hide_is_shown() {
         assert!(drop_in.lines().any(|found| found == line), "{line}\n{drop_in}");
     }
     assert!(!drop_in.contains("PrivateTmp"));
+}
+
+#[test]
+fn a_reload_asks_where_the_daemon_listens() {
+    let with = |socket: &str| wanted(&format!("control_socket = {socket:?}\n{WORKER}"));
+    // Also in the directory of the default.
+    let running = settle(&with("/run/dworker/a.sock"), installed());
+    let asks = "\nExecReload=/usr/bin/dworker reload --socket /run/dworker/a.sock\n";
+    assert!(running.drop_in.as_ref().unwrap().contains(asks), "{running:?}");
+    // At another one nobody listens before a restart.
+    let mut found = running.clone();
+    found.service.as_mut().unwrap().news = Ok(vec!["changed: control_socket".into()]);
+    let moved = with("/run/dworker/b.sock");
+    assert_eq!(actions(&plan(&moved, &found)), [Action::ReadUnits, Action::Restart]);
+    settle(&moved, found);
+    let home = settle(&with(DEFAULT_SOCKET), running);
+    assert!(!home.drop_in.unwrap().contains("ExecReload"));
 }
 
 #[test]
