@@ -46,6 +46,7 @@ use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::notify;
 use crate::sockets::{Named, Sockets, name};
+use crate::steer::names::has_steered;
 use crate::steer::pins::{Pins, PinsError};
 use crate::steer::steering::SteerError;
 use crate::target::Target;
@@ -285,8 +286,9 @@ impl Daemon {
             roles.uplink = Some(uplink);
         }
 
-        if config.steer.is_none() {
-            // What a daemon that did steer has left; where one has it, that is none of ours.
+        if config.steer.is_none() && has_steered(&config.state_dir) {
+            // What this daemon has left when it steered. Another's is none of ours, whether that lives or has crashed and
+            // comes back.
             match Pins::remove_left(Path::new(config::PINS)) {
                 Ok(false) | Err(PinsError::Taken(_)) => {}
                 Ok(true) => tracing::info!("removed what a daemon that steered has left in the kernel"),
