@@ -109,6 +109,8 @@ pub struct Hooks {
     pub unseen: Option<String>,
     /// What became of a canary in each cgroup; or why none was sent.
     pub canaries: Vec<(PathBuf, Result<Song, String>)>,
+    /// Captured cgroups into which none was sent, beyond those that are tried in one go.
+    pub untried: Vec<PathBuf>,
     /// By how much the programs' counters rose meanwhile; `None`: the daemon was not asked a second time.
     pub counted: Option<BTreeMap<String, u64>>,
     /// Links that a daemon which is not there has left pinned.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::canary::{Heard, Song};
 use super::facts::{Facts, Hooks};
+use super::first_of;
 use crate::inspect::finding::Finding;
 use crate::inspect::status::SteerStatus;
 
@@ -174,6 +175,11 @@ pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
             ),
         });
     }
+    if !hooks.untried.is_empty() {
+        let paths: Vec<_> = hooks.untried.iter().map(|path| path.display().to_string()).collect();
+        let text = format!("no canary was sent into {}: more than are tried in one go", first_of(&paths));
+        findings.push(Finding::notice("cgroups-untried", text));
+    }
     findings
 }
 
@@ -327,5 +333,11 @@ mod tests {
         let found = canary(&facts);
         assert_eq!(ids(&found), ["canary"]);
         assert!(found[0].found.contains("could not be tried"));
+        // More cgroups than are tried.
+        let hooks = facts.hooks.as_mut().expect("hooks");
+        hooks.untried = (0..7).map(|n| format!("/sys/fs/cgroup/{n}.slice").into()).collect();
+        let found = canary(&facts);
+        assert_eq!(ids(&found), ["canary", "cgroups-untried"]);
+        assert!(found[1].found.contains("/sys/fs/cgroup/4.slice and 2 more"), "{found:?}");
     }
 }

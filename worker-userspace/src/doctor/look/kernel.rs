@@ -33,7 +33,7 @@ pub(super) fn look(root: &Path, config: &Config, status: Option<&Status>, elsewh
         Ok(slots) => hooks.slots = slots,
         Err(why) => hooks.unseen = Some(why),
     }
-    hooks.canaries = canaries(root, steer, status, elsewhere);
+    (hooks.canaries, hooks.untried) = canaries(root, steer, status, elsewhere);
     Some(hooks)
 }
 
@@ -72,17 +72,18 @@ fn slots(status: &SteerStatus) -> Result<Vec<Slot>, String> {
     Ok(slots)
 }
 
+/// What became of canaries, and the cgroups that none was sent into.
 fn canaries(
     root: &Path,
     steer: &Steer,
     status: &SteerStatus,
     elsewhere: bool,
-) -> Vec<(PathBuf, Result<Song, String>)> {
+) -> (Vec<(PathBuf, Result<Song, String>)>, Vec<PathBuf>) {
     let links = status.programs.iter().flat_map(|program| &program.links).filter(|link| link.alive);
     let mut cgroups: Vec<PathBuf> = links.map(|link| link.cgroup.clone()).collect();
     cgroups.sort();
     cgroups.dedup();
-    cgroups.truncate(MOST);
+    let untried = cgroups.split_off(cgroups.len().min(MOST));
     let send = |cgroup: PathBuf| {
         let sent = match elsewhere {
             true => {
@@ -93,7 +94,7 @@ fn canaries(
         };
         (cgroup, sent)
     };
-    cgroups.into_iter().map(send).collect()
+    (cgroups.into_iter().map(send).collect(), untried)
 }
 
 fn send(root: &Path, steer: &Steer, status: &SteerStatus, cgroup: &Path) -> Result<Song, String> {
