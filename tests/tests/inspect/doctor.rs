@@ -506,6 +506,17 @@ fn at_the_site(house: &House<'_>, patient: &Patient<'_>) -> Result<()> {
         &["nowhere.example"],
     )?;
 
+    let resolver = format!("nameserver {}\noptions timeout:2 attempts:2\n", net::SITE_RESOLVER.v4);
+    {
+        let listen = "import socket, sys, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+                      s.bind(('127.0.0.1', 53)); print('listening', flush=True); time.sleep(600)";
+        let silent = host.command("python3").args(["-c", listen]).spawn()?;
+        silent.wait_for_line("listening", SOON)?;
+        host.set_resolv_conf("nameserver 127.0.0.1\n")?;
+        patient.finds("a resolver that does not answer", "resolver", "error", &["127.0.0.1"])?;
+        host.set_resolv_conf(&resolver)?;
+    }
+
     // A proxy in between.
     let nobody = format!("\"http://{}:9\"", net::PROXY.v4);
     patient.finds_with(

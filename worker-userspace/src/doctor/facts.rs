@@ -173,6 +173,8 @@ pub struct Dialled {
 pub struct Obstacle {
     /// What kind.
     pub kind: Kind,
+    /// That a name had to be looked up for it, and that may be all that failed.
+    pub is_unresolved: bool,
     /// One line.
     pub text: String,
 }
