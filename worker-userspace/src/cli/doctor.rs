@@ -9,9 +9,10 @@ use anyhow::Context;
 use clap::Args;
 use dworker::appliance::api::nodes::Node;
 use dworker::config::{Config, SOCKET};
+use dworker::daemon::News;
 use dworker::doctor::facts::Facts;
 use dworker::doctor::{canary, diagnose, look};
-use dworker::inspect::api::{PROBE, STATUS};
+use dworker::inspect::api::{PROBE, RELOAD, STATUS};
 use dworker::inspect::finding::Diagnosis;
 use dworker::inspect::probe::Tried;
 use dworker::inspect::status::{NodeRole, Status};
@@ -97,8 +98,9 @@ impl Doctor {
             if let Ok(mut daemon) = Daemon::reach(&socket).await {
                 let again = daemon.status().await.ok();
                 if let (Some(hooks), Some(again)) = (&mut facts.hooks, again) {
-                    hooks.counted = Some(risen(status, &again));
+                    look::again(hooks, status, &again);
                 }
+                facts.news = daemon.news().await;
                 if status.appliance.is_some() {
                     facts.offline = daemon.offline().await;
                 }
@@ -123,17 +125,6 @@ async fn hooks(
     looking.await.map_err(|error| Failure::Failed(error.to_string()))
 }
 
-/// By how much the programs' counters rose from one status to the next.
-fn risen(before: &Status, after: &Status) -> std::collections::BTreeMap<String, u64> {
-    let of = |status: &Status| status.steer.as_ref().map(|steer| steer.counters.clone()).unwrap_or_default();
-    let before = of(before);
-    let rise = |(word, n): (String, u64)| {
-        let was = before.get(&word).copied().unwrap_or(0);
-        (word, n.saturating_sub(was))
-    };
-    of(after).into_iter().map(rise).collect()
-}
-
 /// The daemon, through its control socket.
 struct Daemon(Client);
 
@@ -155,6 +146,12 @@ impl Daemon {
 
     async fn status(&mut self) -> Result<Status, String> {
         self.0.ask(Method::GET, STATUS, None).await.map_err(|failure| failure.to_string())
+    }
+
+    /// What a reload would bring.
+    async fn news(&mut self) -> Vec<String> {
+        let news = self.0.ask::<News>(Method::GET, RELOAD, None).await;
+        news.map(|news| news.news).unwrap_or_default()
     }
 
     /// Nodes that are not connected, with their workers.

@@ -37,6 +37,8 @@ pub struct Facts {
     pub certificates: Vec<CertificateStatus>,
     /// Nodes that were connected once and are not, with their workers.
     pub offline: Vec<(String, String)>,
+    /// What a reload would bring, as the daemon knows it.
+    pub news: Vec<String>,
     /// What came of trying the proxy hosts; or why they were not tried.
     pub tried: Option<Result<Tried, String>>,
 }
@@ -103,6 +105,8 @@ pub struct Port {
 pub struct Hooks {
     /// The captured cgroups as the configuration has them, that are not there.
     pub missing: Vec<PathBuf>,
+    /// Those that are there, and to which the daemon has attached nothing, nor above them.
+    pub uncaptured: Vec<PathBuf>,
     /// What each hook of each captured cgroup has.
     pub slots: Vec<Slot>,
     /// Why it can't be seen what is attached.

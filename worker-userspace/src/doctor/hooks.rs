@@ -49,7 +49,16 @@ pub(super) fn cgroups(facts: &Facts) -> Vec<Finding> {
             "start the service that it belongs to, or correct steer.cgroups; `systemd-cgls` shows those that there are",
         )
     });
-    missing.collect()
+    let uncaptured = facts.hooks.iter().flat_map(|hooks| &hooks.uncaptured).map(|path| {
+        let (due, remedy) = match facts.news.is_empty() {
+            true => (String::new(), "dworker reload; if it stays, `dworker tail steer` says why"),
+            false => (format!("; a reload is due: {}", facts.news.join("; ")), "dworker reload"),
+        };
+        let text =
+            format!("nothing is captured in {}, which is there and in steer.cgroups{due}", path.display());
+        Finding::error("cgroup-uncaptured", text, remedy)
+    });
+    missing.chain(uncaptured).collect()
 }
 
 pub(super) fn attached(facts: &Facts) -> Vec<Finding> {
@@ -151,8 +160,9 @@ pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
     }
     if sang > 0 && findings.is_empty() {
         // What was seen was done by this daemon's programs, or by another's.
-        let counted =
-            |word: &str| hooks.counted.as_ref().is_none_or(|counted| counted.get(word).is_some_and(|n| *n > 0));
+        let counted = |word: &str| {
+            hooks.counted.as_ref().is_none_or(|counted| counted.get(word).is_some_and(|n| *n > 0))
+        };
         let still: Vec<_> = [
             ("dns-udp", "cgroup_inet4_connect"),
             ("dns-tcp", "cgroup_sock_ops"),
@@ -277,6 +287,17 @@ mod tests {
 
     fn ids(findings: &[Finding]) -> Vec<&str> {
         findings.iter().map(|finding| finding.id.as_str()).collect()
+    }
+
+    #[test]
+    fn a_cgroup_that_is_not_captured_is_told_with_the_reload_that_is_due() {
+        let mut facts = facts(Hooks { uncaptured: vec![CGROUP.into()], ..Hooks::default() });
+        let found = cgroups(&facts);
+        assert_eq!(ids(&found), ["cgroup-uncaptured"]);
+        assert!(found[0].found.contains(CGROUP) && !found[0].found.contains("reload"), "{found:?}");
+        facts.news = vec!["changed: steer.cgroups".into()];
+        let found = cgroups(&facts);
+        assert!(found[0].found.ends_with("a reload is due: changed: steer.cgroups"), "{found:?}");
     }
 
     #[test]

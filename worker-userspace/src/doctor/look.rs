@@ -53,3 +53,19 @@ pub async fn host(config: &Config, status: Option<&Status>, facts: &mut Facts) {
 pub fn hooks(config: &Config, status: Option<&Status>, elsewhere: bool) -> Option<Hooks> {
     kernel::look(Path::new("/"), config, status, elsewhere)
 }
+
+/// What a second status says of that: what the programs counted meanwhile, and which of the cgroups the daemon has found by
+/// now, as it finds those that are made again.
+pub fn again(hooks: &mut Hooks, before: &Status, after: &Status) {
+    let counters =
+        |status: &Status| status.steer.as_ref().map(|steer| steer.counters.clone()).unwrap_or_default();
+    let before = counters(before);
+    let rise = |(word, n): (String, u64)| {
+        let was = before.get(&word).copied().unwrap_or(0);
+        (word, n.saturating_sub(was))
+    };
+    hooks.counted = Some(counters(after).into_iter().map(rise).collect());
+    if let Some(steer) = &after.steer {
+        hooks.uncaptured.retain(|path| !kernel::is_captured(steer, path));
+    }
+}

@@ -286,11 +286,8 @@ mod tests {
             let facts = Facts { certificates: vec![certificate(days)], ..with(dialled()) };
             assert_eq!(expiry(&facts)[0].id, id, "{days}");
         }
-        let obstacle = Obstacle {
-            kind: Kind::Certificate(Fault::Expired),
-            text: "why".into(),
-            is_unresolved: false,
-        };
+        let obstacle =
+            Obstacle { kind: Kind::Certificate(Fault::Expired), text: "why".into(), is_unresolved: false };
         let refused = Dialled { reached: Err(obstacle), ..dialled() };
         let facts = Facts { certificates: vec![certificate(-1)], ..with(refused) };
         assert!(expiry(&facts).is_empty());
