@@ -136,6 +136,39 @@ fn a_configuration_that_was_named_stays_named() -> Result<()> {
 }
 
 #[test]
+fn a_file_that_the_service_is_handed_and_that_changes_is_a_change() -> Result<()> {
+    let root = root(252, CONFIGURATION)?;
+    let at = |path: &str| root.path().join(path);
+    fs::create_dir_all(at("etc/systemd/system/dworker.service.d"))?;
+    fs::write(
+        at("etc/systemd/system/dworker.service.d/own.conf"),
+        "[Service]\nEnvironmentFile=-/etc/default/dworker\nLoadCredential=apikey:/srv/apikey\n",
+    )?;
+    fs::create_dir_all(at("etc/default"))?;
+    fs::create_dir_all(at("srv"))?;
+    let stamped = || -> Result<String> {
+        reconfigure(&root, &[])?;
+        let again = reconfigure(&root, &[])?;
+        assert!(again.starts_with("nothing to do"), "{again}");
+        let text = fs::read_to_string(at(DROP_IN))?;
+        Ok(text.lines().find(|line| line.contains("DWORKER_UNIT=")).context("no stamp")?.to_owned())
+    };
+    let mut stamps = vec![stamped()?];
+    for (file, text) in [
+        ("etc/default/dworker", "DWORKER_LANES=4\n"),
+        ("etc/default/dworker", "DWORKER_LANES=5\n"),
+        ("srv/apikey", "one"),
+        ("srv/apikey", "two"),
+    ] {
+        fs::write(at(file), text)?;
+        let stamp = stamped()?;
+        assert!(!stamps.contains(&stamp), "{file} {text}");
+        stamps.push(stamp);
+    }
+    Ok(())
+}
+
+#[test]
 fn what_reconfigure_adds_to_it_is_understood_and_written_once() -> Result<()> {
     let root = root(252, CONFIGURATION)?;
     let at = |path: &str| root.path().join(path);

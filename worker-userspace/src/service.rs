@@ -178,6 +178,8 @@ pub struct Found {
     pub others: Vec<String>,
     /// Files of [`CREDENTIALS`], and what tells a file from the one that was there before.
     pub credentials: BTreeMap<String, String>,
+    /// All other files that variables and credentials come from, with the same.
+    pub handed: Vec<String>,
     /// Whose those files and directories are that are there, and who may read them.
     pub modes: BTreeMap<PathBuf, Access>,
     /// The directories of the service that it could not write to, and why.

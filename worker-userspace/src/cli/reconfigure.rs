@@ -51,6 +51,7 @@ impl Reconfigure {
             // As the service does, which may not pass over owners and modes.
             file => unprivileged(|| Config::read(file.as_deref(), &environment)).map_err(failed)?,
         };
+        let marks = handed.marks.clone();
         drop(handed);
         let loaded = read.map_err(Failure::Wrong)?;
         for warning in &loaded.warnings {
@@ -65,7 +66,7 @@ impl Reconfigure {
             let socket = service.socket.as_ref().unwrap_or(&loaded.config.control_socket);
             service.news = news(socket).await;
         }
-        let found = host.find(&wanted, service).map_err(failed)?;
+        let found = host.find(&wanted, service, marks).map_err(failed)?;
         let plan = service::plan(&wanted, &found);
         self.carry_out(&plan, &mut host)
     }

@@ -21,6 +21,9 @@ const COPIES: &str = "/run";
 pub struct Handed {
     /// Variables.
     pub variables: Vec<(String, String)>,
+    /// The files that they and credentials come from, each with what tells it from the one that was there before; but those
+    /// in [`CREDENTIALS`].
+    pub marks: Vec<String>,
     copies: Option<PathBuf>,
 }
 
@@ -40,13 +43,25 @@ impl Handed {
     /// # Errors
     /// Something of it can't be read, or not be decrypted.
     pub(super) fn of(host: &Host, texts: &[String]) -> Result<Handed, HostError> {
-        let mut handed = Handed { variables: files_of_variables(host, texts)?, copies: None };
+        let files = files_of_variables(texts);
+        let mut handed = Handed::default();
         let mut sources = BTreeMap::new();
         for path in host.list(Path::new(CREDENTIALS))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             sources.insert(name, Source::File(path));
         }
         sources.extend(sources_of(host, texts));
+        // Before they are read: one that is replaced meanwhile is another one the next time.
+        for path in files.iter().chain(sources.values().filter_map(Source::path)) {
+            if path.parent() != Some(Path::new(CREDENTIALS)) {
+                handed.marks.extend(host.mark(path)?.map(|mark| format!("{} {mark}", path.display())));
+            }
+        }
+        for path in &files {
+            // Where one must be there and is not, systemd says so.
+            handed.variables.extend(host.text(path)?.iter().flat_map(|text| assignments(text)));
+        }
+        handed.variables.retain(|(name, _)| name != VARIABLE);
         if sources.is_empty() {
             return Ok(handed);
         }
@@ -82,6 +97,13 @@ impl Drop for Handed {
 }
 
 impl Source {
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Source::File(path) | Source::Encrypted(path) => Some(path),
+            Source::Text(_) | Source::EncryptedText(_) => None,
+        }
+    }
+
     fn bytes(&self, host: &Host, name: &str) -> Result<Vec<u8>, HostError> {
         let decrypted = |path: &Path| {
             let mut decrypt = Command::new("systemd-creds");
@@ -146,7 +168,7 @@ fn sources_of(host: &Host, texts: &[String]) -> BTreeMap<String, Source> {
         };
         // systemd hands on nothing where an optional one is not there.
         if let Some(source) = source
-            && !matches!(&source, Source::File(path) | Source::Encrypted(path) if !host.at(path).exists())
+            && source.path().is_none_or(|path| host.at(path).exists())
         {
             sources.insert(name.to_owned(), source);
         }
@@ -159,19 +181,15 @@ fn unescaped(text: &str) -> String {
     text.replace("\\n", "\n").replace("\\t", "\t").replace("\\\\", "\\").replace("%%", "%")
 }
 
-fn files_of_variables(host: &Host, texts: &[String]) -> Result<Vec<(String, String)>, HostError> {
-    let mut variables = Vec::new();
+fn files_of_variables(texts: &[String]) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     for (_, value) in settings(texts).filter(|(key, _)| key == "EnvironmentFile") {
-        if value.is_empty() {
-            variables.clear();
-            continue;
+        match value.as_str() {
+            "" => files.clear(),
+            path => files.push(path.strip_prefix('-').unwrap_or(path).trim_matches('"').into()),
         }
-        let path = Path::new(value.strip_prefix('-').unwrap_or(&value).trim_matches('"'));
-        // Where one must be there and is not, systemd says so.
-        variables.extend(host.text(path)?.iter().flat_map(|text| assignments(text)));
     }
-    variables.retain(|(name, _)| name != VARIABLE);
-    Ok(variables)
+    files
 }
 
 /// A file of variables, as systemd reads it: without expansion, in quotes or not.
@@ -228,6 +246,9 @@ mod tests {
         assert_eq!(value("DWORKER_UNIT"), None);
         let copies = PathBuf::from(value("CREDENTIALS_DIRECTORY").unwrap());
         assert!(copies.join("worker_key").exists() && copies.join("apikey").exists());
+        // Those in the directory of credentials have marks of their own.
+        let marked: Vec<_> = handed.marks.iter().filter_map(|mark| mark.split(' ').next()).collect();
+        assert_eq!(marked, ["/etc/default", "/etc/credstore/client_key", "/etc/key.cred"]);
         drop(handed);
         assert!(!copies.exists());
     }

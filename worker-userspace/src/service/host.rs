@@ -207,18 +207,33 @@ impl Host {
         }))
     }
 
-    /// What there is.
+    /// What tells a file from the one that was there before; nothing where there is none. Not what stands in it: everybody
+    /// may see the stamp, and guess.
+    pub(super) fn mark(&self, path: &Path) -> Result<Option<String>, HostError> {
+        match fs::metadata(self.at(path)) {
+            Ok(file) => {
+                let (seconds, rest) = (file.mtime(), file.mtime_nsec());
+                Ok(Some(format!("{} {} {seconds}.{rest}", file.len(), file.ino())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("looking at", path)(error)),
+        }
+    }
+
+    /// What there is; `handed` are the [marks](Handed::marks) of what the service is handed.
     ///
     /// # Errors
     /// Something can't be read.
-    pub fn find(&self, wanted: &Wanted, service: Option<Service>) -> Result<Found, HostError> {
+    pub fn find(
+        &self,
+        wanted: &Wanted,
+        service: Option<Service>,
+        handed: Vec<String>,
+    ) -> Result<Found, HostError> {
         let mut credentials = BTreeMap::new();
         for path in self.list(Path::new(CREDENTIALS))? {
-            let file = fs::metadata(self.at(&path)).map_err(failed("looking at", &path))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // Not what stands in it: everybody may see the stamp, and guess.
-            let mark = format!("{} {} {}.{}", file.len(), file.ino(), file.mtime(), file.mtime_nsec());
-            credentials.insert(name, mark);
+            credentials.extend(self.mark(&path)?.map(|mark| (name, mark)));
         }
         let mut modes = BTreeMap::new();
         for path in wanted.looked_at() {
@@ -238,6 +253,7 @@ impl Host {
             unit: self.text(Path::new(UNIT))?,
             others: self.others()?,
             credentials,
+            handed,
             modes,
             unwritable: self.unwritable(wanted)?,
             foreign_runtime: self.is_foreign(wanted, drop_in.as_deref())?,

@@ -153,8 +153,9 @@ pub(super) fn of(wanted: &Wanted, credentials: &[&str], systemd: Option<u32>) ->
 /// Stands for all that comes into force only with a start.
 pub(super) fn stamp(unit: &str, settings: &Settings, found: &Found) -> String {
     let mut hash = Sha256::new();
-    // A service has copies of its credentials, made when it is started.
-    let texts = settings.start.iter().chain(&found.others).chain(found.credentials.values());
+    // A service has copies of its credentials and variables, made when it is started.
+    let handed = found.credentials.values().chain(&found.handed);
+    let texts = settings.start.iter().chain(&found.others).chain(handed);
     for text in [unit].into_iter().chain(texts.map(String::as_str)) {
         hash.update((text.len() as u64).to_be_bytes());
         hash.update(text);

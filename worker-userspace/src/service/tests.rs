@@ -179,6 +179,7 @@ fn a_change_is_reloaded_where_that_does_and_restarted_only_where_not() {
         }
     };
     assert_eq!(changed(&credential("one")), restart);
+    assert_eq!(changed(&|found| found.handed = vec!["/etc/default/dworker 12 3 4.5".into()]), restart);
     // A stop may take longer: systemd only has to know.
     let patient = wanted(&format!("drain = \"60s\"\n{WORKER}"));
     let mut found = running.clone();
