@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tests::traffic::{Connect, Order, Report, Serve};
-use tests::{
-    Bytes, Command, Config, Daemon, Group, Host, Lab, Process, Signal, Tunnel, bpf, net, program,
-};
+use tests::{Bytes, Command, Config, Daemon, Group, Host, Lab, Process, Signal, Tunnel, bpf, net, program};
 
 const SOON: Duration = Duration::from_secs(30);
 /// How soon a daemon that returned must carry new connections.

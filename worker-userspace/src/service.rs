@@ -11,6 +11,7 @@
 //! | `service/settings.rs` | the unit, and what the configuration adds to it |
 //! | `service/faults.rs` | what the service could not do with a configuration |
 //! | `service/handed.rs` | the variables and credentials that it will find |
+//! | `service/reading.rs` | its configuration, as it reads it |
 //! | `service/unprivileged.rs` | files as it will see them |
 //! | `service/show.rs` | steps for people |
 //! | `service/host.rs`, `root.rs` | finds, and carries out, on this host or below a directory |
@@ -25,6 +26,7 @@ use crate::config::{Config, Loaded, Origin, PINS as DEFAULT_PINS, PLACES, SOCKET
 mod faults;
 mod handed;
 mod host;
+mod reading;
 mod root;
 mod settings;
 mod show;
@@ -32,8 +34,8 @@ mod unprivileged;
 
 pub use handed::Handed;
 pub use host::{Host, HostError};
+pub use reading::Reading;
 pub use settings::VARIABLE;
-pub use unprivileged::unprivileged;
 
 /// The service's name.
 pub const NAME: &str = "dworker.service";

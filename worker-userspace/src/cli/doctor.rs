@@ -20,7 +20,7 @@ use http::Method;
 use tokio::signal::ctrl_c;
 
 use super::client::{Client, one};
-use super::config::Given;
+use super::config::{Given, Read};
 use super::{Failure, Format, Whom};
 
 /// What is said of exit codes in `--help`.
@@ -67,16 +67,18 @@ impl Doctor {
 
     async fn look(&self) -> Result<Diagnosis, Failure> {
         let mut facts = Facts::default();
-        let config = match self.given.load() {
-            Ok((source, loaded)) => {
-                facts.source = source;
+        // To the end: the service's credentials are there as long as it is.
+        let read = self.given.load();
+        let config = match &read {
+            Ok(Read { source, loaded, .. }) => {
+                facts.source.clone_from(source);
                 let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
                 facts.config = Some(Ok((loaded.config.clone(), warnings)));
-                Some(loaded.config)
+                Some(loaded.config.clone())
             }
-            Err(faults) => {
+            Err(unread) => {
                 facts.source = "no valid configuration".into();
-                facts.config = Some(Err(faults.iter().map(ToString::to_string).collect()));
+                facts.config = Some(Err(unread.lines()));
                 None
             }
         };

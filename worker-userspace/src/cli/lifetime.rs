@@ -112,8 +112,8 @@ impl Off {
             return Ok((socket.clone(), pins.clone()));
         }
         let config = match self.given.load() {
-            Ok((_, loaded)) => Some(loaded.config),
-            Err(faults) if self.given.config.is_some() => return Err(Failure::Wrong(faults)),
+            Ok(read) => Some(read.loaded.config),
+            Err(unread) if self.given.config.is_some() => return Err(unread.into()),
             // None is there, or no daemon would start with it; what was asked and looked at is told.
             Err(_) => None,
         };

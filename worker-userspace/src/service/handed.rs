@@ -15,6 +15,8 @@ use super::{CREDENTIALS, VARIABLE};
 const STORES: [&str; 3] = ["/etc/credstore", "/run/credstore", "/usr/lib/credstore"];
 /// Copies of credentials are kept here, in memory, while they are checked.
 const COPIES: &str = "/run";
+/// What their directories are called, before the process that made them.
+const NAME: &str = "dworker-reconfigure.";
 
 /// What a service is handed. Dropping it removes the copies.
 #[derive(Debug, Default)]
@@ -38,6 +40,11 @@ enum Source {
 }
 
 impl Handed {
+    /// Where the copies of credentials are.
+    pub(super) fn copies(&self) -> Option<&Path> {
+        self.copies.as_deref()
+    }
+
     /// Of a unit's texts, in their order, and the credentials that `reconfigure` hands on.
     ///
     /// # Errors
@@ -69,10 +76,9 @@ impl Handed {
             true => Path::new(COPIES).to_owned(),
             false => std::env::temp_dir(),
         };
-        let directory = directory.join(format!("dworker-reconfigure.{}", std::process::id()));
+        let directory = directory.join(format!("{NAME}{}", std::process::id()));
         if host.is_here() {
-            // What a run that was killed has left.
-            let _ = fs::remove_dir_all(&directory);
+            sweep(Path::new(COPIES));
         }
         DirBuilder::new().mode(0o700).create(&directory).map_err(failed("making", &directory))?;
         handed.variables.push(("CREDENTIALS_DIRECTORY".into(), directory.display().to_string()));
@@ -85,6 +91,18 @@ impl Handed {
             written.and_then(|mut file| file.write_all(&bytes)).map_err(failed("writing", &copy))?;
         }
         Ok(handed)
+    }
+}
+
+/// Removes what runs that were killed have left.
+fn sweep(copies: &Path) {
+    for entry in fs::read_dir(copies).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
+        let lives = |owner: u32| owner != std::process::id() && Path::new(&format!("/proc/{owner}")).exists();
+        if owner.is_some_and(|owner| !lives(owner)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -126,7 +144,7 @@ impl Source {
 
 /// A file with what is encrypted, which is no secret.
 fn tempfile_of(text: &str) -> io::Result<PathBuf> {
-    let path = Path::new(COPIES).join(format!("dworker-reconfigure.{}.cred", std::process::id()));
+    let path = Path::new(COPIES).join(format!("{NAME}{}.cred", std::process::id()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(text.as_bytes())?;
     Ok(path)
@@ -211,6 +229,18 @@ fn assignments(text: &str) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_run_left_that_was_killed_is_removed_and_anothers_is_not() {
+        let copies = tempfile::tempdir().unwrap();
+        let [dead, living, other] = ["dworker-reconfigure.4294967295", "dworker-reconfigure.1", "dworker"]
+            .map(|name| copies.path().join(name));
+        for path in [&dead, &living, &other] {
+            fs::create_dir(path).unwrap();
+        }
+        sweep(copies.path());
+        assert!(!dead.exists() && living.exists() && other.exists());
+    }
 
     #[test]
     fn what_a_unit_hands_on_is_handed_to_the_check() {

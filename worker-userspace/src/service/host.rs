@@ -138,6 +138,14 @@ impl Host {
         Handed::of(self, &texts)
     }
 
+    /// True where the service is installed.
+    ///
+    /// # Errors
+    /// Its unit can't be read.
+    pub fn has_unit(&self) -> Result<bool, HostError> {
+        Ok(self.text(Path::new(UNIT))?.is_some() || self.packaged()?.is_some())
+    }
+
     fn packaged(&self) -> Result<Option<String>, HostError> {
         for path in PACKAGED {
             if let Some(text) = self.text(Path::new(path))? {

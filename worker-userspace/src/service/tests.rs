@@ -59,7 +59,8 @@ impl Executor for Fake {
                     Action::ReadUnits => service.stale = false,
                     Action::Enable => {}
                     Action::Start | Action::Restart => {
-                        let named = text.lines().find_map(|line| Some(line.split_once("reload --socket ")?.1));
+                        let named =
+                            text.lines().find_map(|line| Some(line.split_once("reload --socket ")?.1));
                         service.socket = Some(named.unwrap_or(DEFAULT_SOCKET).into());
                         (service.active, service.settings, service.news) = (true, stamp, Ok(Vec::new()));
                     }
