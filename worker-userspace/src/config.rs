@@ -182,6 +182,15 @@ impl Config {
         Source { name: &name, text: &text, language: Language::of(path) }.read(environment, Some(mode))
     }
 
+    /// Where it listens, each address with the key that says so.
+    pub fn listens(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        let appliance = self.appliance.iter().map(|section| ("appliance.listen", &section.listen));
+        let proxy = self.proxy.iter();
+        let proxy = proxy.flat_map(|proxy| [("proxy.http", &proxy.http), ("proxy.socks", &proxy.socks)]);
+        let all = appliance.chain(proxy).chain([("metrics.listen", &self.metrics.listen)]);
+        all.flat_map(|(key, addresses)| addresses.iter().map(move |address| (key, *address)))
+    }
+
     /// The files that are read when the daemon starts, and not again.
     pub fn read_once(&self) -> Vec<&Path> {
         let key = self.worker.iter().filter_map(|worker| match &worker.key {

@@ -19,6 +19,7 @@ mod reload;
 mod roles;
 mod steering;
 mod successor;
+mod trial;
 mod why;
 
 use std::fs::File;
@@ -70,6 +71,7 @@ use roles::{Roles, reports};
 pub use news::{Beginning, News};
 pub use reload::Invocation;
 pub use successor::{Inheritance, Predecessor};
+pub use trial::trial;
 
 /// Orders that wait.
 const ORDERS: usize = 8;

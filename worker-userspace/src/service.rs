@@ -77,19 +77,13 @@ pub struct Wanted {
 impl Wanted {
     /// Of what was read of `file`, which is named to the daemon where somebody named it, and it would not be found by itself.
     pub fn of(loaded: &Loaded, program: &Path, file: Option<&Path>, named: bool) -> Wanted {
-        let Config { state_dir, control_socket, drain, steer, appliance, proxy, metrics, .. } =
-            &loaded.config;
+        let Config { state_dir, control_socket, drain, steer, .. } = &loaded.config;
         let settings = loaded.effective.settings();
         let texts = settings.iter().filter_map(|setting| Some((setting, setting.value.as_ref()?.as_str()?)));
         let is_file = |origin: &Option<Origin>| matches!(origin, Some(Origin::File { .. }));
         // Secrets are shown as such.
         let mut secrets =
             texts.clone().filter(|(setting, text)| text.contains("***") && is_file(&setting.origin));
-        let mut listen: Vec<SocketAddr> = metrics.listen.clone();
-        listen.extend(appliance.iter().flat_map(|section| &section.listen));
-        if let Some(proxy) = proxy {
-            listen.extend(proxy.http.iter().chain(&proxy.socks));
-        }
         Wanted {
             program: program.to_owned(),
             named: file.filter(|file| named && *file != Path::new(PLACES[0])).map(Path::to_owned),
@@ -105,7 +99,7 @@ impl Wanted {
                 .flat_map(|steer| &steer.cgroups)
                 .filter_map(|cgroup| slice(cgroup))
                 .collect(),
-            listen,
+            listen: loaded.config.listens().map(|(_, address)| address).collect(),
             paths: texts.filter(|(_, text)| text.starts_with('/')).map(|(_, text)| text.into()).collect(),
         }
     }
@@ -188,6 +182,8 @@ pub struct Found {
     pub unwritable: Vec<(PathBuf, String)>,
     /// The directory below /run that the service would have as its own has something else in it.
     pub foreign_runtime: bool,
+    /// Why another start than that of the daemon that runs would fail, with the configuration that is there.
+    pub unfit: Vec<String>,
     /// Why the program should not be that of a root service.
     pub program: Option<String>,
     /// systemd's version, where that is known.
@@ -212,6 +208,8 @@ pub struct Access {
 pub struct Service {
     /// It runs.
     pub active: bool,
+    /// Its main process, where it runs.
+    pub pid: Option<u32>,
     /// systemd has not read its files since they changed.
     pub stale: bool,
     /// The unit's settings that it was started under, as [`VARIABLE`] names them.
@@ -473,6 +471,11 @@ impl Plan {
                 manage(Action::Reload, news.join("; "))
             }
             Some(_) => {}
+        }
+        // A reload is refused with its reason, and the daemon goes on; after a restart there is none.
+        if self.steps.iter().any(|step| matches!(step, Step::Manage { action: Action::Restart, .. })) {
+            let told = |why: &String| format!("the service would not start again with it: {why}");
+            self.faults.extend(found.unfit.iter().map(told));
         }
     }
 }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dworker::config::PLACES;
-use dworker::daemon::News;
+use dworker::daemon::{News, trial};
 use dworker::inspect::api::RELOAD;
 use dworker::service::{self, Executor, Host, Plan, Reading, Wanted};
 use http::Method;
+use nix::unistd::geteuid;
 
 use super::client::Client;
 use super::config::Given;
@@ -51,7 +52,13 @@ impl Reconfigure {
             let socket = service.socket.as_ref().unwrap_or(&loaded.config.control_socket);
             service.news = news(socket).await;
         }
-        let found = host.find(&wanted, service, marks).map_err(failed)?;
+        let running = service.as_ref().and_then(|service| Some((service.pid?, service.socket.clone())));
+        let mut found = host.find(&wanted, service, marks).map_err(failed)?;
+        // Another user can only look at what would be done.
+        if let Some((pid, socket)) = running.filter(|_| geteuid().is_root()) {
+            let unfit = trial(&loaded.config, pid, socket.as_deref());
+            found.unfit = unfit.iter().map(ToString::to_string).collect();
+        }
         let plan = service::plan(&wanted, &found);
         self.carry_out(&plan, &mut host)
     }

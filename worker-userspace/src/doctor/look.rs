@@ -12,6 +12,7 @@ mod names;
 mod reach;
 mod system;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::Config;
@@ -21,6 +22,8 @@ use crate::tunnel::tls::expiry::Expiry;
 use crate::tunnel::tls::listener;
 
 use super::facts::{Facts, Hooks};
+
+pub use system::in_the_way;
 
 /// Looks at all that no daemon need be asked for.
 pub async fn host(config: &Config, status: Option<&Status>, facts: &mut Facts) {
@@ -47,6 +50,11 @@ pub async fn host(config: &Config, status: Option<&Status>, facts: &mut Facts) {
             facts.certificates.push(other.clone());
         }
     }
+}
+
+/// The addresses on which a process listens.
+pub fn listeners(pid: u32) -> Vec<SocketAddr> {
+    system::listeners_of(Path::new(&format!("/proc/{pid}")))
 }
 
 /// Looks at what is attached, and sends the canaries. Blocks for as long as they sing.

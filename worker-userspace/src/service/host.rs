@@ -62,13 +62,17 @@ pub enum HostError {
         said: String,
     },
     /// The service did not start with what was changed, and does again without.
-    #[error("{first}\nwhat was changed of the unit is put back, and the service runs as before")]
+    #[error(
+        "{first}\nwhat was changed of the unit is put back, and the service runs so, with the configuration as it stands"
+    )]
     PutBack {
         /// Why it did not start.
         first: String,
     },
-    /// The service did not start with what was changed, and does not without.
-    #[error("{first}\nand it can't be put back: {then}")]
+    /// The service did not start with what was changed, and does not without: the configuration itself is not put back.
+    #[error(
+        "{first}\nand it does not run as before either: {then}\ncorrect what it says, and run `dworker reconfigure` again"
+    )]
     Down {
         /// Why it did not start.
         first: String,
@@ -207,6 +211,7 @@ impl Host {
             environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(begins.as_bytes()));
         Ok(Some(Service {
             active,
+            pid: pid.parse().ok().filter(|pid| active && *pid != 0),
             stale: value("NeedDaemonReload") == "yes",
             settings: settings.map(|settings| String::from_utf8_lossy(settings).into_owned()),
             environment: assignments(value("Environment")),
@@ -265,6 +270,7 @@ impl Host {
             modes,
             unwritable: self.unwritable(wanted)?,
             foreign_runtime: self.is_foreign(wanted, drop_in.as_deref())?,
+            unfit: Vec::new(),
             program: if self.is_here { changeable(&wanted.program) } else { None },
             systemd: self.systemd(),
             drop_in,

@@ -89,17 +89,7 @@ fn state(path: &Path, is_used: bool) -> State {
 }
 
 fn ports(root: &Path, config: &Config) -> Vec<Port> {
-    let mut wanted: Vec<(&'static str, SocketAddr)> = Vec::new();
-    let mut add =
-        |key, addresses: &[SocketAddr]| wanted.extend(addresses.iter().map(|address| (key, *address)));
-    if let Some(appliance) = &config.appliance {
-        add("appliance.listen", &appliance.listen);
-    }
-    if let Some(proxy) = &config.proxy {
-        add("proxy.http", &proxy.http);
-        add("proxy.socks", &proxy.socks);
-    }
-    add("metrics.listen", &config.metrics.listen);
+    let wanted: Vec<(&'static str, SocketAddr)> = config.listens().collect();
     let read = |file: &str| fs::read_to_string(root.join("proc/self/net").join(file)).unwrap_or_default();
     let listening: Vec<(SocketAddr, u64)> =
         [read("tcp"), read("tcp6")].iter().flat_map(|text| listeners(text)).collect();
@@ -124,7 +114,7 @@ fn ports(root: &Path, config: &Config) -> Vec<Port> {
 
 /// Whether a listener keeps others off an address, or may: one for all of IPv6 has IPv4's port, too, where it was not
 /// told otherwise.
-fn in_the_way(listener: SocketAddr, address: SocketAddr) -> bool {
+pub fn in_the_way(listener: SocketAddr, address: SocketAddr) -> bool {
     let (there, here) = (listener.ip().to_canonical(), address.ip());
     let is_all = |ip: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || here.is_ipv4());
     let reaches = |ip: IpAddr| ip.is_ipv4() == here.is_ipv4() && here.is_unspecified();
@@ -174,6 +164,21 @@ fn listeners(text: &str) -> Vec<(SocketAddr, u64)> {
     text.lines().filter_map(line).collect()
 }
 
+/// The sockets that a process has open, as far as this one may see.
+fn sockets(process: &Path) -> impl Iterator<Item = u64> {
+    let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let links = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
+}
+
+/// Where a process listens.
+pub(super) fn listeners_of(process: &Path) -> Vec<SocketAddr> {
+    let own: HashSet<u64> = sockets(process).collect();
+    let files = ["tcp", "tcp6"].map(|file| process.join("net").join(file));
+    let all = files.iter().flat_map(|file| listeners(&fs::read_to_string(file).unwrap_or_default()));
+    all.filter(|(_, inode)| own.contains(inode)).map(|(address, _)| address).collect()
+}
+
 /// Which processes have these sockets open, as far as this one may see.
 fn holders(root: &Path, inodes: &HashSet<u64>) -> HashMap<u64, Vec<(u32, String)>> {
     let mut all: HashMap<u64, Vec<(u32, String)>> = HashMap::new();
@@ -184,14 +189,9 @@ fn holders(root: &Path, inodes: &HashSet<u64>) -> HashMap<u64, Vec<(u32, String)
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let descriptors = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        for link in descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok()) {
-            let inode =
-                link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
-            if let Some(inode) = inode.filter(|inode| inodes.contains(inode)) {
-                let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                all.entry(inode).or_default().push((pid, command.trim_end().to_owned()));
-            }
+        for inode in sockets(&process.path()).filter(|inode| inodes.contains(inode)) {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            all.entry(inode).or_default().push((pid, command.trim_end().to_owned()));
         }
     }
     all
