@@ -34,7 +34,9 @@ pub(super) fn look(root: &Path, config: &Config, status: Option<&Status>, elsewh
         Err(why) => hooks.unseen = Some(why),
     }
     hooks.uncaptured = there(steer).into_iter().filter(|path| !is_captured(status, path)).collect();
-    (hooks.canaries, hooks.untried) = canaries(root, steer, status, elsewhere);
+    let mut cgroups = captured(status);
+    hooks.untried = cgroups.split_off(cgroups.len().min(MOST));
+    hooks.canaries = canaries(root, steer, status, elsewhere, cgroups);
     Some(hooks)
 }
 
@@ -86,18 +88,22 @@ fn slots(status: &SteerStatus) -> Result<Vec<Slot>, String> {
     Ok(slots)
 }
 
-/// What became of canaries, and the cgroups that none was sent into.
+/// The cgroups to which something is attached.
+fn captured(status: &SteerStatus) -> Vec<PathBuf> {
+    let links = status.programs.iter().flat_map(|program| &program.links).filter(|link| link.alive);
+    let mut cgroups: Vec<PathBuf> = links.map(|link| link.cgroup.clone()).collect();
+    cgroups.sort();
+    cgroups.dedup();
+    cgroups
+}
+
 fn canaries(
     root: &Path,
     steer: &Steer,
     status: &SteerStatus,
     elsewhere: bool,
-) -> (Vec<(PathBuf, Result<Song, String>)>, Vec<PathBuf>) {
-    let links = status.programs.iter().flat_map(|program| &program.links).filter(|link| link.alive);
-    let mut cgroups: Vec<PathBuf> = links.map(|link| link.cgroup.clone()).collect();
-    cgroups.sort();
-    cgroups.dedup();
-    let untried = cgroups.split_off(cgroups.len().min(MOST));
+    cgroups: Vec<PathBuf>,
+) -> Vec<(PathBuf, Result<Song, String>)> {
     let send = |cgroup: PathBuf| {
         let sent = match elsewhere {
             true => {
@@ -108,7 +114,7 @@ fn canaries(
         };
         (cgroup, sent)
     };
-    (cgroups.into_iter().map(send).collect(), untried)
+    cgroups.into_iter().map(send).collect()
 }
 
 fn send(root: &Path, steer: &Steer, status: &SteerStatus, cgroup: &Path) -> Result<Song, String> {
