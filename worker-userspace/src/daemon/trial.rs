@@ -13,6 +13,9 @@ use crate::doctor::look;
 use crate::inspect::control::Control;
 use crate::steer::steering::Steering;
 
+/// The service manager.
+const MANAGER: u32 = 1;
+
 /// Why a start with `config` would fail, though it is valid. `daemon` is the process that runs, and `socket` where it listens
 /// for commands.
 pub fn trial(config: &Config, daemon: u32, socket: Option<&Path>) -> Vec<StartError> {
@@ -20,7 +23,8 @@ pub fn trial(config: &Config, daemon: u32, socket: Option<&Path>) -> Vec<StartEr
     if socket != Some(config.control_socket.as_path()) {
         failures.extend(Control::vacant(&config.control_socket).err().map(StartError::from));
     }
-    let own = look::listeners(daemon);
+    // What the service manager has is passed on, or is for whom it says.
+    let own: Vec<SocketAddr> = [daemon, MANAGER].into_iter().flat_map(look::listeners).collect();
     for (key, address) in config.listens() {
         // It gives way to whoever has it.
         if own.contains(&address) || address == Metrics::ADDRESS {
@@ -70,7 +74,7 @@ mod tests {
             trial(&config, daemon, socket).iter().map(ToString::to_string).collect()
         };
         // Whatever process 1 is, these are not its.
-        let found = tried(1, None);
+        let found = tried(MANAGER, None);
         let wanted = [
             "another dworker answers there",
             &*format!("proxy.http = {taken}: Address already in use"),
