@@ -184,6 +184,22 @@ fn trial(lab: &Lab, appliance: &Machine<'_>, site: &Machine<'_>) -> Result<()> {
     own("root")?;
     ensure!(site.pid()? == pid, "it was touched all the same");
 
+    let before = fs::read_to_string(appliance.booted.path(CONFIGURATION))?;
+    let pid = appliance.pid()?;
+    appliance.uncomment(&[
+        ("control_socket", "control_socket = \"/run/third/control.sock\""),
+        ("exclude_users", "exclude_users = [\"nobody-at-all\"]"),
+    ])?;
+    // What only a start would find, and that is due.
+    let refused = appliance.dworker(&["reconfigure"]).output()?;
+    ensure!(
+        refused.status.code() == Some(2) && refused.stderr.contains("has no user nobody-at-all"),
+        "{refused}"
+    );
+    ensure!(appliance.pid()? == pid && appliance.is_active()?, "it was stopped all the same");
+    fs::write(appliance.booted.path(CONFIGURATION), &before)?;
+    appliance.reconfigure(&[])?;
+
     say("what is wrong is told, and the service goes on");
     let before = fs::read_to_string(site.booted.path(CONFIGURATION))?;
     site.append("htp = []\n")?;

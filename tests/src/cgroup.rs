@@ -36,7 +36,7 @@ impl Cgroup {
     }
 
     /// Makes a cgroup beside this one.
-    pub(crate) fn sibling(&self, name: &str) -> Result<Cgroup> {
+    pub fn sibling(&self, name: &str) -> Result<Cgroup> {
         Cgroup::make(self.path.with_file_name(name))
     }
 

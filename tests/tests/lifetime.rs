@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tests::traffic::{Connect, Order, Report, Serve};
-use tests::{Bytes, Command, Daemon, Host, Lab, Process, Signal, Tunnel, bpf, net};
+use tests::{Bytes, Command, Config, Daemon, Group, Host, Lab, Process, Signal, Tunnel, bpf, net, program};
 
 const SOON: Duration = Duration::from_secs(30);
 /// How soon a daemon that returned must carry new connections.
@@ -364,4 +364,27 @@ fn a_second_daemon_on_the_same_files_refuses_and_disturbs_nobody() -> Result<()>
         assert_eq!(status["appliance"]["groups"][0]["nodes"].as_array().map(Vec::len), Some(1));
         Ok(())
     })
+}
+
+#[test]
+fn only_who_has_steered_removes_what_is_left_without_steering() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.site();
+    let group = Group::new("site-a", HOSTS)?;
+    let config = host.configure("worker", Config::new().worker(&group, lab.pki().ca_file(), HOSTS))?;
+    // Instead of the system's directory, which is not the lab's: there another daemon has crashed, and comes back.
+    let script = "mount -t bpf bpf /sys/fs/bpf && mkdir -p /sys/fs/bpf/dworker/links && exec \"$@\"";
+    let run = Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    let run = host.uncaptured(run.arg(program()?).args(["run", "--config"]).arg(&config));
+    for has_steered in [false, true] {
+        if has_steered {
+            fs::write(host.directory().join("worker-state/names"), "")?;
+        }
+        let mut daemon = run.clone().spawn()?;
+        daemon.wait_for_line("ready", SOON)?;
+        let pins = format!("/proc/{}/root/sys/fs/bpf/dworker", daemon.pid());
+        assert_eq!(fs::exists(pins)?, !has_steered, "{}", daemon.stderr());
+        daemon.stop(SOON)?;
+    }
+    Ok(())
 }

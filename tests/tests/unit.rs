@@ -136,6 +136,99 @@ fn a_configuration_that_was_named_stays_named() -> Result<()> {
 }
 
 #[test]
+fn root_is_told_of_what_the_service_reads_and_not_of_its_own_shell() -> Result<()> {
+    // Instead of this machine's: its units, and what is handed to a service, are others.
+    let place = tempfile::tempdir()?;
+    let at = |path: &str| place.path().join(path);
+    fs::create_dir_all(at("units/dworker.service.d"))?;
+    fs::create_dir(at("run"))?;
+    fs::write(at("units/dworker.service"), packaged()?)?;
+    let named = at("named.toml");
+    let drop_in =
+        format!("[Service]\nExecStart=\nExecStart=/usr/bin/dworker run --config {}\n", named.display());
+    fs::write(at("units/dworker.service.d/10-reconfigure.conf"), drop_in)?;
+    let handed = format!(
+        "[Service]\nEnvironmentFile={0}/variables\nLoadCredential=worker_key:{0}/key\n",
+        place.path().display()
+    );
+    fs::write(at("units/dworker.service.d/own.conf"), handed)?;
+    fs::write(at("variables"), "DWORKER_LANES=7\n")?;
+    fs::write(at("key"), "dwk_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaA")?;
+    fs::set_permissions(at("key"), fs::Permissions::from_mode(0o600))?;
+    fs::write(&named, "appliance_url = \"https://127.0.0.1:1\"\nstate_dir = \"/nowhere\"\n")?;
+    let run = |arguments: &[&str]| -> Result<Output> {
+        let mounts = [("units", "/etc/systemd/system"), ("run", "/run")];
+        let mounts = mounts.map(|(from, to)| format!("mount --bind {} {to} && ", at(from).display()));
+        let script = format!("{} exec \"$@\"", mounts.concat());
+        let run =
+            Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
+        run.arg(program()?)
+            .args(arguments)
+            .env("https_proxy", "http://127.0.0.1:2")
+            .env("DWORKER_DRAIN", "1s")
+            .output()
+    };
+    let shown = run(&["config", "show"])?;
+    assert!(shown.status.success(), "{shown}");
+    for line in [
+        "worker_key_file = \"/run/credentials/dworker.service/worker_key\" # credential worker_key",
+        "lanes = 7 # $DWORKER_LANES",
+        "drain = \"10s\" # default",
+        "# proxy_address: not set",
+    ] {
+        assert!(shown.stdout.lines().any(|found| found == line), "{line}\n{shown}");
+    }
+    let checked = run(&["config", "check"])?;
+    assert_eq!(checked.stdout, format!("{}: valid for dworker.service\n", named.display()), "{checked}");
+    let said = run(&["doctor", "-j"])?.json()?;
+    assert_eq!(said["config"], named.display().to_string(), "{said:#}");
+    let findings = said["findings"].as_array().context("no findings")?;
+    let severity =
+        |id: &str| findings.iter().find(|finding| finding["id"] == id).map(|found| &found["severity"]);
+    assert_eq!(severity("configuration"), Some(&"ok".into()), "{said:#}");
+    // With the key, and without a proxy.
+    assert_eq!(severity("appliance-unreachable"), Some(&"error".into()), "{said:#}");
+    // Where one is named it is that one, here.
+    let here = run(&["config", "show", "--config", named.to_str().context("a path")?])?;
+    assert_eq!(here.status.code(), Some(2), "without the credential there is no key: {here}");
+    assert_eq!(fs::read_dir(at("run"))?.count(), 0, "copies of the credentials are left");
+    Ok(())
+}
+
+#[test]
+fn a_file_that_the_service_is_handed_and_that_changes_is_a_change() -> Result<()> {
+    let root = root(252, CONFIGURATION)?;
+    let at = |path: &str| root.path().join(path);
+    fs::create_dir_all(at("etc/systemd/system/dworker.service.d"))?;
+    fs::write(
+        at("etc/systemd/system/dworker.service.d/own.conf"),
+        "[Service]\nEnvironmentFile=-/etc/default/dworker\nLoadCredential=apikey:/srv/apikey\n",
+    )?;
+    fs::create_dir_all(at("etc/default"))?;
+    fs::create_dir_all(at("srv"))?;
+    let stamped = || -> Result<String> {
+        reconfigure(&root, &[])?;
+        let again = reconfigure(&root, &[])?;
+        assert!(again.starts_with("nothing to do"), "{again}");
+        let text = fs::read_to_string(at(DROP_IN))?;
+        Ok(text.lines().find(|line| line.contains("DWORKER_UNIT=")).context("no stamp")?.to_owned())
+    };
+    let mut stamps = vec![stamped()?];
+    for (file, text) in [
+        ("etc/default/dworker", "DWORKER_LANES=4\n"),
+        ("etc/default/dworker", "DWORKER_LANES=5\n"),
+        ("srv/apikey", "one"),
+        ("srv/apikey", "two"),
+    ] {
+        fs::write(at(file), text)?;
+        let stamp = stamped()?;
+        assert!(!stamps.contains(&stamp), "{file} {text}");
+        stamps.push(stamp);
+    }
+    Ok(())
+}
+
+#[test]
 fn what_reconfigure_adds_to_it_is_understood_and_written_once() -> Result<()> {
     let root = root(252, CONFIGURATION)?;
     let at = |path: &str| root.path().join(path);

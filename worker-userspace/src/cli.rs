@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use dworker::appliance::api::workers::Odd;
+use dworker::config::SOCKET;
 use dworker::web::Problem;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -43,9 +44,6 @@ use client::{Client, one};
 /// What is said of exit codes in `--help`.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage or values, 3 not found, 4 in conflict with what is there, 5 not allowed";
-
-/// Where a daemon's control socket is, where its configuration does not say otherwise.
-const SOCKET: &str = "/run/dworker/control.sock";
 
 /// Whom a command asks.
 #[derive(Debug, Args)]

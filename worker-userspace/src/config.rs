@@ -66,7 +66,7 @@ pub(crate) use fault::{Wrong, holds_secret, mask_secrets, quote};
 pub use url::ApiUrl;
 pub(crate) use values::{group_name, is_number, pattern};
 
-pub use schema::{PINS, credentials};
+pub use schema::{PINS, SOCKET, credentials};
 
 use document::Origins;
 use reader::{Place, Reader};
@@ -180,6 +180,15 @@ impl Config {
         let name = path.display().to_string();
         let (text, mode) = text_of(path)?;
         Source { name: &name, text: &text, language: Language::of(path) }.read(environment, Some(mode))
+    }
+
+    /// Where it listens, each address with the key that says so.
+    pub fn listens(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        let appliance = self.appliance.iter().map(|section| ("appliance.listen", &section.listen));
+        let proxy = self.proxy.iter();
+        let proxy = proxy.flat_map(|proxy| [("proxy.http", &proxy.http), ("proxy.socks", &proxy.socks)]);
+        let all = appliance.chain(proxy).chain([("metrics.listen", &self.metrics.listen)]);
+        all.flat_map(|(key, addresses)| addresses.iter().map(move |address| (key, *address)))
     }
 
     /// The files that are read when the daemon starts, and not again.

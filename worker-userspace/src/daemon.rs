@@ -19,6 +19,7 @@ mod reload;
 mod roles;
 mod steering;
 mod successor;
+mod trial;
 mod why;
 
 use std::fs::File;
@@ -46,6 +47,7 @@ use crate::inspect::control::{Control, ControlError};
 use crate::inspect::ledger::Ledger;
 use crate::notify;
 use crate::sockets::{Named, Sockets, name};
+use crate::steer::names::has_steered;
 use crate::steer::pins::{Pins, PinsError};
 use crate::steer::steering::SteerError;
 use crate::target::Target;
@@ -69,6 +71,7 @@ use roles::{Roles, reports};
 pub use news::{Beginning, News};
 pub use reload::Invocation;
 pub use successor::{Inheritance, Predecessor};
+pub use trial::trial;
 
 /// Orders that wait.
 const ORDERS: usize = 8;
@@ -285,8 +288,9 @@ impl Daemon {
             roles.uplink = Some(uplink);
         }
 
-        if config.steer.is_none() {
-            // What a daemon that did steer has left; where one has it, that is none of ours.
+        if config.steer.is_none() && has_steered(&config.state_dir) {
+            // What this daemon has left when it steered. Another's is none of ours, whether that lives or has crashed and
+            // comes back.
             match Pins::remove_left(Path::new(config::PINS)) {
                 Ok(false) | Err(PinsError::Taken(_)) => {}
                 Ok(true) => tracing::info!("removed what a daemon that steered has left in the kernel"),

@@ -61,6 +61,16 @@ const CHECKS: &[Check] = &[
     tunnel::targets,
 ];
 
+/// Things that are named where they can't be tried.
+const NAMED: usize = 5;
+
+/// The first of several, and how many more there are.
+fn first_of(all: &[String]) -> String {
+    let more = all.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", all[..all.len().min(NAMED)].join(" "))
+}
+
 /// What the facts mean.
 pub fn diagnose(facts: &Facts) -> Diagnosis {
     let pid = facts.status().map(|status| status.pid);

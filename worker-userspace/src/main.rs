@@ -134,7 +134,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run { config } => {
             // Before anything is opened, and before an upgrade can move the program away.
             let (invocation, predecessor) = (Invocation::of_this_process()?, Predecessor::find());
-            let (file, loaded) = match config.load() {
+            let (file, loaded) = match config.load_here() {
                 Ok(read) => read,
                 Err(faults) => {
                     eprintln!("{faults}");

@@ -11,6 +11,7 @@
 //! | `service/settings.rs` | the unit, and what the configuration adds to it |
 //! | `service/faults.rs` | what the service could not do with a configuration |
 //! | `service/handed.rs` | the variables and credentials that it will find |
+//! | `service/reading.rs` | its configuration, as it reads it |
 //! | `service/unprivileged.rs` | files as it will see them |
 //! | `service/show.rs` | steps for people |
 //! | `service/host.rs`, `root.rs` | finds, and carries out, on this host or below a directory |
@@ -20,11 +21,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{Config, Loaded, Origin, PINS as DEFAULT_PINS, PLACES};
+use crate::config::{Config, Loaded, Origin, PINS as DEFAULT_PINS, PLACES, SOCKET as DEFAULT_SOCKET};
 
 mod faults;
 mod handed;
 mod host;
+mod reading;
 mod root;
 mod settings;
 mod show;
@@ -32,8 +34,8 @@ mod unprivileged;
 
 pub use handed::Handed;
 pub use host::{Host, HostError};
+pub use reading::Reading;
 pub use settings::VARIABLE;
-pub use unprivileged::unprivileged;
 
 /// The service's name.
 pub const NAME: &str = "dworker.service";
@@ -75,19 +77,13 @@ pub struct Wanted {
 impl Wanted {
     /// Of what was read of `file`, which is named to the daemon where somebody named it, and it would not be found by itself.
     pub fn of(loaded: &Loaded, program: &Path, file: Option<&Path>, named: bool) -> Wanted {
-        let Config { state_dir, control_socket, drain, steer, appliance, proxy, metrics, .. } =
-            &loaded.config;
+        let Config { state_dir, control_socket, drain, steer, .. } = &loaded.config;
         let settings = loaded.effective.settings();
         let texts = settings.iter().filter_map(|setting| Some((setting, setting.value.as_ref()?.as_str()?)));
         let is_file = |origin: &Option<Origin>| matches!(origin, Some(Origin::File { .. }));
         // Secrets are shown as such.
         let mut secrets =
             texts.clone().filter(|(setting, text)| text.contains("***") && is_file(&setting.origin));
-        let mut listen: Vec<SocketAddr> = metrics.listen.clone();
-        listen.extend(appliance.iter().flat_map(|section| &section.listen));
-        if let Some(proxy) = proxy {
-            listen.extend(proxy.http.iter().chain(&proxy.socks));
-        }
         Wanted {
             program: program.to_owned(),
             named: file.filter(|file| named && *file != Path::new(PLACES[0])).map(Path::to_owned),
@@ -103,7 +99,7 @@ impl Wanted {
                 .flat_map(|steer| &steer.cgroups)
                 .filter_map(|cgroup| slice(cgroup))
                 .collect(),
-            listen,
+            listen: loaded.config.listens().map(|(_, address)| address).collect(),
             paths: texts.filter(|(_, text)| text.starts_with('/')).map(|(_, text)| text.into()).collect(),
         }
     }
@@ -123,7 +119,12 @@ impl Wanted {
 
     /// True where a unit of ours names the program.
     fn writes_program(&self, found: &Found) -> bool {
-        found.packaged.is_none() || self.named.is_some() || !self.control_socket.starts_with(OWN[1])
+        found.packaged.is_none() || self.named.is_some() || self.names_socket()
+    }
+
+    /// True where commands must be told where the control socket is.
+    fn names_socket(&self) -> bool {
+        self.control_socket != Path::new(DEFAULT_SOCKET)
     }
 
     /// Files and directories of which [`Found::modes`] must tell.
@@ -173,12 +174,16 @@ pub struct Found {
     pub others: Vec<String>,
     /// Files of [`CREDENTIALS`], and what tells a file from the one that was there before.
     pub credentials: BTreeMap<String, String>,
+    /// All other files that variables and credentials come from, with the same.
+    pub handed: Vec<String>,
     /// Whose those files and directories are that are there, and who may read them.
     pub modes: BTreeMap<PathBuf, Access>,
     /// The directories of the service that it could not write to, and why.
     pub unwritable: Vec<(PathBuf, String)>,
     /// The directory below /run that the service would have as its own has something else in it.
     pub foreign_runtime: bool,
+    /// Why another start than that of the daemon that runs would fail, with the configuration that is there.
+    pub unfit: Vec<String>,
     /// Why the program should not be that of a root service.
     pub program: Option<String>,
     /// systemd's version, where that is known.
@@ -203,6 +208,8 @@ pub struct Access {
 pub struct Service {
     /// It runs.
     pub active: bool,
+    /// Its main process, where it runs.
+    pub pid: Option<u32>,
     /// systemd has not read its files since they changed.
     pub stale: bool,
     /// The unit's settings that it was started under, as [`VARIABLE`] names them.
@@ -456,10 +463,19 @@ impl Plan {
                 "the daemon runs, and {why}: `systemctl status dworker` says how it does; `dworker reconfigure --restart` \
                  restarts it, which cuts what is open"
             )),
+            // A reload would ask where nobody listens yet.
+            Some(Service { socket: Some(socket), .. }) if *socket != wanted.control_socket => {
+                manage(Action::Restart, format!("its control socket moves away from {}", socket.display()));
+            }
             Some(Service { news: Ok(news), .. }) if !news.is_empty() => {
                 manage(Action::Reload, news.join("; "))
             }
             Some(_) => {}
+        }
+        // A reload is refused with its reason, and the daemon goes on; after a restart there is none.
+        if self.steps.iter().any(|step| matches!(step, Step::Manage { action: Action::Restart, .. })) {
+            let told = |why: &String| format!("the service would not start again with it: {why}");
+            self.faults.extend(found.unfit.iter().map(told));
         }
     }
 }

@@ -134,6 +134,11 @@ impl UpstreamError {
         Refusal { code, errno, text: self.to_string() }
     }
 
+    /// True where it may be that the proxy's name, if it has one, is all that was not found.
+    pub fn may_be_unresolved(&self) -> bool {
+        matches!(self.cause, Cause::Resolve(_) | Cause::Slow(Step::Connect, _))
+    }
+
     /// True where the proxy does not take the user and the password, or wants some.
     pub fn wants_login(&self) -> bool {
         matches!(&self.cause, Cause::Refused(_, said) if said.wants_login())

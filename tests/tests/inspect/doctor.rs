@@ -1,6 +1,8 @@
 //! `dworker doctor` finds nothing where all is well, and each fault that is planted, that one alone; and leaves nothing
 //! behind.
 
+mod site;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,53 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tests::traffic::Serve;
-use tests::{
-    Cgroup, Command, Config, Daemon, Door, Dual, Group, Host, HttpProxy, Identity, Lab, Output, Pki, Process,
-    ProxyKind, Validity, bpf, net,
-};
+use tests::{Cgroup, Command, Config, Daemon, Dual, Group, Host, Identity, Lab, Output, Validity, bpf, net};
 
 use crate::schema::judge;
 
 const SOON: Duration = Duration::from_secs(60);
 const PORT: u16 = 7001;
 const HOSTS: [&str; 2] = ["echo.corp.example:7001", "*.wild.corp.example"];
-
-/// Stands for an appliance whose certificate and clock are as a test wants: it takes every key.
-const APPLIANCE: &str = r#"
-import base64, email.utils, hashlib, socket, ssl, sys, time
-address, certificate, key, ahead = sys.argv[1:5]
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(certificate, key)
-listener = socket.create_server((address, 443))
-print("listening", flush=True)
-while True:
-    raw, _ = listener.accept()
-    raw.settimeout(5)
-    try:
-        client = context.wrap_socket(raw, server_side=True)
-        head = b""
-        while b"\r\n\r\n" not in head:
-            more = client.recv(4096)
-            if not more:
-                break
-            head += more
-        lines = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n") if ": " in line)
-        exact = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line)
-        keys = [value for name, value in exact.items() if name.lower() == "sec-websocket-key"]
-        if keys:
-            accept = hashlib.sha1((keys[0] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
-            answer = ("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                      "Sec-WebSocket-Protocol: dworker.v1\r\n"
-                      "Sec-WebSocket-Accept: " + base64.b64encode(accept).decode() + "\r\n\r\n")
-        else:
-            date = email.utils.formatdate(time.time() + int(ahead), usegmt=True)
-            answer = "HTTP/1.1 200 OK\r\nDate: " + date + "\r\nContent-Length: 0\r\n\r\n"
-        client.sendall(answer.encode())
-        client.recv(4096)
-        client.close()
-    except (OSError, ValueError):
-        raw.close()
-"#;
 
 /// A host that is looked at.
 struct Patient<'l> {
@@ -192,15 +154,6 @@ fn steer(host: &Host, to: &str) -> Result<()> {
     command.check().map(drop)
 }
 
-fn stand_in(lab: &Lab, identity: &Identity, ahead: i64) -> Result<Process> {
-    let script = lab.directory().join("appliance.py");
-    fs::write(&script, APPLIANCE)?;
-    let command = lab.elsewhere().command("python3").arg(script).arg(net::DIRECT.v4.to_string());
-    let process = command.arg(&identity.certificate).arg(&identity.key).arg(ahead.to_string()).spawn()?;
-    process.wait_for_line("listening", SOON)?;
-    Ok(process)
-}
-
 struct House<'l> {
     lab: &'l Lab,
     appliance: Daemon,
@@ -266,7 +219,7 @@ fn each_fault_is_found_alone_and_nothing_where_all_is_well() -> Result<()> {
 
         at_the_appliance(&mut house, &appliance)?;
         appliance.finds_nothing()?;
-        at_the_site(&house, &site)?;
+        site::at_the_site(&house, &site)?;
         site.finds_nothing()?;
         without_a_daemon(&mut house, &appliance)
     })
@@ -337,6 +290,17 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     };
     house.appliance.wait_for_status("the cgroup captured again", SOON, alive)?;
     {
+        let later = host.cgroup().sibling("later")?;
+        let path = later.path().display().to_string();
+        let text = fs::read_to_string(&patient.config)?;
+        fs::write(&patient.config, text.replace("\ncgroups = [", &format!("\ncgroups = [{path:?}, ")))?;
+        let due = "a reload is due: changed: steer.cgroups";
+        let looked =
+            patient.finds("a cgroup that is in the file alone", "cgroup-uncaptured", "error", &[&path, due]);
+        fs::write(&patient.config, text)?;
+        looked?;
+    }
+    {
         let stranger = Group::new("stranger", ["a.example"])?;
         let config = Config::new()
             .worker(&stranger, lab.pki().ca_file(), ["a.example"])
@@ -360,6 +324,15 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     host.set_name_sources("files")?;
     patient.finds("no DNS", "name-lookup", "error", &["canary.dworker.invalid"])?;
     host.set_name_sources("files dns")?;
+    // The C library sorts addresses by this file, and waits for who writes into it: longer than the daemon for a question.
+    let pipe = host.directory().join("pipe").display().to_string();
+    let script = format!("mkfifo {pipe} && mount --bind {pipe} /etc/gai.conf");
+    patient.finds_behind(
+        "a look-up without an end",
+        &script,
+        ("name-lookup", "error"),
+        &["getaddrinfo() does not come to an end"],
+    )?;
     let resolver = format!("nameserver {}\noptions timeout:2 attempts:2\n", net::APPLIANCE_RESOLVER.v4);
     host.set_resolv_conf(&format!("nameserver {}\n", net::DIRECT.v4))?;
     patient.finds("a dead resolver", "resolver", "error", &[&net::DIRECT.v4.to_string()])?;
@@ -450,106 +423,6 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     patient.finds("a worker is offline", "worker-offline", "error", &["site-a", "echo.corp.example:7001"])?;
     house.worker.start()?;
     house.appliance.wait_for_group("site-a", SOON)
-}
-
-fn at_the_site(house: &House<'_>, patient: &Patient<'_>) -> Result<()> {
-    let lab = house.lab;
-    let host = lab.site();
-    let quoted = |text: &str| format!("{text:?}");
-    let other = Pki::create(&host.directory().join("other"))?;
-    let other = quoted(&other.ca_file().display().to_string());
-    let stranger = Group::new("stranger", ["a.example"])?;
-    let url = |url: &'static str| [("appliance_url", url)];
-    patient.finds_with(
-        "a wrong CA",
-        &[("ca_file", &other)],
-        "",
-        ("certificate-untrusted", "error"),
-        &["signed by"],
-    )?;
-    patient.finds_with(
-        "a wrong key",
-        &[("worker_key", &quoted(&stranger.key))],
-        "",
-        ("worker-key", "error"),
-        &["401"],
-    )?;
-    let address = format!("\"https://{}\"", net::APPLIANCE.v4);
-    patient.finds_with(
-        "a wrong name",
-        &[("appliance_url", &address)],
-        "",
-        ("certificate-name", "error"),
-        &["10.77.1.10"],
-    )?;
-    patient.finds_with(
-        "a wrong port",
-        &url("\"https://appliance.example:444\""),
-        "",
-        ("appliance-unreachable", "error"),
-        &["444"],
-    )?;
-    patient.finds_with(
-        "no such name",
-        &url("\"https://nowhere.example\""),
-        "",
-        ("appliance-name", "error"),
-        &["nowhere.example"],
-    )?;
-
-    // A proxy in between.
-    let nobody = format!("\"http://{}:9\"", net::PROXY.v4);
-    patient.finds_with(
-        "no proxy",
-        &[("proxy_address", &nobody)],
-        "",
-        ("proxy-unreachable", "error"),
-        &["10.77.2.1:9"],
-    )?;
-    let _proxy = lab.http_proxy(ProxyKind::Tinyproxy)?;
-    let through = |door, login: &str| quoted(&HttpProxy::url(door, login));
-    let wrong = through(Door::Login, "worker:wrong");
-    patient.finds_with(
-        "a wrong password",
-        &[("proxy_address", &wrong)],
-        "",
-        ("proxy-login", "error"),
-        &["proxy.corp.example:3129"],
-    )?;
-    let closed = through(Door::Closed, "");
-    patient.finds_with(
-        "a proxy that refuses",
-        &[("proxy_address", &closed)],
-        "",
-        ("proxy-denied", "error"),
-        &["appliance.example"],
-    )?;
-    let open = patient.with(&[("proxy_address", &through(Door::Open, ""))], "")?;
-    assert_eq!(patient.looked(patient.command(&open)?.output()?)?, [], "through a proxy that works");
-
-    // An appliance with another certificate, or another clock.
-    host.set_hosts(&format!("127.0.0.1 localhost\n::1 localhost\n{} appliance.example\n", net::DIRECT.v4))?;
-    for (planted, validity, ahead, id, part) in [
-        ("an expired certificate", Validity::Expired, 0, "certificate-expired", "has expired"),
-        ("a certificate of tomorrow", Validity::NotYet, 0, "clock", "is not valid yet"),
-        ("a clock that is slow", Validity::Current, 3600, "clock", "s behind the appliance's"),
-        ("a clock that is fast", Validity::Current, -3600, "clock", "s ahead of the appliance's"),
-    ] {
-        let identity = lab.pki().issue(&["stand-in.example", "appliance.example"], validity)?;
-        let _appliance = stand_in(lab, &identity, ahead)?;
-        patient.finds(planted, id, "error", &[part])?;
-    }
-    {
-        let identity = lab.pki().issue(&["appliance.example"], Validity::Ending)?;
-        let _appliance = stand_in(lab, &identity, 0)?;
-        patient.finds(
-            "the appliance's certificate ends soon",
-            "certificate-expires",
-            "warning",
-            &["appliance: certificate 1"],
-        )?;
-    }
-    host.set_hosts("127.0.0.1 localhost\n::1 localhost\n")
 }
 
 fn without_a_daemon(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> {

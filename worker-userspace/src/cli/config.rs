@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use dworker::config::{self, Faults, Loaded};
+use dworker::service::{Host, HostError, NAME, Reading};
+use nix::unistd::geteuid;
 
 use super::{Done, Failure, Format, print_all};
 
@@ -14,14 +16,69 @@ use super::{Done, Failure, Format, print_all};
 #[derive(Debug, Args)]
 pub(crate) struct Given {
     /// The configuration; `.rb` is that of the older product. Without it /etc/dworker/dworker.toml, else
-    /// /etc/morpheus/morpheus-worker.rb, else the environment alone
+    /// /etc/morpheus/morpheus-worker.rb, else the environment alone; as root, but for `run`, what the installed service
+    /// reads, with its variables and credentials
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
+/// A configuration that was read.
+pub(crate) struct Read {
+    /// What it was read from.
+    pub(crate) source: String,
+    pub(crate) loaded: Loaded,
+    /// As the service reads it, with its credentials: files that are there as long as this is.
+    reading: Option<Reading>,
+}
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unread {
+    #[error("{0}")]
+    Wrong(Faults),
+    /// What the service is handed can't be found out.
+    #[error("{0}")]
+    Host(HostError),
+}
+
+impl Unread {
+    /// Each thing that is wrong, in a line.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        match self {
+            Unread::Wrong(faults) => faults.iter().map(ToString::to_string).collect(),
+            Unread::Host(error) => vec![error.to_string()],
+        }
+    }
+}
+
+impl From<Unread> for Failure {
+    fn from(unread: Unread) -> Failure {
+        match unread {
+            Unread::Wrong(faults) => Failure::Wrong(faults),
+            Unread::Host(error) => Failure::Failed(error.to_string()),
+        }
+    }
+}
+
 impl Given {
-    /// Reads it, in this process's environment; the first is what it was read from.
-    pub(crate) fn load(&self) -> Result<(String, Loaded), Faults> {
+    /// Reads it as the service does, where root names none and the service is installed; else in this process's
+    /// environment.
+    pub(crate) fn load(&self) -> Result<Read, Unread> {
+        let host = Host::new(None);
+        let of_service =
+            self.config.is_none() && geteuid().is_root() && host.has_unit().map_err(Unread::Host)?;
+        if !of_service {
+            let (source, loaded) = self.load_here().map_err(Unread::Wrong)?;
+            return Ok(Read { source, loaded, reading: None });
+        }
+        let named = host.named().map_err(Unread::Host)?;
+        let reading = Reading::of(&host, named.as_deref()).map_err(Unread::Host)?;
+        let loaded = reading.read().map_err(Unread::Host)?.map_err(Unread::Wrong)?;
+        Ok(Read { source: reading.source(), loaded, reading: Some(reading) })
+    }
+
+    /// Reads it in this process's environment, as a daemon does; the first is what it was read from.
+    pub(crate) fn load_here(&self) -> Result<(String, Loaded), Faults> {
         config::read(self.config.as_deref())
     }
 }
@@ -57,14 +114,19 @@ impl ConfigCommand {
     pub(crate) fn run(self) -> Done {
         match self {
             ConfigCommand::Check(given) => {
-                let (name, loaded) = given.load().map_err(Failure::Wrong)?;
+                let Read { source, loaded, reading } = given.load()?;
                 for warning in &loaded.warnings {
                     eprintln!("warning: {warning}");
                 }
-                print_all(&format!("{name}: valid\n"))
+                let whose = if reading.is_some() { format!(" for {NAME}") } else { String::new() };
+                print_all(&format!("{source}: valid{whose}\n"))
             }
             ConfigCommand::Show { given, format } => {
-                let (_, loaded) = given.load().map_err(Failure::Wrong)?;
+                let Read { loaded, reading, .. } = given.load()?;
+                let loaded = match &reading {
+                    Some(reading) => reading.shown(loaded),
+                    None => loaded,
+                };
                 format.print(&loaded.effective, || loaded.effective.to_string())
             }
             ConfigCommand::Import { file, output, force } => {

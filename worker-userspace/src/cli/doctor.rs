@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use dworker::appliance::api::nodes::Node;
-use dworker::config::Config;
+use dworker::config::{Config, SOCKET};
+use dworker::daemon::News;
 use dworker::doctor::facts::Facts;
 use dworker::doctor::{canary, diagnose, look};
-use dworker::inspect::api::{PROBE, STATUS};
+use dworker::inspect::api::{PROBE, RELOAD, STATUS};
 use dworker::inspect::finding::Diagnosis;
 use dworker::inspect::probe::Tried;
 use dworker::inspect::status::{NodeRole, Status};
@@ -19,7 +20,7 @@ use http::Method;
 use tokio::signal::ctrl_c;
 
 use super::client::{Client, one};
-use super::config::Given;
+use super::config::{Given, Read};
 use super::{Failure, Format, Whom};
 
 /// What is said of exit codes in `--help`.
@@ -28,8 +29,6 @@ Exit codes: 0 nothing is wrong, 1 warnings, 2 errors, 3 it could not look";
 
 /// Where it could not look.
 const COULD_NOT: u8 = 3;
-/// Where a daemon is asked that has no valid configuration.
-const SOCKET: &str = "/run/dworker/control.sock";
 /// Time for the daemon to try its proxy hosts.
 const TRYING: Duration = Duration::from_secs(120);
 /// Nodes that are asked for.
@@ -68,16 +67,18 @@ impl Doctor {
 
     async fn look(&self) -> Result<Diagnosis, Failure> {
         let mut facts = Facts::default();
-        let config = match self.given.load() {
-            Ok((source, loaded)) => {
-                facts.source = source;
+        // To the end: the service's credentials are there as long as it is.
+        let read = self.given.load();
+        let config = match &read {
+            Ok(Read { source, loaded, .. }) => {
+                facts.source.clone_from(source);
                 let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
                 facts.config = Some(Ok((loaded.config.clone(), warnings)));
-                Some(loaded.config)
+                Some(loaded.config.clone())
             }
-            Err(faults) => {
+            Err(unread) => {
                 facts.source = "no valid configuration".into();
-                facts.config = Some(Err(faults.iter().map(ToString::to_string).collect()));
+                facts.config = Some(Err(unread.lines()));
                 None
             }
         };
@@ -86,21 +87,25 @@ impl Doctor {
             (None, Some(config)) => config.control_socket.clone(),
             (None, None) => SOCKET.into(),
         };
-        let mut daemon = Daemon::reach(&socket).await;
-        let status = match &mut daemon {
-            Ok(daemon) => daemon.status().await,
-            Err(why) => Err(why.clone()),
+        let status = match Daemon::reach(&socket).await {
+            Ok(mut daemon) => daemon.status().await,
+            Err(why) => Err(why),
         };
         if let Some(config) = &config {
             look::host(config, status.as_ref().ok(), &mut facts).await;
             facts.hooks = hooks(config, status.as_ref().ok(), facts.system.elsewhere).await?;
         }
-        if let (Ok(daemon), Ok(status)) = (&mut daemon, &status) {
-            if let Some(hooks) = &mut facts.hooks {
-                hooks.counted = risen(status, &daemon.status().await.map_err(Failure::Failed)?);
-            }
-            if status.appliance.is_some() {
-                facts.offline = daemon.offline().await;
+        if let Ok(status) = &status {
+            // A connection on which nothing was asked while the canaries sang is closed by now.
+            if let Ok(mut daemon) = Daemon::reach(&socket).await {
+                let again = daemon.status().await.ok();
+                if let (Some(hooks), Some(again)) = (&mut facts.hooks, again) {
+                    look::again(hooks, status, &again);
+                }
+                facts.news = daemon.news().await;
+                if status.appliance.is_some() {
+                    facts.offline = daemon.offline().await;
+                }
             }
             facts.tried = Some(tried(&socket).await);
         }
@@ -120,17 +125,6 @@ async fn hooks(
     let (config, status) = (config.clone(), status.cloned());
     let looking = tokio::task::spawn_blocking(move || look::hooks(&config, status.as_ref(), elsewhere));
     looking.await.map_err(|error| Failure::Failed(error.to_string()))
-}
-
-/// By how much the programs' counters rose from one status to the next.
-fn risen(before: &Status, after: &Status) -> std::collections::BTreeMap<String, u64> {
-    let of = |status: &Status| status.steer.as_ref().map(|steer| steer.counters.clone()).unwrap_or_default();
-    let before = of(before);
-    let rise = |(word, n): (String, u64)| {
-        let was = before.get(&word).copied().unwrap_or(0);
-        (word, n.saturating_sub(was))
-    };
-    of(after).into_iter().map(rise).collect()
 }
 
 /// The daemon, through its control socket.
@@ -154,6 +148,12 @@ impl Daemon {
 
     async fn status(&mut self) -> Result<Status, String> {
         self.0.ask(Method::GET, STATUS, None).await.map_err(|failure| failure.to_string())
+    }
+
+    /// What a reload would bring.
+    async fn news(&mut self) -> Vec<String> {
+        let news = self.0.ask::<News>(Method::GET, RELOAD, None).await;
+        news.map(|news| news.news).unwrap_or_default()
     }
 
     /// Nodes that are not connected, with their workers.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dworker::config::{Config, PINS};
+use dworker::config::{Config, PINS, SOCKET};
 use dworker::inspect::api::{RELOAD, STEER_OFF, STEER_ON};
 use dworker::steer::pins::{Pins, PinsError};
 use http::Method;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::config::Given;
-use super::{Done, Failure, Format, Here, SOCKET};
+use super::{Done, Failure, Format, Here};
 
 /// How long a reload may take: longer than all its deadlines together.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -112,8 +112,8 @@ impl Off {
             return Ok((socket.clone(), pins.clone()));
         }
         let config = match self.given.load() {
-            Ok((_, loaded)) => Some(loaded.config),
-            Err(faults) if self.given.config.is_some() => return Err(Failure::Wrong(faults)),
+            Ok(read) => Some(read.loaded.config),
+            Err(unread) if self.given.config.is_some() => return Err(unread.into()),
             // None is there, or no daemon would start with it; what was asked and looked at is told.
             Err(_) => None,
         };

@@ -1,14 +1,14 @@
 //! `dworker reconfigure`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use dworker::config::{self, Config, Environment, PLACES};
-use dworker::daemon::News;
+use dworker::config::PLACES;
+use dworker::daemon::{News, trial};
 use dworker::inspect::api::RELOAD;
-use dworker::service::{self, Executor, Handed, Host, Plan, Service, VARIABLE, Wanted, unprivileged};
+use dworker::service::{self, Executor, Host, Plan, Reading, Wanted};
 use http::Method;
+use nix::unistd::geteuid;
 
 use super::client::Client;
 use super::config::Given;
@@ -33,24 +33,11 @@ pub(crate) struct Reconfigure {
 impl Reconfigure {
     pub(crate) async fn run(self) -> Done {
         let mut host = Host::new(self.root.as_deref());
-        let mut service = host.service().map_err(failed)?;
-        let handed = host.handed().map_err(failed)?;
-        let environment = environment(&handed, service.as_ref());
-        let places = PLACES.map(|place| host.at(Path::new(place)));
         let named = self.named(&host)?;
-        let file = named.as_ref().map(|file| host.at(file));
-        let named = named.is_some();
-        let file = file.or_else(|| config::find(&places, &environment));
-        let read = match &file {
-            // What it names is below the root, too, and so can't be looked at.
-            Some(file) if self.root.is_some() => {
-                let text = fs::read_to_string(file)
-                    .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
-                Config::parse_in(&text, &file.display().to_string(), &environment)
-            }
-            // As the service does, which may not pass over owners and modes.
-            file => unprivileged(|| Config::read(file.as_deref(), &environment)).map_err(failed)?,
-        };
+        let reading = Reading::of(&host, named.as_deref()).map_err(failed)?;
+        let read = reading.read().map_err(failed)?;
+        let Reading { mut service, file, handed, .. } = reading;
+        let marks = handed.marks.clone();
         drop(handed);
         let loaded = read.map_err(Failure::Wrong)?;
         for warning in &loaded.warnings {
@@ -58,14 +45,20 @@ impl Reconfigure {
         }
         let program = program(&self)?;
         let inside = file.as_deref().map(|file| host.inside(file));
-        let mut wanted = Wanted::of(&loaded, &program, inside.as_deref(), named);
+        let mut wanted = Wanted::of(&loaded, &program, inside.as_deref(), named.is_some());
         wanted.restart = self.restart;
         if let Some(service) = service.as_mut().filter(|service| service.active) {
             // Where it listens now, which the configuration may have changed.
             let socket = service.socket.as_ref().unwrap_or(&loaded.config.control_socket);
             service.news = news(socket).await;
         }
-        let found = host.find(&wanted, service).map_err(failed)?;
+        let running = service.as_ref().and_then(|service| Some((service.pid?, service.socket.clone())));
+        let mut found = host.find(&wanted, service, marks).map_err(failed)?;
+        // Another user can only look at what would be done.
+        if let Some((pid, socket)) = running.filter(|_| geteuid().is_root()) {
+            let unfit = trial(&loaded.config, pid, socket.as_deref());
+            found.unfit = unfit.iter().map(ToString::to_string).collect();
+        }
         let plan = service::plan(&wanted, &found);
         self.carry_out(&plan, &mut host)
     }
@@ -112,16 +105,6 @@ impl Reconfigure {
 
 fn failed(error: impl ToString) -> Failure {
     Failure::Failed(error.to_string())
-}
-
-/// What the service will find around it: not this shell's variables, but those of its unit.
-fn environment(handed: &Handed, service: Option<&Service>) -> Environment {
-    let mut variables: Vec<(String, String)> = service.map(|s| s.environment.clone()).unwrap_or_default();
-    variables.retain(|(name, _)| name != VARIABLE);
-    // As systemd has it, files of variables count above the unit's own.
-    variables.extend(handed.variables.iter().cloned());
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    Environment::new(&name.unwrap_or_default(), variables)
 }
 
 /// What the unit is to start: this program; below another root the one that packages install.

@@ -4,6 +4,7 @@
 //! that is not shown; and no secret is shown.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 use toml::Value;
@@ -48,6 +49,17 @@ impl Effective {
     /// The keys, in the order in which they are printed.
     pub fn settings(&self) -> &[Setting] {
         &self.settings
+    }
+
+    /// Shows paths below one directory as below another.
+    pub(crate) fn moved(&mut self, from: &Path, to: &Path) {
+        for setting in &mut self.settings {
+            if let Some(Value::String(text)) = &mut setting.value
+                && let Ok(below) = Path::new(text.as_str()).strip_prefix(from)
+            {
+                *text = to.join(below).display().to_string();
+            }
+        }
     }
 
     /// Paths of the keys for which another document says something else. Secrets are equal here.

@@ -14,6 +14,9 @@ use super::fault::{quote, shorten};
 /// Where the kernel keeps what outlives the daemon, where the configuration does not say it.
 pub const PINS: &str = "/sys/fs/bpf/dworker";
 
+/// Where commands ask, where the configuration does not say it.
+pub const SOCKET: &str = "/run/dworker/control.sock";
+
 /// One section of the file and its keys.
 #[derive(Debug)]
 pub(super) struct Section {

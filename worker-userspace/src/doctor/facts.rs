@@ -37,6 +37,8 @@ pub struct Facts {
     pub certificates: Vec<CertificateStatus>,
     /// Nodes that were connected once and are not, with their workers.
     pub offline: Vec<(String, String)>,
+    /// What a reload would bring, as the daemon knows it.
+    pub news: Vec<String>,
     /// What came of trying the proxy hosts; or why they were not tried.
     pub tried: Option<Result<Tried, String>>,
 }
@@ -103,14 +105,18 @@ pub struct Port {
 pub struct Hooks {
     /// The captured cgroups as the configuration has them, that are not there.
     pub missing: Vec<PathBuf>,
+    /// Those that are there, and to which the daemon has attached nothing, nor above them.
+    pub uncaptured: Vec<PathBuf>,
     /// What each hook of each captured cgroup has.
     pub slots: Vec<Slot>,
     /// Why it can't be seen what is attached.
     pub unseen: Option<String>,
     /// What became of a canary in each cgroup; or why none was sent.
     pub canaries: Vec<(PathBuf, Result<Song, String>)>,
-    /// By how much the programs' counters rose meanwhile.
-    pub counted: BTreeMap<String, u64>,
+    /// Captured cgroups into which none was sent, beyond those that are tried in one go.
+    pub untried: Vec<PathBuf>,
+    /// By how much the programs' counters rose meanwhile; `None`: the daemon was not asked a second time.
+    pub counted: Option<BTreeMap<String, u64>>,
     /// Links that a daemon which is not there has left pinned.
     pub left: usize,
     /// Where those are.
@@ -171,6 +177,8 @@ pub struct Dialled {
 pub struct Obstacle {
     /// What kind.
     pub kind: Kind,
+    /// That a name had to be looked up for it, and that may be all that failed.
+    pub is_unresolved: bool,
     /// One line.
     pub text: String,
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::canary::{Heard, Song};
 use super::facts::{Facts, Hooks};
+use super::first_of;
 use crate::inspect::finding::Finding;
 use crate::inspect::status::SteerStatus;
 
@@ -48,7 +49,16 @@ pub(super) fn cgroups(facts: &Facts) -> Vec<Finding> {
             "start the service that it belongs to, or correct steer.cgroups; `systemd-cgls` shows those that there are",
         )
     });
-    missing.collect()
+    let uncaptured = facts.hooks.iter().flat_map(|hooks| &hooks.uncaptured).map(|path| {
+        let (due, remedy) = match facts.news.is_empty() {
+            true => (String::new(), "dworker reload; if it stays, `dworker tail steer` says why"),
+            false => (format!("; a reload is due: {}", facts.news.join("; ")), "dworker reload"),
+        };
+        let text =
+            format!("nothing is captured in {}, which is there and in steer.cgroups{due}", path.display());
+        Finding::error("cgroup-uncaptured", text, remedy)
+    });
+    missing.chain(uncaptured).collect()
 }
 
 pub(super) fn attached(facts: &Facts) -> Vec<Finding> {
@@ -150,7 +160,9 @@ pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
     }
     if sang > 0 && findings.is_empty() {
         // What was seen was done by this daemon's programs, or by another's.
-        let counted = |word: &str| hooks.counted.get(word).is_some_and(|n| *n > 0);
+        let counted = |word: &str| {
+            hooks.counted.as_ref().is_none_or(|counted| counted.get(word).is_some_and(|n| *n > 0))
+        };
         let still: Vec<_> = [
             ("dns-udp", "cgroup_inet4_connect"),
             ("dns-tcp", "cgroup_sock_ops"),
@@ -172,6 +184,11 @@ pub(super) fn canary(facts: &Facts) -> Vec<Finding> {
                 "stop one of them; `pgrep -a dworker` shows both",
             ),
         });
+    }
+    if !hooks.untried.is_empty() {
+        let paths: Vec<_> = hooks.untried.iter().map(|path| path.display().to_string()).collect();
+        let text = format!("no canary was sent into {}: more than are tried in one go", first_of(&paths));
+        findings.push(Finding::notice("cgroups-untried", text));
     }
     findings
 }
@@ -273,6 +290,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cgroup_that_is_not_captured_is_told_with_the_reload_that_is_due() {
+        let mut facts = facts(Hooks { uncaptured: vec![CGROUP.into()], ..Hooks::default() });
+        let found = cgroups(&facts);
+        assert_eq!(ids(&found), ["cgroup-uncaptured"]);
+        assert!(found[0].found.contains(CGROUP) && !found[0].found.contains("reload"), "{found:?}");
+        facts.news = vec!["changed: steer.cgroups".into()];
+        let found = cgroups(&facts);
+        assert!(found[0].found.ends_with("a reload is due: changed: steer.cgroups"), "{found:?}");
+    }
+
+    #[test]
     fn a_hook_that_is_detached_is_told_once_though_the_canary_misses_it() {
         let mut song = Song::default();
         song.hooks.insert("cgroup_inet4_connect".into(), Heard::Silent("no answer".into()));
@@ -286,7 +314,7 @@ mod tests {
         let canaries = vec![(CGROUP.into(), Ok(song))];
         let mut facts = facts(Hooks { slots, canaries, ..Hooks::default() });
         facts.hooks.as_mut().expect("hooks").counted =
-            [("dns-udp".to_owned(), 1), ("refused-datagram".to_owned(), 1)].into();
+            Some([("dns-udp".to_owned(), 1), ("refused-datagram".to_owned(), 1)].into());
         let found = attached(&facts);
         assert_eq!(ids(&found), ["hook-detached"]);
         assert!(found[0].found.contains("dw_connect4 (program 17") && found[0].remedy.is_some(), "{found:?}");
@@ -313,15 +341,24 @@ mod tests {
         let mut song = Song::default();
         song.hooks.insert("cgroup_inet4_connect".into(), Heard::Fires);
         let canaries = vec![(CGROUP.into(), Ok(song))];
-        let mut facts = facts(Hooks { canaries, ..Hooks::default() });
+        let mut facts = facts(Hooks { canaries, counted: Some(BTreeMap::new()), ..Hooks::default() });
         assert_eq!(ids(&canary(&facts)), ["two-daemons"]);
         let hooks = facts.hooks.as_mut().expect("hooks");
-        hooks.counted = [("dns-udp".to_owned(), 2), ("refused-stale-synthetic".to_owned(), 1)].into();
+        hooks.counted = None;
+        assert_eq!(ids(&canary(&facts)), ["canary"], "it can't be known");
+        let hooks = facts.hooks.as_mut().expect("hooks");
+        hooks.counted = Some([("dns-udp".to_owned(), 2), ("refused-stale-synthetic".to_owned(), 1)].into());
         assert_eq!(ids(&canary(&facts)), ["canary"]);
         let hooks = facts.hooks.as_mut().expect("hooks");
         hooks.canaries[0].1 = Err("a cgroup below it can't be made".into());
         let found = canary(&facts);
         assert_eq!(ids(&found), ["canary"]);
         assert!(found[0].found.contains("could not be tried"));
+        // More cgroups than are tried.
+        let hooks = facts.hooks.as_mut().expect("hooks");
+        hooks.untried = (0..7).map(|n| format!("/sys/fs/cgroup/{n}.slice").into()).collect();
+        let found = canary(&facts);
+        assert_eq!(ids(&found), ["canary", "cgroups-untried"]);
+        assert!(found[1].found.contains("/sys/fs/cgroup/4.slice and 2 more"), "{found:?}");
     }
 }

@@ -12,6 +12,7 @@ mod names;
 mod reach;
 mod system;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::Config;
@@ -21,6 +22,8 @@ use crate::tunnel::tls::expiry::Expiry;
 use crate::tunnel::tls::listener;
 
 use super::facts::{Facts, Hooks};
+
+pub use system::in_the_way;
 
 /// Looks at all that no daemon need be asked for.
 pub async fn host(config: &Config, status: Option<&Status>, facts: &mut Facts) {
@@ -49,7 +52,28 @@ pub async fn host(config: &Config, status: Option<&Status>, facts: &mut Facts) {
     }
 }
 
+/// The addresses on which a process listens.
+pub fn listeners(pid: u32) -> Vec<SocketAddr> {
+    system::listeners_of(Path::new(&format!("/proc/{pid}")))
+}
+
 /// Looks at what is attached, and sends the canaries. Blocks for as long as they sing.
 pub fn hooks(config: &Config, status: Option<&Status>, elsewhere: bool) -> Option<Hooks> {
     kernel::look(Path::new("/"), config, status, elsewhere)
+}
+
+/// What a second status says of that: what the programs counted meanwhile, and which of the cgroups the daemon has found by
+/// now, as it finds those that are made again.
+pub fn again(hooks: &mut Hooks, before: &Status, after: &Status) {
+    let counters =
+        |status: &Status| status.steer.as_ref().map(|steer| steer.counters.clone()).unwrap_or_default();
+    let before = counters(before);
+    let rise = |(word, n): (String, u64)| {
+        let was = before.get(&word).copied().unwrap_or(0);
+        (word, n.saturating_sub(was))
+    };
+    hooks.counted = Some(counters(after).into_iter().map(rise).collect());
+    if let Some(steer) = &after.steer {
+        hooks.uncaptured.retain(|path| !kernel::is_captured(steer, path));
+    }
 }

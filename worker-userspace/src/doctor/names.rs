@@ -99,6 +99,12 @@ pub(super) fn hosts(facts: &Facts) -> Vec<Finding> {
     found.collect()
 }
 
+/// True where there are resolvers to ask, and none of them answers.
+pub(super) fn is_nobody_there(facts: &Facts) -> bool {
+    let all = &facts.names.resolvers;
+    !all.is_empty() && all.iter().all(|(_, said)| said.is_err())
+}
+
 pub(super) fn resolvers(facts: &Facts) -> Vec<Finding> {
     let all = &facts.names.resolvers;
     let dead: Vec<(IpAddr, &str)> =
@@ -111,7 +117,7 @@ pub(super) fn resolvers(facts: &Facts) -> Vec<Finding> {
             let told: Vec<_> = all.iter().map(|(resolver, _)| resolver.to_string()).collect();
             vec![Finding::ok("resolver", format!("{} of /etc/resolv.conf answers", told.join(", ")))]
         }
-        (all, dead) if all == dead => {
+        _ if is_nobody_there(facts) => {
             vec![Finding::error(
                 "resolver",
                 format!("no resolver of /etc/resolv.conf answers: {each}"),

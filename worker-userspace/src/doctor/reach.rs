@@ -1,6 +1,7 @@
 //! Checks: the appliance, certificates, this host's clock, the proxy.
 
 use super::facts::{Dialled, Facts, Kind, Obstacle};
+use super::names;
 use crate::inspect::finding::Finding;
 use crate::tunnel::tls::Fault;
 use crate::tunnel::tls::expiry::SOON;
@@ -14,7 +15,7 @@ pub(super) fn appliance(facts: &Facts) -> Vec<Finding> {
     let Dialled { appliance, through, .. } = dialled;
     let way = through.as_ref().map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default();
     match (&dialled.reached, &dialled.admitted) {
-        (Err(obstacle), _) | (Ok(_), Some(Err(obstacle))) => vec![told(obstacle)],
+        (Err(obstacle), _) | (Ok(_), Some(Err(obstacle))) => told(facts, obstacle),
         (Ok(took), admitted) => {
             let key = if admitted.is_some() { ", and takes this worker's key" } else { "" };
             let well = Finding::ok("appliance", format!("{appliance} answers{way} in {took:.1?}{key}"));
@@ -34,18 +35,22 @@ pub(super) fn appliance(facts: &Facts) -> Vec<Finding> {
 
 /// Where the proxy is for targets only; else it is on the way to the appliance.
 pub(super) fn proxy(facts: &Facts) -> Vec<Finding> {
-    let found = facts.appliance.as_ref().and_then(|dialled| dialled.proxy.as_ref());
-    let found = found.map(|(name, outcome)| match outcome {
-        Ok(()) => {
-            Finding::ok("proxy", format!("{name} answers; it is for targets only, so no login was tried"))
+    match facts.appliance.as_ref().and_then(|dialled| dialled.proxy.as_ref()) {
+        None => vec![],
+        Some((name, Ok(()))) => {
+            let found = format!("{name} answers; it is for targets only, so no login was tried");
+            vec![Finding::ok("proxy", found)]
         }
-        Err(obstacle) => told(obstacle),
-    });
-    found.into_iter().collect()
+        Some((_, Err(obstacle))) => told(facts, obstacle),
+    }
 }
 
-/// An obstacle with the word for it, and what to do.
-fn told(Obstacle { kind, text }: &Obstacle) -> Finding {
+/// An obstacle with the word for it, and what to do. Where no resolver answers that is told, and a name that was not found is
+/// no other fault.
+fn told(facts: &Facts, Obstacle { kind, text, is_unresolved }: &Obstacle) -> Vec<Finding> {
+    if *is_unresolved && names::is_nobody_there(facts) {
+        return vec![];
+    }
     let (id, remedy) = match kind {
         Kind::Files => ("tls-files", "dworker config check"),
         Kind::Name => {
@@ -89,7 +94,7 @@ fn told(Obstacle { kind, text }: &Obstacle) -> Finding {
         Kind::ProxyDown => ("proxy-unreachable", "proxy_address = \"http://HOST:PORT\" of a proxy that runs"),
         Kind::ProxyTarget => ("proxy-target", "the proxy must resolve and reach the host in appliance_url"),
     };
-    Finding::error(id, text, remedy)
+    vec![Finding::error(id, text, remedy)]
 }
 
 pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
@@ -183,6 +188,8 @@ mod tests {
         }
     }
 
+    use super::proxy as proxy_of;
+
     fn with(dialled: Dialled) -> Facts {
         Facts { appliance: Some(dialled), ..Facts::default() }
     }
@@ -230,12 +237,32 @@ mod tests {
         ];
         let mut words = std::collections::HashSet::new();
         for kind in kinds {
-            let obstacle = Obstacle { kind, text: "why".into() };
+            let obstacle = Obstacle { kind, text: "why".into(), is_unresolved: false };
             let found = appliance(&with(Dialled { reached: Err(obstacle), ..dialled() }));
             assert_eq!((found.len(), found[0].severity), (1, Severity::Error), "{kind:?}");
             assert!(words.insert(found[0].id.clone()), "{kind:?}");
         }
         assert_eq!(appliance(&with(dialled()))[0].severity, Severity::Ok);
+    }
+
+    #[test]
+    fn a_name_that_no_resolver_could_tell_is_one_fault_with_the_resolver() {
+        let dead = Err("no answer within 1s".to_owned());
+        let resolvers = |said: &[Result<Duration, String>]| {
+            said.iter().map(|said| ("10.0.0.53".parse().expect("an address"), said.clone())).collect()
+        };
+        for (is_unresolved, said, expected) in [
+            (true, vec![dead.clone(), dead.clone()], 0),
+            (true, vec![dead.clone(), Ok(Duration::ZERO)], 1),
+            (true, vec![], 1),
+            (false, vec![dead], 1),
+        ] {
+            let obstacle = Obstacle { kind: Kind::Connect, text: "why".into(), is_unresolved };
+            let proxy = Some(("http://proxy.example".to_owned(), Err(obstacle.clone())));
+            let mut facts = with(Dialled { reached: Err(obstacle), proxy, ..dialled() });
+            facts.names.resolvers = resolvers(&said);
+            assert_eq!((appliance(&facts).len(), proxy_of(&facts).len()), (expected, expected), "{said:?}");
+        }
     }
 
     #[test]
@@ -259,7 +286,8 @@ mod tests {
             let facts = Facts { certificates: vec![certificate(days)], ..with(dialled()) };
             assert_eq!(expiry(&facts)[0].id, id, "{days}");
         }
-        let obstacle = Obstacle { kind: Kind::Certificate(Fault::Expired), text: "why".into() };
+        let obstacle =
+            Obstacle { kind: Kind::Certificate(Fault::Expired), text: "why".into(), is_unresolved: false };
         let refused = Dialled { reached: Err(obstacle), ..dialled() };
         let facts = Facts { certificates: vec![certificate(-1)], ..with(refused) };
         assert!(expiry(&facts).is_empty());

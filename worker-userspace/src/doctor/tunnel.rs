@@ -1,11 +1,9 @@
 //! Checks: the workers of an appliance, and the targets behind them.
 
 use super::facts::Facts;
+use super::first_of;
 use crate::inspect::finding::Finding;
 use crate::inspect::probe::{Refused, Tried};
-
-/// Proxy hosts that are named where they can't be tried.
-const NAMED: usize = 5;
 
 pub(super) fn nodes(facts: &Facts) -> Vec<Finding> {
     let Some(appliance) = facts.status().and_then(|status| status.appliance.as_ref()) else { return vec![] };
@@ -76,10 +74,7 @@ pub(super) fn targets(facts: &Facts) -> Vec<Finding> {
     if !unprobed.is_empty() || *left_out > 0 {
         let mut parts = Vec::new();
         if !unprobed.is_empty() {
-            let more = unprobed.len().saturating_sub(NAMED);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let named: Vec<&str> = unprobed.iter().take(NAMED).map(String::as_str).collect();
-            parts.push(format!("{}{more}: they name no single host and port", named.join(" ")));
+            parts.push(format!("{}: they name no single host and port", first_of(unprobed)));
         }
         if *left_out > 0 {
             parts.push(format!("{left_out} more than are tried in one go"));

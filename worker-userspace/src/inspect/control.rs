@@ -81,19 +81,25 @@ impl Control {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(make)?;
         }
-        match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(make(error)),
-            Ok(file) if !file.file_type().is_socket() => {
-                return Err(ControlError::InTheWay { path: path.into() });
-            }
-            Ok(_) if Caller::connect(path).is_ok() => {
-                return Err(ControlError::Taken { path: path.into() });
-            }
-            Ok(_) => fs::remove_file(path).map_err(make)?,
+        if Control::vacant(path)? {
+            fs::remove_file(path).map_err(make)?;
         }
         let listener = listen(path).map_err(make)?;
         Ok(Control { listener, path: path.into(), left: Arc::default() })
+    }
+
+    /// Looks whether the socket can be made. True: a dead daemon's is there.
+    ///
+    /// # Errors
+    /// Another daemon answers there, or something else is there.
+    pub fn vacant(path: &Path) -> Result<bool, ControlError> {
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(ControlError::Make { path: path.into(), source }),
+            Ok(file) if !file.file_type().is_socket() => Err(ControlError::InTheWay { path: path.into() }),
+            Ok(_) if Caller::connect(path).is_ok() => Err(ControlError::Taken { path: path.into() }),
+            Ok(_) => Ok(true),
+        }
     }
 
     /// Goes on with the socket of the daemon before this one. Its name stays that one's, until [`left`](Self::left) says

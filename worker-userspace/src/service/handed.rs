@@ -15,12 +15,17 @@ use super::{CREDENTIALS, VARIABLE};
 const STORES: [&str; 3] = ["/etc/credstore", "/run/credstore", "/usr/lib/credstore"];
 /// Copies of credentials are kept here, in memory, while they are checked.
 const COPIES: &str = "/run";
+/// What their directories are called, before the process that made them.
+const NAME: &str = "dworker-reconfigure.";
 
 /// What a service is handed. Dropping it removes the copies.
 #[derive(Debug, Default)]
 pub struct Handed {
     /// Variables.
     pub variables: Vec<(String, String)>,
+    /// The files that they and credentials come from, each with what tells it from the one that was there before; but those
+    /// in [`CREDENTIALS`].
+    pub marks: Vec<String>,
     copies: Option<PathBuf>,
 }
 
@@ -35,18 +40,35 @@ enum Source {
 }
 
 impl Handed {
+    /// Where the copies of credentials are.
+    pub(super) fn copies(&self) -> Option<&Path> {
+        self.copies.as_deref()
+    }
+
     /// Of a unit's texts, in their order, and the credentials that `reconfigure` hands on.
     ///
     /// # Errors
     /// Something of it can't be read, or not be decrypted.
     pub(super) fn of(host: &Host, texts: &[String]) -> Result<Handed, HostError> {
-        let mut handed = Handed { variables: files_of_variables(host, texts)?, copies: None };
+        let files = files_of_variables(texts);
+        let mut handed = Handed::default();
         let mut sources = BTreeMap::new();
         for path in host.list(Path::new(CREDENTIALS))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             sources.insert(name, Source::File(path));
         }
         sources.extend(sources_of(host, texts));
+        // Before they are read: one that is replaced meanwhile is another one the next time.
+        for path in files.iter().chain(sources.values().filter_map(Source::path)) {
+            if path.parent() != Some(Path::new(CREDENTIALS)) {
+                handed.marks.extend(host.mark(path)?.map(|mark| format!("{} {mark}", path.display())));
+            }
+        }
+        for path in &files {
+            // Where one must be there and is not, systemd says so.
+            handed.variables.extend(host.text(path)?.iter().flat_map(|text| assignments(text)));
+        }
+        handed.variables.retain(|(name, _)| name != VARIABLE);
         if sources.is_empty() {
             return Ok(handed);
         }
@@ -54,10 +76,9 @@ impl Handed {
             true => Path::new(COPIES).to_owned(),
             false => std::env::temp_dir(),
         };
-        let directory = directory.join(format!("dworker-reconfigure.{}", std::process::id()));
+        let directory = directory.join(format!("{NAME}{}", std::process::id()));
         if host.is_here() {
-            // What a run that was killed has left.
-            let _ = fs::remove_dir_all(&directory);
+            sweep(Path::new(COPIES));
         }
         DirBuilder::new().mode(0o700).create(&directory).map_err(failed("making", &directory))?;
         handed.variables.push(("CREDENTIALS_DIRECTORY".into(), directory.display().to_string()));
@@ -73,6 +94,18 @@ impl Handed {
     }
 }
 
+/// Removes what runs that were killed have left.
+fn sweep(copies: &Path) {
+    for entry in fs::read_dir(copies).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
+        let lives = |owner: u32| owner != std::process::id() && Path::new(&format!("/proc/{owner}")).exists();
+        if owner.is_some_and(|owner| !lives(owner)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl Drop for Handed {
     fn drop(&mut self) {
         if let Some(copies) = &self.copies {
@@ -82,6 +115,13 @@ impl Drop for Handed {
 }
 
 impl Source {
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Source::File(path) | Source::Encrypted(path) => Some(path),
+            Source::Text(_) | Source::EncryptedText(_) => None,
+        }
+    }
+
     fn bytes(&self, host: &Host, name: &str) -> Result<Vec<u8>, HostError> {
         let decrypted = |path: &Path| {
             let mut decrypt = Command::new("systemd-creds");
@@ -104,7 +144,7 @@ impl Source {
 
 /// A file with what is encrypted, which is no secret.
 fn tempfile_of(text: &str) -> io::Result<PathBuf> {
-    let path = Path::new(COPIES).join(format!("dworker-reconfigure.{}.cred", std::process::id()));
+    let path = Path::new(COPIES).join(format!("{NAME}{}.cred", std::process::id()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(text.as_bytes())?;
     Ok(path)
@@ -146,7 +186,7 @@ fn sources_of(host: &Host, texts: &[String]) -> BTreeMap<String, Source> {
         };
         // systemd hands on nothing where an optional one is not there.
         if let Some(source) = source
-            && !matches!(&source, Source::File(path) | Source::Encrypted(path) if !host.at(path).exists())
+            && source.path().is_none_or(|path| host.at(path).exists())
         {
             sources.insert(name.to_owned(), source);
         }
@@ -159,19 +199,15 @@ fn unescaped(text: &str) -> String {
     text.replace("\\n", "\n").replace("\\t", "\t").replace("\\\\", "\\").replace("%%", "%")
 }
 
-fn files_of_variables(host: &Host, texts: &[String]) -> Result<Vec<(String, String)>, HostError> {
-    let mut variables = Vec::new();
+fn files_of_variables(texts: &[String]) -> Vec<PathBuf> {
+    let mut files = Vec::new();
     for (_, value) in settings(texts).filter(|(key, _)| key == "EnvironmentFile") {
-        if value.is_empty() {
-            variables.clear();
-            continue;
+        match value.as_str() {
+            "" => files.clear(),
+            path => files.push(path.strip_prefix('-').unwrap_or(path).trim_matches('"').into()),
         }
-        let path = Path::new(value.strip_prefix('-').unwrap_or(&value).trim_matches('"'));
-        // Where one must be there and is not, systemd says so.
-        variables.extend(host.text(path)?.iter().flat_map(|text| assignments(text)));
     }
-    variables.retain(|(name, _)| name != VARIABLE);
-    Ok(variables)
+    files
 }
 
 /// A file of variables, as systemd reads it: without expansion, in quotes or not.
@@ -193,6 +229,18 @@ fn assignments(text: &str) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_run_left_that_was_killed_is_removed_and_anothers_is_not() {
+        let copies = tempfile::tempdir().unwrap();
+        let [dead, living, other] = ["dworker-reconfigure.4294967295", "dworker-reconfigure.1", "dworker"]
+            .map(|name| copies.path().join(name));
+        for path in [&dead, &living, &other] {
+            fs::create_dir(path).unwrap();
+        }
+        sweep(copies.path());
+        assert!(!dead.exists() && living.exists() && other.exists());
+    }
 
     #[test]
     fn what_a_unit_hands_on_is_handed_to_the_check() {
@@ -228,6 +276,9 @@ mod tests {
         assert_eq!(value("DWORKER_UNIT"), None);
         let copies = PathBuf::from(value("CREDENTIALS_DIRECTORY").unwrap());
         assert!(copies.join("worker_key").exists() && copies.join("apikey").exists());
+        // Those in the directory of credentials have marks of their own.
+        let marked: Vec<_> = handed.marks.iter().filter_map(|mark| mark.split(' ').next()).collect();
+        assert_eq!(marked, ["/etc/default", "/etc/credstore/client_key", "/etc/key.cred"]);
         drop(handed);
         assert!(!copies.exists());
     }

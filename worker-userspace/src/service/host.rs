@@ -62,13 +62,17 @@ pub enum HostError {
         said: String,
     },
     /// The service did not start with what was changed, and does again without.
-    #[error("{first}\nwhat was changed of the unit is put back, and the service runs as before")]
+    #[error(
+        "{first}\nwhat was changed of the unit is put back, and the service runs so, with the configuration as it stands"
+    )]
     PutBack {
         /// Why it did not start.
         first: String,
     },
-    /// The service did not start with what was changed, and does not without.
-    #[error("{first}\nand it can't be put back: {then}")]
+    /// The service did not start with what was changed, and does not without: the configuration itself is not put back.
+    #[error(
+        "{first}\nand it does not run as before either: {then}\ncorrect what it says, and run `dworker reconfigure` again"
+    )]
     Down {
         /// Why it did not start.
         first: String,
@@ -138,6 +142,14 @@ impl Host {
         Handed::of(self, &texts)
     }
 
+    /// True where the service is installed.
+    ///
+    /// # Errors
+    /// Its unit can't be read.
+    pub fn has_unit(&self) -> Result<bool, HostError> {
+        Ok(self.text(Path::new(UNIT))?.is_some() || self.packaged()?.is_some())
+    }
+
     fn packaged(&self) -> Result<Option<String>, HostError> {
         for path in PACKAGED {
             if let Some(text) = self.text(Path::new(path))? {
@@ -199,6 +211,7 @@ impl Host {
             environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(begins.as_bytes()));
         Ok(Some(Service {
             active,
+            pid: pid.parse().ok().filter(|pid| active && *pid != 0),
             stale: value("NeedDaemonReload") == "yes",
             settings: settings.map(|settings| String::from_utf8_lossy(settings).into_owned()),
             environment: assignments(value("Environment")),
@@ -207,18 +220,33 @@ impl Host {
         }))
     }
 
-    /// What there is.
+    /// What tells a file from the one that was there before; nothing where there is none. Not what stands in it: everybody
+    /// may see the stamp, and guess.
+    pub(super) fn mark(&self, path: &Path) -> Result<Option<String>, HostError> {
+        match fs::metadata(self.at(path)) {
+            Ok(file) => {
+                let (seconds, rest) = (file.mtime(), file.mtime_nsec());
+                Ok(Some(format!("{} {} {seconds}.{rest}", file.len(), file.ino())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("looking at", path)(error)),
+        }
+    }
+
+    /// What there is; `handed` are the [marks](Handed::marks) of what the service is handed.
     ///
     /// # Errors
     /// Something can't be read.
-    pub fn find(&self, wanted: &Wanted, service: Option<Service>) -> Result<Found, HostError> {
+    pub fn find(
+        &self,
+        wanted: &Wanted,
+        service: Option<Service>,
+        handed: Vec<String>,
+    ) -> Result<Found, HostError> {
         let mut credentials = BTreeMap::new();
         for path in self.list(Path::new(CREDENTIALS))? {
-            let file = fs::metadata(self.at(&path)).map_err(failed("looking at", &path))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // Not what stands in it: everybody may see the stamp, and guess.
-            let mark = format!("{} {} {}.{}", file.len(), file.ino(), file.mtime(), file.mtime_nsec());
-            credentials.insert(name, mark);
+            credentials.extend(self.mark(&path)?.map(|mark| (name, mark)));
         }
         let mut modes = BTreeMap::new();
         for path in wanted.looked_at() {
@@ -238,9 +266,11 @@ impl Host {
             unit: self.text(Path::new(UNIT))?,
             others: self.others()?,
             credentials,
+            handed,
             modes,
             unwritable: self.unwritable(wanted)?,
             foreign_runtime: self.is_foreign(wanted, drop_in.as_deref())?,
+            unfit: Vec::new(),
             program: if self.is_here { changeable(&wanted.program) } else { None },
             systemd: self.systemd(),
             drop_in,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{CREDENTIALS, Found, OWN, Wanted};
+use super::{CREDENTIALS, Found, Wanted};
 use crate::config::UNIT_VARIABLE;
 
 /// The unit that packages bring.
@@ -138,7 +138,7 @@ pub(super) fn of(wanted: &Wanted, credentials: &[&str], systemd: Option<u32>) ->
         start.push("ExecStart=".into());
         start.push(format!("ExecStart={}{NAMED}{}", quoted(&wanted.program), argument(file)));
     }
-    if !wanted.control_socket.starts_with(OWN[1]) {
+    if wanted.names_socket() {
         let socket = argument(&wanted.control_socket);
         rest.push("ExecReload=".into());
         rest.push(format!("ExecReload={} reload --socket {socket}", quoted(&wanted.program)));
@@ -153,8 +153,9 @@ pub(super) fn of(wanted: &Wanted, credentials: &[&str], systemd: Option<u32>) ->
 /// Stands for all that comes into force only with a start.
 pub(super) fn stamp(unit: &str, settings: &Settings, found: &Found) -> String {
     let mut hash = Sha256::new();
-    // A service has copies of its credentials, made when it is started.
-    let texts = settings.start.iter().chain(&found.others).chain(found.credentials.values());
+    // A service has copies of its credentials and variables, made when it is started.
+    let handed = found.credentials.values().chain(&found.handed);
+    let texts = settings.start.iter().chain(&found.others).chain(handed);
     for text in [unit].into_iter().chain(texts.map(String::as_str)) {
         hash.update((text.len() as u64).to_be_bytes());
         hash.update(text);

@@ -11,8 +11,16 @@ const FILE: &str = "/etc/dworker/dworker.toml";
 struct Fake {
     found: Found,
     done: Vec<Step>,
-    /// The service does not start with this in its drop-in.
-    fails_with: Option<&'static str>,
+    /// The service does not start.
+    fails: Option<Fails>,
+}
+
+#[derive(Clone, Copy)]
+enum Fails {
+    /// With this in its drop-in.
+    With(&'static str),
+    /// With the configuration that is there, whatever the unit is.
+    Always,
 }
 
 /// A file of root's.
@@ -46,7 +54,11 @@ impl Executor for Fake {
                 }
                 let text = found.drop_in.clone().unwrap_or_default();
                 if matches!(action, Action::Start | Action::Restart)
-                    && self.fails_with.is_some_and(|bad| text.contains(bad))
+                    && match self.fails {
+                        Some(Fails::With(bad)) => text.contains(bad),
+                        Some(Fails::Always) => true,
+                        None => false,
+                    }
                 {
                     found.service.as_mut().expect("systemd").active = false;
                     return Err(HostError::Failed {
@@ -59,6 +71,9 @@ impl Executor for Fake {
                     Action::ReadUnits => service.stale = false,
                     Action::Enable => {}
                     Action::Start | Action::Restart => {
+                        let named =
+                            text.lines().find_map(|line| Some(line.split_once("reload --socket ")?.1));
+                        service.socket = Some(named.unwrap_or(DEFAULT_SOCKET).into());
                         (service.active, service.settings, service.news) = (true, stamp, Ok(Vec::new()));
                     }
                     Action::Reload => service.news = Ok(Vec::new()),
@@ -85,6 +100,7 @@ impl Service {
     fn idle() -> Service {
         Service {
             active: false,
+            pid: None,
             stale: false,
             settings: None,
             environment: Vec::new(),
@@ -105,7 +121,7 @@ fn actions(plan: &Plan) -> Vec<Action> {
 
 /// Carries a plan out and asserts that there is nothing left to do.
 fn settle(wanted: &Wanted, found: Found) -> Found {
-    let mut fake = Fake { found, done: Vec::new(), fails_with: None };
+    let mut fake = Fake { found, done: Vec::new(), fails: None };
     let first = plan(wanted, &fake.found);
     assert_eq!(first.faults, [""; 0]);
     first.steps.iter().for_each(|step| fake.carry_out(step).unwrap());
@@ -177,6 +193,7 @@ fn a_change_is_reloaded_where_that_does_and_restarted_only_where_not() {
         }
     };
     assert_eq!(changed(&credential("one")), restart);
+    assert_eq!(changed(&|found| found.handed = vec!["/etc/default/dworker 12 3 4.5".into()]), restart);
     // A stop may take longer: systemd only has to know.
     let patient = wanted(&format!("drain = \"60s\"\n{WORKER}"));
     let mut found = running.clone();
@@ -191,7 +208,7 @@ fn a_run_that_was_cut_short_is_made_up_for() {
     let wanted = wanted(WORKER);
     let whole = plan(&wanted, &installed()).steps;
     for done in 0..whole.len() {
-        let mut fake = Fake { found: installed(), done: Vec::new(), fails_with: None };
+        let mut fake = Fake { found: installed(), done: Vec::new(), fails: None };
         whole[..done].iter().for_each(|step| fake.carry_out(step).unwrap());
         let found = settle(&wanted, fake.found);
         assert!(found.enabled && found.service.unwrap().active, "cut after {done} steps");
@@ -200,7 +217,7 @@ fn a_run_that_was_cut_short_is_made_up_for() {
     let running = settle(&wanted, installed());
     let changed = Found { packaged: Some("[Service]\nUMask=0007\n".into()), ..running };
     let steps = plan(&wanted, &changed).steps;
-    let mut fake = Fake { found: changed, done: Vec::new(), fails_with: None };
+    let mut fake = Fake { found: changed, done: Vec::new(), fails: None };
     fake.carry_out(&steps[0]).unwrap();
     assert_eq!(actions(&plan(&wanted, &fake.found)), [Action::Restart]);
 }
@@ -246,6 +263,23 @@ fn what_the_unit_would_hide_is_shown() {
         assert!(drop_in.lines().any(|found| found == line), "{line}\n{drop_in}");
     }
     assert!(!drop_in.contains("PrivateTmp"));
+}
+
+#[test]
+fn a_reload_asks_where_the_daemon_listens() {
+    let with = |socket: &str| wanted(&format!("control_socket = {socket:?}\n{WORKER}"));
+    // Also in the directory of the default.
+    let running = settle(&with("/run/dworker/a.sock"), installed());
+    let asks = "\nExecReload=/usr/bin/dworker reload --socket /run/dworker/a.sock\n";
+    assert!(running.drop_in.as_ref().unwrap().contains(asks), "{running:?}");
+    // At another one nobody listens before a restart.
+    let mut found = running.clone();
+    found.service.as_mut().unwrap().news = Ok(vec!["changed: control_socket".into()]);
+    let moved = with("/run/dworker/b.sock");
+    assert_eq!(actions(&plan(&moved, &found)), [Action::ReadUnits, Action::Restart]);
+    settle(&moved, found);
+    let home = settle(&with(DEFAULT_SOCKET), running);
+    assert!(!home.drop_in.unwrap().contains("ExecReload"));
 }
 
 #[test]
@@ -380,15 +414,40 @@ fn a_daemon_that_cannot_be_asked_is_restarted_only_on_demand() {
 fn a_service_that_does_not_start_with_what_is_new_runs_with_what_was() {
     let running = settle(&wanted(WORKER), installed());
     let changed = wanted(&format!("state_dir = \"/srv/x\"\n{WORKER}"));
-    let mut fake = Fake { found: running.clone(), done: Vec::new(), fails_with: Some("/srv/x") };
+    let mut fake = Fake { found: running.clone(), done: Vec::new(), fails: Some(Fails::With("/srv/x")) };
     let plan = plan(&changed, &running);
     let error = carry_out(&plan, &mut fake, |_| {}).unwrap_err().to_string();
-    assert!(error.contains("does not start") && error.contains("runs as before"), "{error}");
+    assert!(
+        error.contains("does not start") && error.contains("is put back, and the service runs so"),
+        "{error}"
+    );
     assert_eq!((&fake.found.drop_in, &fake.found.service), (&running.drop_in, &running.service));
-    // Neither way does.
-    fake.fails_with = Some("Service");
+    // It is the configuration, which nobody puts back.
+    fake.fails = Some(Fails::Always);
     let error = carry_out(&plan, &mut fake, |_| {}).unwrap_err().to_string();
-    assert!(error.contains("can't be put back"), "{error}");
+    assert!(
+        error.contains("does not run as before either") && error.contains("run `dworker reconfigure`"),
+        "{error}"
+    );
+    assert!(!fake.found.service.unwrap().active && fake.found.drop_in == running.drop_in);
+}
+
+#[test]
+fn a_daemon_that_runs_is_not_stopped_for_what_would_not_start() {
+    let mut found = settle(&wanted(WORKER), installed());
+    found.unfit = vec!["proxy.http = 127.0.0.1:80: Address already in use".into()];
+    let news = |found: &mut Found| found.service.as_mut().unwrap().news = Ok(vec!["changed: lanes".into()]);
+    // Without a restart it is not stopped.
+    assert_eq!(plan(&wanted(WORKER), &found).faults, [""; 0]);
+    news(&mut found);
+    let reload = plan(&wanted(WORKER), &found);
+    assert_eq!((actions(&reload), reload.faults), (vec![Action::Reload], vec![]));
+    let restart = plan(&wanted(&format!("state_dir = \"/srv/x\"\n{WORKER}")), &found);
+    assert_eq!(restart.faults.len(), 1);
+    assert!(restart.faults[0].ends_with("proxy.http = 127.0.0.1:80: Address already in use"), "{restart:?}");
+    // One that does not run is started: what it says is told then.
+    found.service.as_mut().unwrap().active = false;
+    assert_eq!(plan(&wanted(WORKER), &found).faults, [""; 0]);
 }
 
 #[test]

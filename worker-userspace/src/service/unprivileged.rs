@@ -29,7 +29,7 @@ struct Data {
 ///
 /// # Errors
 /// The kernel does not take them away.
-pub fn unprivileged<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub(super) fn unprivileged<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let worker = scope.spawn(|| let_go().map(|()| work()));
         worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

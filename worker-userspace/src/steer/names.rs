@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub use file::{FileError, check_file};
+pub use file::{FileError, check_file, file_in, has_steered};
 pub use hosts::{hosts_addresses, hosts_conflicts};
 pub use overlap::{OverlapError, check_overlap};
 pub use patterns::{PatternIndex, Standing};
@@ -149,7 +149,7 @@ impl Names {
         rules: Arc<dyn NameRules>,
         sockets: &Sockets,
     ) -> Result<Names, NamesError> {
-        let (file, names) = NameFile::open(&state_dir.join("names"), prefixes, sockets)?;
+        let (file, names) = NameFile::open(&file_in(state_dir), prefixes, sockets)?;
         let by_name = (1..).zip(&names).map(|(index, name)| (name.clone(), index)).collect();
         let entries = names.into_iter().map(|name| Entry { name, steered: false }).collect();
         let table = Table { entries, by_name, ..Table::default() };

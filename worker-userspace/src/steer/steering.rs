@@ -34,13 +34,14 @@ use ipnet::IpNet;
 use super::dns::{self, Resolvers, Server, ServerError};
 use super::kernel::{Arrival, FlowRecord, Kernel, KernelError, next_event};
 use super::names::{
-    Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_overlap,
+    Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_file,
+    check_overlap, file_in,
 };
 use super::pins::{Pins, PinsError};
 use super::probe::ProbeError;
 use super::programs::{Programs, ProgramsError};
 use super::rules::RulesError;
-use super::scope::Scope;
+use super::scope::{self, Scope};
 use crate::config::{Families, Steer, User};
 use crate::drain::Gate;
 use crate::inspect::monitor::Hub;
@@ -216,11 +217,9 @@ impl Steering {
         carriers: Vec<Carrier>,
         mut inherited: Inherited,
     ) -> Result<Started, SteerError> {
-        let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
-        let found = scope.find(true)?;
-        let users = config.exclude_users.iter().map(user).collect::<Result<Vec<u32>, _>>()?;
-        let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
-        check_overlap(&prefixes)?;
+        let (scope, found) = captured(config)?;
+        let users = users(config)?;
+        let prefixes = prefixes(config)?;
         let programs = inherited.programs.take().map_or_else(|| Steering::load_ahead(config), Ok)?;
         if let Some(pins) = programs.pins() {
             pins.lock_by(&inherited.sockets)?;
@@ -236,6 +235,14 @@ impl Steering {
         let attaching = Attaching { programs, scope, users, alone: !inherited.follows, now };
         let _ = started.steering.attaching.set(attaching);
         Ok(started)
+    }
+
+    /// What of this host as it is keeps a start from steering, as far as it can be looked at.
+    pub fn unfit(config: &Steer, state_dir: &Path) -> Vec<SteerError> {
+        let prefixes = prefixes(config).and_then(|prefixes| {
+            check_file(&file_in(state_dir), prefixes).map_err(|error| NamesError::from(error).into())
+        });
+        [captured(config).err(), users(config).err(), prefixes.err()].into_iter().flatten().collect()
     }
 
     /// Loads the programs, which takes the kernel a moment, while another daemon may still have the pins.
@@ -530,6 +537,25 @@ fn nets(addresses: Synthetic) -> [IpNet; 2] {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves behind them what was there, or what was just to be there.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where is captured, and what of it is there.
+fn captured(config: &Steer) -> Result<(Scope, scope::Found), SteerError> {
+    let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
+    let found = scope.find(true)?;
+    Ok((scope, found))
+}
+
+/// Who is left out.
+fn users(config: &Steer) -> Result<Vec<u32>, SteerError> {
+    config.exclude_users.iter().map(user).collect()
+}
+
+/// The networks whose addresses stand for names, which nobody else uses.
+fn prefixes(config: &Steer) -> Result<Prefixes, SteerError> {
+    let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
+    check_overlap(&prefixes)?;
+    Ok(prefixes)
 }
 
 /// The number of a user that the configuration names.

@@ -33,7 +33,10 @@ pub(super) fn look(root: &Path, config: &Config, status: Option<&Status>, elsewh
         Ok(slots) => hooks.slots = slots,
         Err(why) => hooks.unseen = Some(why),
     }
-    hooks.canaries = canaries(root, steer, status, elsewhere);
+    hooks.uncaptured = there(steer).into_iter().filter(|path| !is_captured(status, path)).collect();
+    let mut cgroups = captured(status);
+    hooks.untried = cgroups.split_off(cgroups.len().min(MOST));
+    hooks.canaries = canaries(root, steer, status, elsewhere, cgroups);
     Some(hooks)
 }
 
@@ -45,6 +48,19 @@ fn missing(steer: &Steer) -> Vec<PathBuf> {
         _ => None,
     };
     steer.cgroups.iter().filter_map(path).collect()
+}
+
+/// The captured cgroups as the configuration has them, that are there.
+fn there(steer: &Steer) -> Vec<PathBuf> {
+    let Ok(mount) = probe::mount() else { return Vec::new() };
+    let found = steer.cgroups.iter().filter_map(|written| Some(probe::cgroup(&mount, written).ok()?.path));
+    found.collect()
+}
+
+/// True where something is attached to a cgroup, or above it: that runs for what is in it, too.
+pub(super) fn is_captured(status: &SteerStatus, path: &Path) -> bool {
+    let mut links = status.programs.iter().flat_map(|program| &program.links).filter(|link| link.alive);
+    links.any(|link| path.starts_with(&link.cgroup))
 }
 
 fn slots(status: &SteerStatus) -> Result<Vec<Slot>, String> {
@@ -72,17 +88,22 @@ fn slots(status: &SteerStatus) -> Result<Vec<Slot>, String> {
     Ok(slots)
 }
 
+/// The cgroups to which something is attached.
+fn captured(status: &SteerStatus) -> Vec<PathBuf> {
+    let links = status.programs.iter().flat_map(|program| &program.links).filter(|link| link.alive);
+    let mut cgroups: Vec<PathBuf> = links.map(|link| link.cgroup.clone()).collect();
+    cgroups.sort();
+    cgroups.dedup();
+    cgroups
+}
+
 fn canaries(
     root: &Path,
     steer: &Steer,
     status: &SteerStatus,
     elsewhere: bool,
+    cgroups: Vec<PathBuf>,
 ) -> Vec<(PathBuf, Result<Song, String>)> {
-    let links = status.programs.iter().flat_map(|program| &program.links).filter(|link| link.alive);
-    let mut cgroups: Vec<PathBuf> = links.map(|link| link.cgroup.clone()).collect();
-    cgroups.sort();
-    cgroups.dedup();
-    cgroups.truncate(MOST);
     let send = |cgroup: PathBuf| {
         let sent = match elsewhere {
             true => {
@@ -135,6 +156,26 @@ fn resolver(known: &BTreeMap<String, u16>, resolv_conf: &str) -> Ipv4Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inspect::status::LinkStatus;
+
+    #[test]
+    fn what_is_attached_above_a_cgroup_captures_it_and_what_is_gone_does_not() {
+        let status = include_str!("../../inspect/print/example.json");
+        let mut status =
+            serde_json::from_str::<Status>(status).expect("the example").steer.expect("it steers");
+        let link = status.programs[0].links[0].clone();
+        let mut attached = |path: &str, alive: bool| {
+            for program in &mut status.programs {
+                program.links = vec![LinkStatus { cgroup: path.into(), alive, ..link.clone() }];
+            }
+            is_captured(&status, Path::new("/sys/fs/cgroup/a.slice/a-b.slice"))
+        };
+        assert!(attached("/sys/fs/cgroup/a.slice/a-b.slice", true));
+        assert!(attached("/sys/fs/cgroup/a.slice", true) && attached("/sys/fs/cgroup", true));
+        assert!(!attached("/sys/fs/cgroup/a.slice", false));
+        assert!(!attached("/sys/fs/cgroup/a.slice/a", true));
+        assert!(!attached("/sys/fs/cgroup/a.slice/a-b.slice/b.service", true));
+    }
 
     #[test]
     fn a_canary_is_somebody_who_is_not_excluded_and_asks_whom_all_ask() {

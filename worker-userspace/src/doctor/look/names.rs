@@ -36,7 +36,7 @@ pub(super) async fn look(root: &Path, config: &Config, status: Option<&Status>, 
             found.overlap = check_overlap(&prefixes).err().map(|error| error.to_string());
         }
         if let Some(prefixes) = prefixes.filter(|_| status.is_none()) {
-            let checked = names::check_file(&config.state_dir.join("names"), prefixes);
+            let checked = names::check_file(&names::file_in(&config.state_dir), prefixes);
             found.file = checked.err().map(|error| error.to_string());
         }
         found.hosts = hosts(&root.join("etc/hosts"), &patterns(config, status));

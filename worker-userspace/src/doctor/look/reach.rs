@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::config::Worker;
 use crate::doctor::facts::{Dialled, Kind, Obstacle};
 use crate::refusal::Code;
-use crate::target::Target;
+use crate::target::{Host, Target};
 use crate::tunnel::dial::{Appliance, DialError, Words};
 use crate::tunnel::handshake::{Dial, HandshakeError, authorization};
 use crate::tunnel::tls::expiry::Expiry;
@@ -26,6 +26,8 @@ use crate::upstream::{Upstream, UpstreamError};
 
 /// Time for an answer, and for a proxy.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What the step is called in which a name is looked up and a connection made.
+const CONNECTING: &str = "connecting";
 
 /// Dials, and notes the certificates that it is shown in `expiry`.
 pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
@@ -41,7 +43,7 @@ pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
     let dial = match prepare(worker, at, expiry) {
         Ok(dial) => dial,
         Err(text) => {
-            dialled.reached = Err(Obstacle { kind: Kind::Files, text });
+            dialled.reached = Err(Obstacle { kind: Kind::Files, text, is_unresolved: false });
             return dialled;
         }
     };
@@ -49,7 +51,8 @@ pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
         (Some(proxy), _) => dialled.through = Some(proxy.name().to_owned()),
         (None, Some(proxy)) => {
             let reached = proxy.reach(Instant::now() + PATIENCE).await.map(drop);
-            dialled.proxy = Some((proxy.name().to_owned(), reached.map_err(|error| of_proxy(&error))));
+            let reached = reached.map_err(|error| of_proxy(&error, worker));
+            dialled.proxy = Some((proxy.name().to_owned(), reached));
         }
         (None, None) => {}
     }
@@ -57,13 +60,13 @@ pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
     let transport = match dial.reach().await {
         Ok(transport) => transport,
         Err(error) => {
-            dialled.reached = Err(obstacle(&error));
+            dialled.reached = Err(obstacle(&error, worker));
             return dialled;
         }
     };
     dialled.reached = Ok(start.elapsed());
     dialled.date = timeout(PATIENCE, date(transport, &dialled.appliance)).await.ok().flatten();
-    dialled.admitted = Some(dial.knock().await.map_err(|error| obstacle(&error)));
+    dialled.admitted = Some(dial.knock().await.map_err(|error| obstacle(&error, worker)));
     dialled
 }
 
@@ -100,19 +103,30 @@ async fn date(transport: Transport, appliance: &str) -> Option<(Timestamp, Times
     Some((rfc2822::parse(theirs).ok()?.timestamp(), ours))
 }
 
-fn of_proxy(error: &UpstreamError) -> Obstacle {
+fn of_proxy(error: &UpstreamError, worker: &Worker) -> Obstacle {
     let kind = match error.refusal().code {
         _ if error.wants_login() => Kind::ProxyLogin,
         Code::ProxyDenied => Kind::ProxyDenied,
         Code::ProxyDown => Kind::ProxyDown,
         _ => Kind::ProxyTarget,
     };
-    Obstacle { kind, text: error.to_string() }
+    let is_named = worker.upstream.as_ref().is_some_and(|proxy| is_name(&proxy.host));
+    Obstacle { kind, text: error.to_string(), is_unresolved: is_named && error.may_be_unresolved() }
 }
 
-fn obstacle(error: &HandshakeError) -> Obstacle {
+fn is_name(host: &Host) -> bool {
+    matches!(host, Host::Name(_))
+}
+
+fn obstacle(error: &HandshakeError, worker: &Worker) -> Obstacle {
+    // Time for connecting is time for the look-up, too.
+    let is_unresolved = match error {
+        HandshakeError::Dial(DialError::Resolve { .. }) => true,
+        HandshakeError::Timeout { step } => step.starts_with(CONNECTING) && is_name(&worker.appliance.host),
+        _ => false,
+    };
     let kind = match error {
-        HandshakeError::Proxy(error) => return of_proxy(error),
+        HandshakeError::Proxy(error) => return of_proxy(error, worker),
         HandshakeError::Dial(DialError::Resolve { .. }) => Kind::Name,
         HandshakeError::Dial(DialError::Connect { .. }) => Kind::Connect,
         HandshakeError::Dial(DialError::Tls { source, .. }) => {
@@ -120,9 +134,9 @@ fn obstacle(error: &HandshakeError) -> Obstacle {
         }
         HandshakeError::Unauthorized => Kind::Key,
         HandshakeError::NoCertificate | HandshakeError::Certificate(_) => Kind::ClientCertificate,
-        HandshakeError::Timeout { step } if step.starts_with("connecting") => Kind::Connect,
+        HandshakeError::Timeout { step } if step.starts_with(CONNECTING) => Kind::Connect,
         HandshakeError::Timeout { step } if step.contains("TLS") => Kind::Tls,
         _ => Kind::Upgrade,
     };
-    Obstacle { kind, text: error.to_string() }
+    Obstacle { kind, text: error.to_string(), is_unresolved }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Config;
 use crate::doctor::facts::{Port, State, System};
@@ -88,22 +89,15 @@ fn state(path: &Path, is_used: bool) -> State {
 }
 
 fn ports(root: &Path, config: &Config) -> Vec<Port> {
-    let mut wanted: Vec<(&'static str, SocketAddr)> = Vec::new();
-    let mut add =
-        |key, addresses: &[SocketAddr]| wanted.extend(addresses.iter().map(|address| (key, *address)));
-    if let Some(appliance) = &config.appliance {
-        add("appliance.listen", &appliance.listen);
-    }
-    if let Some(proxy) = &config.proxy {
-        add("proxy.http", &proxy.http);
-        add("proxy.socks", &proxy.socks);
-    }
-    add("metrics.listen", &config.metrics.listen);
+    let wanted: Vec<(&'static str, SocketAddr)> = config.listens().collect();
     let read = |file: &str| fs::read_to_string(root.join("proc/self/net").join(file)).unwrap_or_default();
     let listening: Vec<(SocketAddr, u64)> =
         [read("tcp"), read("tcp6")].iter().flat_map(|text| listeners(text)).collect();
     let of = |address: &SocketAddr| -> Vec<u64> {
-        listening.iter().filter(|(other, _)| in_the_way(*other, *address)).map(|(_, inode)| *inode).collect()
+        let there = listening.iter().filter(|(other, _)| in_the_way(*other, *address));
+        // One for all of IPv6 may have left IPv4 to others, as the daemon's own does: only a try tells.
+        let there = there.filter(|(other, _)| is_same_family(*other, *address) || is_taken(*address));
+        there.map(|(_, inode)| *inode).collect()
     };
     let inodes: HashSet<u64> = wanted.iter().flat_map(|(_, address)| of(address)).collect();
     let holders = holders(root, &inodes);
@@ -118,12 +112,27 @@ fn ports(root: &Path, config: &Config) -> Vec<Port> {
     wanted.into_iter().map(port).collect()
 }
 
-/// Whether a listener keeps others off an address.
-fn in_the_way(listener: SocketAddr, address: SocketAddr) -> bool {
-    let (there, here) = (listener.ip(), address.ip());
-    let same_family = there.is_ipv4() == here.is_ipv4();
-    listener.port() == address.port()
-        && (there == here || (same_family && (there.is_unspecified() || here.is_unspecified())))
+/// Whether a listener keeps others off an address, or may: one for all of IPv6 has IPv4's port, too, where it was not
+/// told otherwise.
+pub fn in_the_way(listener: SocketAddr, address: SocketAddr) -> bool {
+    let (there, here) = (listener.ip().to_canonical(), address.ip());
+    let is_all = |ip: IpAddr| ip.is_unspecified() && (ip.is_ipv6() || here.is_ipv4());
+    let reaches = |ip: IpAddr| ip.is_ipv4() == here.is_ipv4() && here.is_unspecified();
+    listener.port() == address.port() && (there == here || is_all(there) || reaches(there))
+}
+
+fn is_same_family(a: SocketAddr, b: SocketAddr) -> bool {
+    a.ip().to_canonical().is_ipv4() == b.is_ipv4()
+}
+
+/// Whether an address can't be bound. Nobody can connect to it meanwhile.
+fn is_taken(address: SocketAddr) -> bool {
+    let bound = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    bound().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// The listening sockets, with their inodes, by the text of `/proc/net/tcp` or `tcp6`.
@@ -155,6 +164,21 @@ fn listeners(text: &str) -> Vec<(SocketAddr, u64)> {
     text.lines().filter_map(line).collect()
 }
 
+/// The sockets that a process has open, as far as this one may see.
+fn sockets(process: &Path) -> impl Iterator<Item = u64> {
+    let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+    let links = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
+}
+
+/// Where a process listens.
+pub(super) fn listeners_of(process: &Path) -> Vec<SocketAddr> {
+    let own: HashSet<u64> = sockets(process).collect();
+    let files = ["tcp", "tcp6"].map(|file| process.join("net").join(file));
+    let all = files.iter().flat_map(|file| listeners(&fs::read_to_string(file).unwrap_or_default()));
+    all.filter(|(_, inode)| own.contains(inode)).map(|(address, _)| address).collect()
+}
+
 /// Which processes have these sockets open, as far as this one may see.
 fn holders(root: &Path, inodes: &HashSet<u64>) -> HashMap<u64, Vec<(u32, String)>> {
     let mut all: HashMap<u64, Vec<(u32, String)>> = HashMap::new();
@@ -165,14 +189,9 @@ fn holders(root: &Path, inodes: &HashSet<u64>) -> HashMap<u64, Vec<(u32, String)
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let descriptors = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        for link in descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok()) {
-            let inode =
-                link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
-            if let Some(inode) = inode.filter(|inode| inodes.contains(inode)) {
-                let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                all.entry(inode).or_default().push((pid, command.trim_end().to_owned()));
-            }
+        for inode in sockets(&process.path()).filter(|inode| inodes.contains(inode)) {
+            let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            all.entry(inode).or_default().push((pid, command.trim_end().to_owned()));
         }
     }
     all
@@ -199,18 +218,45 @@ mod tests {
     }
 
     #[test]
-    fn who_listens_everywhere_is_in_the_way_of_all_in_the_family() {
+    fn who_listens_everywhere_is_in_the_way_of_all() {
         let at = |text: &str| text.parse().unwrap();
         for (listener, address, expected) in [
             ("127.0.0.1:443", "127.0.0.1:443", true),
             ("127.0.0.1:443", "127.0.0.1:444", false),
             ("0.0.0.0:443", "127.0.0.1:443", true),
             ("127.0.0.1:443", "0.0.0.0:443", true),
-            ("[::]:443", "0.0.0.0:443", false),
+            ("[::]:443", "0.0.0.0:443", true),
+            ("[::]:443", "10.0.0.1:443", true),
+            ("[::]:443", "10.0.0.1:444", false),
+            ("0.0.0.0:443", "[::]:443", false),
+            ("10.0.0.1:443", "[::]:443", false),
+            ("[::1]:443", "0.0.0.0:443", false),
+            ("[::ffff:10.0.0.1]:443", "10.0.0.1:443", true),
+            ("[::ffff:10.0.0.1]:443", "10.0.0.2:443", false),
             ("[::]:443", "[2001:db8::1]:443", true),
             ("10.0.0.1:443", "10.0.0.2:443", false),
         ] {
             assert_eq!(in_the_way(at(listener), at(address)), expected, "{listener} {address}");
+        }
+    }
+
+    #[test]
+    fn a_listener_for_both_families_has_the_port_and_one_for_ipv6_leaves_it() {
+        for (only_v6, expected) in [(false, true), (true, false)] {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+            socket.set_only_v6(only_v6).unwrap();
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
+            socket.listen(1).unwrap();
+            let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+            let text = format!(
+                "appliance_url = \"https://a.example\"\nworker_key_file = \"/k\"\n[proxy]\nhttp = [\"127.0.0.1:{port}\"]\n"
+            );
+            let config = Config::parse(&text, "dworker.toml").unwrap().config;
+            let found = ports(Path::new("/"), &config);
+            let found = found.iter().find(|found| found.key == "proxy.http").unwrap();
+            assert_eq!(found.is_taken, expected, "{found:?}");
+            let is_ours = found.holders.iter().any(|(pid, _)| *pid == std::process::id());
+            assert_eq!(is_ours, expected, "{found:?}");
         }
     }
 

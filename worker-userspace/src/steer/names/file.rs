@@ -91,6 +91,16 @@ pub enum FileError {
     },
 }
 
+/// Where the file is.
+pub fn file_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("names")
+}
+
+/// True where a daemon with this state directory has steered: it made the file, which stays.
+pub fn has_steered(state_dir: &Path) -> bool {
+    file_in(state_dir).exists()
+}
+
 /// Looks at the file without opening it for more, and says how many names are in it: as [`NameFile::open`] would, which
 /// may repair what this leaves alone. No file is one without names.
 ///
