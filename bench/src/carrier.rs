@@ -25,7 +25,7 @@ pub(crate) struct Carrier<'a> {
 
 /// A program that carries.
 pub(crate) enum End {
-    Daemon(Daemon),
+    Daemon(Box<Daemon>),
     Process(Process),
 }
 

@@ -73,6 +73,11 @@ impl Summary {
         Some(Summary { median, least, most })
     }
 
+    /// True where no value of one is between those of the other.
+    pub(crate) fn is_apart(&self, other: &Summary) -> bool {
+        self.least > other.most || self.most < other.least
+    }
+
     /// Half of the way from the least to the greatest, in parts of the median.
     pub(crate) fn spread(&self) -> f64 {
         (self.most - self.least) / 2.0 / self.median

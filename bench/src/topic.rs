@@ -9,7 +9,7 @@ mod stalled;
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::carrier::{self, Carrier, Peer};
 use crate::load::{Load, Seen, What};
@@ -49,6 +49,8 @@ impl Plan {
         let seen = running.end()?;
         let used = processes::cpu(&pids) - before;
         profiling.map(|profiling| profiling.end()).transpose()?;
+        ensure!(seen.rate > 0.0, "{}: {title}: nothing moved", carrier.name);
+        ensure!(seen.failures == 0, "{}: {title}: {} failed", carrier.name, seen.failures);
         Ok((seen, used))
     }
 

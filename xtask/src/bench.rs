@@ -6,7 +6,7 @@ use crate::command::{cargo, run, say};
 use crate::{ebpf, prerequisites, target_directory};
 
 /// Whom dworker is measured beside, and what looks where the time goes.
-const PACKAGES: [&str; 7] = [
+pub(crate) const PACKAGES: [&str; 7] = [
     "libnginx-mod-stream",
     "linux-perf",
     "nginx-light",

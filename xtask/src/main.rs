@@ -39,7 +39,7 @@ enum Command {
     Ci,
     /// Show an unchanged VMware SDK managing a vCenter that its host can neither resolve nor reach.
     Demo(demo::Demo),
-    /// Measure a part of the house at its largest.
+    /// Measure dworker beside others that do the same, or a part of the house at its largest.
     Bench(bench::Bench),
     /// Take the pictures of the web page that the README shows.
     Screenshots(screenshots::Screenshots),

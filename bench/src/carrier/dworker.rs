@@ -33,7 +33,7 @@ pub(crate) fn one_hop_with<'a>(
         name: "dworker".into(),
         place: Place { host: appliance, captured: true },
         to: TARGET,
-        ends: vec![End::Daemon(first), End::Daemon(second)],
+        ends: [first, second].map(|daemon| End::Daemon(Box::new(daemon))).into(),
     })
 }
 
@@ -61,6 +61,6 @@ pub(crate) fn relay<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
         name: "relay".into(),
         place: Place { host, captured: true },
         to: TARGET,
-        ends: [appliance, steering, dialling].map(End::Daemon).into(),
+        ends: [appliance, steering, dialling].map(|daemon| End::Daemon(Box::new(daemon))).into(),
     })
 }
