@@ -21,6 +21,10 @@ const HELD: u32 = 1000;
 /// New connections a second.
 const RATE: u32 = 100;
 const RELOADS: usize = 10;
+/// From the start after a kill to the first new connection.
+const BACK: Duration = Duration::from_millis(500);
+/// Restarts more, until one is as fast.
+const RETRIES: usize = 5;
 /// Bytes of one connection that lasts through several reloads.
 const LARGE: u64 = 32 << 20;
 
@@ -206,10 +210,7 @@ fn a_daemon_that_was_killed_is_started_again_and_nobody_goes_unsteered() -> Resu
         service.kill9()?;
         // Whoever connects from now on waits for the next process, in the queues of sockets that live on.
         works_again(&lab, &address)?;
-        let back = service.started().context("it was started")?.elapsed();
-        // In 500 ms on a machine that has nothing else to do.
-        eprintln!("a connection was carried {back:?} after the restart began");
-        assert!(back < Duration::from_secs(10), "{back:?}");
+        let mut back = service.started().context("it was started")?.elapsed();
         service.wait_until_ready(2)?;
         house.wait_until_up()?;
         load.wait_for_more(RATE as usize, SOON)?;
@@ -225,6 +226,19 @@ fn a_daemon_that_was_killed_is_started_again_and_nobody_goes_unsteered() -> Resu
         assert!(leaks(&lab)?.starts_with("packets 0 "), "{}", leaks(&lab)?);
         assert_eq!(bpf::attached(lab.appliance().cgroup().path())?.len(), PROGRAMS);
         assert_eq!(resolve(lab.appliance(), ECHO)?, address);
+        // Where others want the processors too, it may take longer once; it is able to, or it is not.
+        for starts in 3..3 + RETRIES {
+            if back <= BACK {
+                break;
+            }
+            service.kill9()?;
+            works_again(&lab, &address)?;
+            back = service.started().context("it was started")?.elapsed();
+            service.wait_until_ready(starts)?;
+            house.wait_until_up()?;
+        }
+        assert!(back <= BACK, "new connections work only {back:?} after a restart began");
+        eprintln!("a connection was carried {back:?} after a restart began");
         Ok(())
     })
 }

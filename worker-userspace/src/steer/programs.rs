@@ -8,12 +8,14 @@
 mod maps;
 mod used;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, Program, ProgramError};
@@ -477,17 +479,31 @@ impl Attachment {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramsError> {
-    ebpf.program_mut(name).ok_or_else(|| ProgramsError::Stale { what: format!("the program {name}") })
+    ebpf.program_mut(name).ok_or_else(|| stale(name))
 }
 
-/// Loads all programs that this kernel has the hooks for.
+fn stale(name: &str) -> ProgramsError {
+    ProgramsError::Stale { what: format!("the program {name}") }
+}
+
+/// Loads all programs that this kernel has the hooks for. At once: the verifier takes tens of milliseconds for some, and a
+/// host waits for it after a crash.
 fn load_all(ebpf: &mut Ebpf) -> Result<(), ProgramsError> {
+    let mut programs: HashMap<_, _> = ebpf.programs_mut().collect();
+    let mut missing = Vec::new();
     for hook in &HOOKS {
-        let program = program(ebpf, hook.name)?;
-        if program.fd().is_ok() {
-            continue;
+        let program = programs.remove(hook.name).ok_or_else(|| stale(hook.name))?;
+        if program.fd().is_err() {
+            missing.push((hook, program));
         }
-        match load(program, hook) {
+    }
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let load = |(hook, program)| (hook, scope.spawn(move || load(program, hook)));
+        let loading: Vec<_> = missing.into_iter().map(load).collect();
+        loading.into_iter().map(|(hook, thread)| (hook, thread.join())).collect()
+    });
+    for (hook, outcome) in outcomes {
+        match outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
             Err(ProgramsError::NoHook { attach_type }) if hook.optional => {
                 tracing::warn!(
                     attach_type,
