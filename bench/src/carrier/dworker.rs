@@ -10,6 +10,8 @@ use super::{Carrier, End};
 use crate::world::{Place, TARGET, TARGET_HOST};
 
 const UP: Duration = Duration::from_secs(30);
+/// Websockets of a worker: what is lost in one does not hold up the streams of the others.
+const LANES: u8 = 4;
 
 /// An appliance that steers its own host, and one worker that dials the target.
 pub(crate) fn one_hop<'a>(lab: &Lab, appliance: &'a Host, worker: &Host) -> Result<Carrier<'a>> {
@@ -26,7 +28,7 @@ pub(crate) fn one_hop_with<'a>(
     let group = Group::new("site-a", proxy_hosts.iter().copied())?;
     let config = Config::new().appliance(&lab.appliance_identity()?, &[&group]).steer(&[appliance.cgroup()]);
     let first = appliance.daemon("appliance", config)?;
-    let config = Config::new().worker(&group, lab.pki().ca_file(), [TARGET_HOST]);
+    let config = Config::new().worker(&group, lab.pki().ca_file(), [TARGET_HOST]).set("lanes", LANES);
     let second = worker.daemon("worker", config)?;
     first.wait_for_group("site-a", UP)?;
     Ok(Carrier {

@@ -229,7 +229,7 @@ pub(super) static TOP: Section = Section {
             .such_as("\"/etc/dworker/worker-tls.key\"")
             .credential("client_key")
             .of_worker(),
-        number("lanes", "Websockets of a session, 1 to 8").or("4").of_worker(),
+        number("lanes", "Websockets of a session, 1 to 8").or("2").of_worker(),
         text(
             "proxy_address",
             "The HTTP proxy on the way to the appliance and to targets, with user:password@ where it asks",
