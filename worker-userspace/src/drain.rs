@@ -26,7 +26,8 @@ pub struct Drain {
 #[derive(Debug, Default)]
 struct Running {
     next: u64,
-    handles: HashMap<u64, AbortHandle>,
+    /// `None` while the runtime is just taking the task.
+    handles: HashMap<u64, Option<AbortHandle>>,
     is_cut: bool,
 }
 
@@ -73,14 +74,21 @@ impl Drain {
             return;
         }
         running.next += 1;
-        let place = Place { running: self.running.clone(), id: running.next, what };
         let id = running.next;
-        // Under the lock: a task that ends at once waits for its handle to be there before it takes it out.
+        running.handles.insert(id, None);
+        // Not under the lock: a runtime that ends drops the task at once, and so its place.
+        drop(running);
+        let place = Place { running: self.running.clone(), id, what };
         let handle = self.tasks.spawn(async move {
             let _place = place;
             task.await;
         });
-        running.handles.insert(id, handle.abort_handle());
+        let mut running = self.running();
+        if running.is_cut {
+            handle.abort();
+        } else if let Some(slot) = running.handles.get_mut(&id) {
+            *slot = Some(handle.abort_handle());
+        }
     }
 
     /// As [`Drain::spawn`], for a task whose outcome is waited for. Where it is cut there is none: who waits is cut, too.
@@ -141,7 +149,7 @@ impl Drain {
             running.is_cut = true;
             std::mem::take(&mut running.handles)
         };
-        handles.into_values().for_each(|handle| handle.abort());
+        handles.into_values().flatten().for_each(|handle| handle.abort());
         self.tasks.wait().await;
         left
     }
@@ -236,6 +244,23 @@ mod tests {
         let mut always = Gate::always_open();
         always.opened().await;
         assert_eq!(always.through(|| std::future::ready(3)).await, 3);
+    }
+
+    #[test]
+    fn a_runtime_that_takes_no_task_any_more_holds_nobody_up() {
+        let (drain, runtime) =
+            (Drain::new(Duration::ZERO), tokio::runtime::Builder::new_current_thread().build().unwrap());
+        let late = runtime.handle().clone();
+        drop(runtime);
+        let (done, ended) = std::sync::mpsc::channel();
+        let seen = drain.clone();
+        std::thread::spawn(move || {
+            let _inside = late.enter();
+            drain.spawn("late", std::future::pending());
+            done.send(()).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(10)).expect("it waits for itself");
+        assert!(seen.running().handles.is_empty(), "its place is kept");
     }
 
     #[tokio::test(start_paused = true)]
