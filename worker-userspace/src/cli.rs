@@ -29,7 +29,7 @@ pub(crate) mod why;
 pub(crate) mod worker;
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -67,20 +67,6 @@ pub(crate) struct Whom {
     /// Take an `http://` URL: anybody on the way can read the token
     #[arg(long, requires = "url")]
     insecure_plaintext: bool,
-}
-
-impl Whom {
-    /// A daemon on this host.
-    fn at(socket: &Path) -> Whom {
-        Whom {
-            socket: socket.to_owned(),
-            url: None,
-            token_file: None,
-            token: None,
-            ca_file: None,
-            insecure_plaintext: false,
-        }
-    }
 }
 
 /// The daemon on this host: what only its control socket answers.

@@ -50,15 +50,12 @@ use crate::sockets::{Named, Sockets, name};
 use crate::steer::names::has_steered;
 use crate::steer::pins::{Pins, PinsError};
 use crate::steer::steering::SteerError;
-use crate::target::Target;
 use crate::tunnel::credit::{self, Budget};
-use crate::tunnel::dial::{self, Words};
-use crate::tunnel::handshake::{Dial, authorization};
+use crate::tunnel::handshake::{Dial, Unprepared};
 use crate::tunnel::lane::Settings;
 use crate::tunnel::message::{Capabilities, Hello, VERSION};
+use crate::tunnel::tls::TlsError;
 use crate::tunnel::tls::expiry::Expiry;
-use crate::tunnel::tls::{TlsError, Trust, trust};
-use crate::upstream::Upstream;
 use crate::web::layers;
 use crate::worker::{Parts, Uplink};
 use appliance::Appliance;
@@ -88,6 +85,9 @@ pub enum StartError {
     /// A file that the configuration names.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A file that a worker dials with.
+    #[error(transparent)]
+    Worker(#[from] Unprepared),
     /// A listening address.
     #[error("{key} = {address}: {source}{}", listen_remedy(.source))]
     Listen {
@@ -238,41 +238,16 @@ impl Daemon {
         }
 
         if let Some(worker) = &config.worker {
-            let read = || {
-                let files = trust::Files {
-                    ca_file: worker.ca_file.clone(),
-                    ca_dir: worker.ca_dir.clone(),
-                    identity: worker.identity.clone(),
-                };
-                Trust::read(files, roles.expiry.clone())
-            };
-            let tls = (!worker.appliance.plaintext).then(read).transpose()?;
-            if tls.is_none() {
+            let dial = Dial::of(worker, &roles.expiry)?;
+            if dial.appliance.tls.is_none() {
                 tracing::warn!(
                     "INSECURE: insecure_plaintext = true: worker_key and all traffic cross the network in the clear"
                 );
             }
-            let proxy = match &worker.upstream {
-                Some(proxy) if proxy.tls => {
-                    let tls = tls.clone().map_or_else(read, Ok)?;
-                    Some(Arc::new(Upstream::new(proxy, Some(tls))?))
-                }
-                Some(proxy) => Some(Arc::new(Upstream::new(proxy, None)?)),
-                None => None,
-            };
-            let key = worker.key.read()?;
-            let key = authorization(key.reveal()).ok_or_else(|| StartError::System {
-                doing: "making the Authorization header",
-                source: io::ErrorKind::InvalidData.into(),
-            })?;
-            let at = Target { host: worker.appliance.host.clone(), port: worker.appliance.port };
+            let proxy = dial.proxy.clone();
             let egress = &worker.egress;
             let uplink = Uplink::new(Parts {
-                dial: Dial {
-                    appliance: dial::Appliance { at, tls, words: Words::CONFIGURATION },
-                    key,
-                    proxy: proxy.clone(),
-                },
+                dial,
                 hello: hello.clone(),
                 lanes: worker.lanes,
                 settings: settings.clone(),

@@ -17,12 +17,28 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use socket2::{SockRef, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// The first descriptor that a service manager passes.
 const FIRST: RawFd = 3;
 /// More descriptors than any daemon has of ours: the variable says something else.
 const MOST: usize = 4096;
+
+/// Binds what is to be a listener. `[::]` means IPv6 only, so that `0.0.0.0` can stand beside it.
+///
+/// # Errors
+/// The address is taken, or is none of this host's.
+pub fn bind(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A daemon that was restarted need not wait for its old connections to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
 
 /// What a socket is for, as the manager's store and the process that follows know it.
 pub mod name {

@@ -238,8 +238,7 @@ impl Upstream {
         let addresses = match &self.host {
             Host::Addr(addr) => vec![*addr],
             Host::Name(name) => {
-                let patience = until.saturating_duration_since(Instant::now());
-                self.resolver.look_up(name, until, patience).await.map_err(Cause::Resolve)?
+                self.resolver.look_up(name, until, left(until)).await.map_err(Cause::Resolve)?
             }
         };
         let addresses = addresses.into_iter().map(|addr| SocketAddr::new(addr, self.port)).collect();

@@ -51,25 +51,18 @@ pub(crate) fn nginx<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     let identity = lab.appliance_identity()?;
     let directory = host.directory();
     let halves = [
-        (
-            "far",
-            format!(
-                "listen {far} ssl; proxy_pass {TARGET}; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;",
-                identity.certificate.display(),
-                identity.key.display()
-            ),
+        format!(
+            "listen {far} ssl; proxy_pass {TARGET}; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;",
+            identity.certificate.display(),
+            identity.key.display()
         ),
-        (
-            "near",
-            format!(
-                "listen {near}; proxy_pass {far}; proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
+        format!(
+            "listen {near}; proxy_pass {far}; proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
              proxy_ssl_name appliance.example; proxy_ssl_trusted_certificate {};",
-                lab.pki().ca_file().display()
-            ),
+            lab.pki().ca_file().display()
         ),
     ];
-    let mut commands = Vec::new();
-    for (half, server) in halves {
+    let half = |half: &str, server: String| -> Result<Command> {
         let own = directory.join(format!("nginx-{half}"));
         fs::create_dir_all(&own)?;
         let file = own.join("nginx.conf");
@@ -80,10 +73,10 @@ pub(crate) fn nginx<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
             own.display()
         );
         fs::write(&file, text)?;
-        commands.push(Command::new("/usr/sbin/nginx").arg("-p").arg(&own).arg("-c").arg(&file));
-    }
-    let Ok(commands) = <[Command; 2]>::try_from(commands) else { bail!("two halves") };
-    both("nginx", host, (near, far), commands)
+        Ok(Command::new("/usr/sbin/nginx").arg("-p").arg(&own).arg("-c").arg(&file))
+    };
+    let [far_half, near_half] = halves;
+    both("nginx", host, (near, far), [half("far", far_half)?, half("near", near_half)?])
 }
 
 /// stunnel at both ends.
@@ -93,30 +86,23 @@ pub(crate) fn stunnel<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     let common = "foreground = yes\npid =\nsyslog = no\ndebug = err\nsslVersion = TLSv1.3\nsocket = l:TCP_NODELAY=1\n\
                   socket = r:TCP_NODELAY=1\n[it]\n";
     let halves = [
-        (
-            "far",
-            format!(
-                "accept = {far}\nconnect = {TARGET}\ncert = {}\nkey = {}\n",
-                identity.certificate.display(),
-                identity.key.display()
-            ),
+        format!(
+            "accept = {far}\nconnect = {TARGET}\ncert = {}\nkey = {}\n",
+            identity.certificate.display(),
+            identity.key.display()
         ),
-        (
-            "near",
-            format!(
-                "client = yes\naccept = {near}\nconnect = {far}\nverifyChain = yes\nCAfile = {}\n",
-                lab.pki().ca_file().display()
-            ),
+        format!(
+            "client = yes\naccept = {near}\nconnect = {far}\nverifyChain = yes\nCAfile = {}\n",
+            lab.pki().ca_file().display()
         ),
     ];
-    let mut commands = Vec::new();
-    for (half, text) in halves {
+    let half = |half: &str, text: String| -> Result<Command> {
         let file = host.directory().join(format!("stunnel-{half}.conf"));
         fs::write(&file, format!("{common}{text}"))?;
-        commands.push(Command::new("stunnel4").arg(&file));
-    }
-    let Ok(commands) = <[Command; 2]>::try_from(commands) else { bail!("two halves") };
-    both("stunnel", host, (near, far), commands)
+        Ok(Command::new("stunnel4").arg(&file))
+    };
+    let [far_half, near_half] = halves;
+    both("stunnel", host, (near, far), [half("far", far_half)?, half("near", near_half)?])
 }
 
 /// OpenSSH's `-L`: many connections in one, as dworker has it.

@@ -192,7 +192,7 @@ impl Endpoint {
     async fn lane(&self, upgraded: Upgraded<Transport>, admission: Admission, peer: SocketAddr) {
         let name =
             self.registry.group(admission.group).map(|group| group.config.name.clone()).unwrap_or_default();
-        let capabilities = self.hello.capabilities.with(Capabilities::SEALED, upgraded.io.is_sealed());
+        let capabilities = self.hello.capabilities.with(Capabilities::SEALED, self.tls.is_some());
         let ours = Hello { capabilities, ..self.hello.clone() };
         let (upgraded, hello) = match handshake::welcome(upgraded, &ours).await {
             Ok(greeted) => greeted,

@@ -52,7 +52,7 @@ impl Client {
     /// Connects.
     pub(super) async fn new(whom: &Whom) -> Result<Client, Failure> {
         match &whom.url {
-            None => local(&whom.socket).await,
+            None => Client::at(&whom.socket).await,
             Some(url) => {
                 let token = token(whom)?;
                 let url = ApplianceUrl::parse(url, whom.insecure_plaintext)
@@ -64,7 +64,24 @@ impl Client {
 
     /// The daemon at this control socket.
     pub(super) async fn at(path: &Path) -> Result<Client, Failure> {
-        local(path).await
+        let name = path.display().to_string();
+        let socket = UnixStream::connect(path).await.map_err(|error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "run this as root, or ask an appliance with `--url` and its admin token"
+                }
+                _ => "is dworker running, and is this its `control_socket`?",
+            };
+            Failure::Failed(format!("{name}: {error}: {remedy}"))
+        })?;
+        let host = HeaderValue::from_static("localhost");
+        Ok(Client {
+            sender: shake(TokioIo::new(socket), &name).await?,
+            name,
+            host,
+            token: None,
+            patience: DEADLINE,
+        })
     }
 
     /// The daemon at this control socket, where one answers soon. `None`: nobody is there, or the service manager keeps
@@ -74,7 +91,7 @@ impl Client {
         if UnixStream::connect(path).await.is_err_and(|error| nobody.contains(&error.kind())) {
             return Ok(None);
         }
-        let mut client = local(path).await?.patient(SOON);
+        let mut client = Client::at(path).await?.patient(SOON);
         let alive = client.exchange(Method::GET, HEALTH, None).await.is_ok();
         Ok(alive.then(|| client.patient(DEADLINE)))
     }
@@ -270,27 +287,6 @@ fn token_in(path: &Path) -> Result<String, Failure> {
         }
         token => Ok(token.to_owned()),
     }
-}
-
-async fn local(path: &Path) -> Result<Client, Failure> {
-    let name = path.display().to_string();
-    let socket = UnixStream::connect(path).await.map_err(|error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                "run this as root, or ask an appliance with `--url` and its admin token"
-            }
-            _ => "is dworker running, and is this its `control_socket`?",
-        };
-        Failure::Failed(format!("{name}: {error}: {remedy}"))
-    })?;
-    let host = HeaderValue::from_static("localhost");
-    Ok(Client {
-        sender: shake(TokioIo::new(socket), &name).await?,
-        name,
-        host,
-        token: None,
-        patience: DEADLINE,
-    })
 }
 
 async fn remote(url: ApplianceUrl, ca_file: Option<&Path>, token: HeaderValue) -> Result<Client, Failure> {

@@ -21,7 +21,7 @@ use tokio::signal::ctrl_c;
 
 use super::client::{Client, one};
 use super::config::{Given, Read};
-use super::{Failure, Format, Whom};
+use super::{Failure, Format};
 
 /// What is said of exit codes in `--help`.
 pub(crate) const EXIT_CODES: &str = "\
@@ -132,18 +132,7 @@ struct Daemon(Client);
 
 impl Daemon {
     async fn reach(socket: &Path) -> Result<Daemon, String> {
-        let whom = Whom {
-            socket: socket.to_owned(),
-            url: None,
-            token_file: None,
-            token: None,
-            ca_file: None,
-            insecure_plaintext: false,
-        };
-        match Client::new(&whom).await {
-            Ok(client) => Ok(Daemon(client)),
-            Err(failure) => Err(failure.to_string()),
-        }
+        Client::at(socket).await.map(Daemon).map_err(|failure| failure.to_string())
     }
 
     async fn status(&mut self) -> Result<Status, String> {

@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 
 use super::client::Client;
 use super::config::Given;
-use super::{Done, Failure, Whom};
+use super::{Done, Failure};
 
 /// Check the configuration, put in order what the service needs, and start, reload or restart it where that is due.
 #[derive(Debug, Args)]
@@ -120,7 +120,7 @@ fn program(asked: &Reconfigure) -> Result<PathBuf, Failure> {
 /// What a reload would bring, as the daemon itself knows it.
 async fn news(socket: &Path) -> Result<Vec<String>, String> {
     let ask = async {
-        let News { news } = Client::new(&Whom::at(socket)).await?.ask(Method::GET, RELOAD, None).await?;
+        let News { news } = Client::at(socket).await?.ask(Method::GET, RELOAD, None).await?;
         Ok::<_, Failure>(news)
     };
     ask.await.map_err(|why| format!("it can't be asked: {why}"))

@@ -4,11 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
 use super::StartError;
-use crate::sockets::Sockets;
+use crate::sockets::{Sockets, bind};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -44,17 +43,4 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = bind(address)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
-}
-
-/// Binds what is to be a listener. `[::]` means IPv6 only, so that `0.0.0.0` can stand beside it.
-pub(super) fn bind(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // A daemon that was restarted need not wait for its old connections to be forgotten.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }

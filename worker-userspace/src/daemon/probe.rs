@@ -100,8 +100,8 @@ impl Roles {
     fn steerable(&self) -> (Option<Arc<dyn Routes>>, Vec<Pattern>) {
         if let Some(registry) = &self.registry {
             let groups = registry.groups();
-            let up = groups.iter().map(|group| group.status()).filter(|group| group.up);
-            let patterns = up.flat_map(|group| group.proxy_hosts).filter_map(|text| text.parse().ok());
+            let up = groups.iter().filter(|group| group.is_up());
+            let patterns = up.flat_map(|group| group.config.proxy_hosts.clone());
             return (Some(registry.clone()), patterns.collect());
         }
         match (&self.uplink, &self.config.steer) {

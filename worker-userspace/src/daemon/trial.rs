@@ -7,10 +7,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::{StartError, listening};
+use super::StartError;
 use crate::config::{Config, Metrics};
 use crate::doctor::look;
 use crate::inspect::control::Control;
+use crate::sockets;
 use crate::steer::steering::Steering;
 
 /// The service manager.
@@ -30,7 +31,7 @@ pub fn trial(config: &Config, daemon: u32, socket: Option<&Path>) -> Vec<StartEr
         if own.contains(&address) || address == Metrics::ADDRESS {
             continue;
         }
-        match listening::bind(address) {
+        match sockets::bind(address) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_in_the_way(&own, address) => {}
             Err(source) => failures.push(StartError::Listen { key, address, source }),
             Ok(_) => {}

@@ -85,23 +85,19 @@ pub(super) fn targets(facts: &Facts) -> Vec<Finding> {
 }
 
 fn remedy(code: &str, target: &str) -> String {
+    let (host, port) = target.rsplit_once(':').unwrap_or((target, ""));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
     match code {
         "denied" => format!("egress.allow at the worker must name {target}, and egress.deny must not"),
         "name-not-found" | "resolve-failed" => {
-            format!(
-                "getent hosts {} at the worker: its resolver must know the name",
-                target.rsplit_once(':').map_or(target, |(host, _)| host)
-            )
+            format!("getent hosts {host} at the worker: its resolver must know the name")
         }
         "proxy-denied" | "proxy-down" => "dworker doctor at the worker, about its proxy_address".to_owned(),
         "refused" => format!("start what is to listen at {target}, or correct the proxy host's port"),
         "no-worker" | "tunnel-lost" | "shutdown" => {
             "dworker doctor once more, when the worker is connected".to_owned()
         }
-        _ => format!(
-            "nc -vz {} at the worker: let it pass there, or remove the proxy host",
-            target.replacen(':', " ", 1)
-        ),
+        _ => format!("nc -vz {host} {port} at the worker: let it pass there, or remove the proxy host"),
     }
 }
 

@@ -257,14 +257,13 @@ fn rule(rule: &RuleStatus) -> Item {
 }
 
 fn flow(flow: &FlowReport) -> Item {
-    Item::new([flow.id.to_string(), flow.trace.clone()], flow, print::flow(flow))
+    Item::new(flow.keys(), flow, print::flow(flow))
 }
 
 fn dns(steer: &SteerStatus) -> Vec<Item> {
     let name = |name: &NameStatus| {
         let [v4, v6] = name.addresses;
-        let keys = [name.name.clone(), v4.to_string(), v6.to_string()];
-        Item::new(keys, &Dns::Name(name.clone()), format!("{}: {v4}  {v6}\n", name.name))
+        Item::new(name.keys(), &Dns::Name(name.clone()), format!("{}: {v4}  {v6}\n", name.name))
     };
     let resolver = |(address, port): (&String, &u16)| {
         let resolver = Dns::Resolver { address: address.clone(), port: *port };

@@ -487,9 +487,15 @@ pub struct NameStatus {
 }
 
 impl NameStatus {
+    /// By what it is asked for.
+    pub fn keys(&self) -> [String; 3] {
+        let [v4, v6] = self.addresses;
+        [self.name.clone(), v4.to_string(), v6.to_string()]
+    }
+
     /// True where this is it, or an address of it.
     pub fn is_called(&self, id: &str) -> bool {
-        self.name.eq_ignore_ascii_case(id) || self.addresses.iter().any(|address| address.to_string() == id)
+        self.keys().iter().any(|key| key.eq_ignore_ascii_case(id))
     }
 }
 

@@ -38,17 +38,11 @@ struct Query {
     zero: u32,
 }
 
-/// The words of all attach types that steering has programs for.
-pub fn types() -> impl Iterator<Item = &'static str> {
-    TYPES.iter().map(|(word, _)| *word)
-}
-
-/// The ids of the programs that run in a cgroup for `attach_type`, those of the cgroups above it included where
-/// `effective` says so.
+/// The ids of the programs that run in a cgroup for `attach_type`, those of the cgroups above it included.
 ///
 /// # Errors
 /// The kernel does not say, above all to who lacks `CAP_NET_ADMIN`.
-pub fn attached(cgroup: &Path, attach_type: &str, effective: bool) -> io::Result<Vec<u32>> {
+pub fn attached(cgroup: &Path, attach_type: &str) -> io::Result<Vec<u32>> {
     let number = TYPES.iter().find(|(word, _)| *word == attach_type).map(|(_, number)| *number);
     let attach_type = number.ok_or(io::ErrorKind::InvalidInput)?;
     let directory = File::open(cgroup)?;
@@ -56,7 +50,7 @@ pub fn attached(cgroup: &Path, attach_type: &str, effective: bool) -> io::Result
     let mut query = Query {
         target_fd: directory.as_raw_fd() as u32,
         attach_type,
-        query_flags: if effective { EFFECTIVE } else { 0 },
+        query_flags: EFFECTIVE,
         prog_ids: ids.as_mut_ptr() as u64,
         prog_cnt: MOST as u32,
         ..Query::default()

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use file::{FileError, check_file, file_in, has_steered};
-pub use hosts::{hosts_addresses, hosts_conflicts};
+pub use hosts::{hosts_addresses, hosts_conflicts, hosts_entries};
 pub use overlap::{OverlapError, check_overlap};
 pub use patterns::{PatternIndex, Standing};
 pub use prefixes::{PrefixError, Prefixes, Synthetic};

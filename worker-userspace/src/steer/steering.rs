@@ -10,6 +10,7 @@
 //! Dropping a [`Steering`]'s last handle detaches the programs.
 
 mod explain;
+mod fit;
 mod lifetime;
 mod plan;
 mod report;
@@ -33,22 +34,19 @@ use ipnet::IpNet;
 
 use super::dns::{self, Resolvers, Server, ServerError};
 use super::kernel::{Arrival, FlowRecord, Kernel, KernelError, next_event};
-use super::names::{
-    Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic, check_file,
-    check_overlap, file_in,
-};
+use super::names::{Change, NameRules, Names, NamesError, OverlapError, PrefixError, Prefixes, Synthetic};
 use super::pins::{Pins, PinsError};
 use super::probe::ProbeError;
 use super::programs::{Programs, ProgramsError};
 use super::rules::RulesError;
-use super::scope::{self, Scope};
-use crate::config::{Families, Steer, User};
+use crate::config::{Families, Steer};
 use crate::drain::Gate;
 use crate::inspect::monitor::Hub;
 use crate::inspect::status::RefusedStatus;
 use crate::sockets::{Sockets, name};
 use crate::target::{Host, Name, Pattern};
 pub use explain::{Explained, Led};
+pub use fit::user;
 use lifetime::{Attached, Attaching};
 use plan::{Plan, Planner};
 use slots::Slots;
@@ -217,9 +215,9 @@ impl Steering {
         carriers: Vec<Carrier>,
         mut inherited: Inherited,
     ) -> Result<Started, SteerError> {
-        let (scope, found) = captured(config)?;
-        let users = users(config)?;
-        let prefixes = prefixes(config)?;
+        let (scope, found) = fit::captured(config)?;
+        let users = fit::users(config)?;
+        let prefixes = fit::prefixes(config)?;
         let programs = inherited.programs.take().map_or_else(|| Steering::load_ahead(config), Ok)?;
         if let Some(pins) = programs.pins() {
             pins.lock_by(&inherited.sockets)?;
@@ -235,14 +233,6 @@ impl Steering {
         let attaching = Attaching { programs, scope, users, alone: !inherited.follows, now };
         let _ = started.steering.attaching.set(attaching);
         Ok(started)
-    }
-
-    /// What of this host as it is keeps a start from steering, as far as it can be looked at.
-    pub fn unfit(config: &Steer, state_dir: &Path) -> Vec<SteerError> {
-        let prefixes = prefixes(config).and_then(|prefixes| {
-            check_file(&file_in(state_dir), prefixes).map_err(|error| NamesError::from(error).into())
-        });
-        [captured(config).err(), users(config).err(), prefixes.err()].into_iter().flatten().collect()
     }
 
     /// Loads the programs, which takes the kernel a moment, while another daemon may still have the pins.
@@ -537,38 +527,6 @@ fn nets(addresses: Synthetic) -> [IpNet; 2] {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves behind them what was there, or what was just to be there.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where is captured, and what of it is there.
-fn captured(config: &Steer) -> Result<(Scope, scope::Found), SteerError> {
-    let scope = Scope::new(&config.cgroups, &config.exclude_cgroups)?;
-    let found = scope.find(true)?;
-    Ok((scope, found))
-}
-
-/// Who is left out.
-fn users(config: &Steer) -> Result<Vec<u32>, SteerError> {
-    config.exclude_users.iter().map(user).collect()
-}
-
-/// The networks whose addresses stand for names, which nobody else uses.
-fn prefixes(config: &Steer) -> Result<Prefixes, SteerError> {
-    let prefixes = Prefixes::new(config.synthetic4, config.synthetic6)?;
-    check_overlap(&prefixes)?;
-    Ok(prefixes)
-}
-
-/// The number of a user that the configuration names.
-fn user(user: &User) -> Result<u32, SteerError> {
-    let name = match user {
-        User::Id(id) => return Ok(*id),
-        User::Name(name) => name,
-    };
-    match nix::unistd::User::from_name(name) {
-        Ok(Some(user)) => Ok(user.uid.as_raw()),
-        Ok(None) => Err(SteerError::NoSuchUser { name: name.clone() }),
-        Err(errno) => Err(SteerError::Users { name: name.clone(), source: errno.into() }),
-    }
 }
 
 struct KernelResolvers(Arc<dyn Kernel>);

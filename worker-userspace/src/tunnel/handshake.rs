@@ -3,6 +3,7 @@
 //! What must hold: each step has a deadline; a peer without the right key learns nothing but 401; what
 //! failed is told with the remedy, because a worker that does not connect is what people look at first.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +18,16 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::error::Error as WebsocketFailure;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::dial::{Appliance, DialError};
+use super::dial::{Appliance, DialError, Words};
 use super::frame::{FrameError, Piece, Type, put_message};
 use super::lane::Upgraded;
 use super::message::{Capabilities, Hello, MessageError, VERSION};
+use super::tls::expiry::Expiry;
+use super::tls::{TlsError, Trust, trust};
 use super::transport::{Transport, Way, tune};
 use super::websocket::{self, Event, Opcode, Side, WebsocketError};
+use crate::config::{self, FileError};
+use crate::target::Target;
 use crate::upstream::{Upstream, UpstreamError};
 
 /// Where a worker's websockets arrive.
@@ -77,7 +82,7 @@ pub enum HandshakeError {
     #[error("{step} took longer than {DEADLINE:?}")]
     Timeout {
         /// The step.
-        step: &'static str,
+        step: Step,
     },
     /// The connection failed during `HELLO` and `WELCOME`.
     #[error("the connection failed during the greeting: {0}")]
@@ -102,7 +107,48 @@ pub enum HandshakeError {
     Version(u16),
 }
 
-async fn within<T>(step: &'static str, work: impl Future<Output = T>) -> Result<T, HandshakeError> {
+/// The steps that have a deadline each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Looking the appliance's name up, and TCP.
+    Connect,
+    /// TLS.
+    Tls,
+    /// The HTTP upgrade.
+    Upgrade,
+    /// `HELLO` and `WELCOME`.
+    Greeting,
+    /// A farewell before any of that.
+    Goodbye,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Connect => "connecting to the appliance",
+            Step::Tls => "the TLS handshake",
+            Step::Upgrade => "the websocket handshake",
+            Step::Greeting => "the greeting",
+            Step::Goodbye => "the goodbye",
+        })
+    }
+}
+
+/// Why a worker can't dial at all: one of its files.
+#[derive(Debug, thiserror::Error)]
+pub enum Unprepared {
+    /// What TLS needs.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Another one.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The key.
+    #[error("worker_key: it can't stand in a header")]
+    Key,
+}
+
+async fn within<T>(step: Step, work: impl Future<Output = T>) -> Result<T, HandshakeError> {
     timeout(DEADLINE, work).await.map_err(|_| HandshakeError::Timeout { step })
 }
 
@@ -130,16 +176,38 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 impl Dial {
+    /// As a configuration says; the certificates that are used and shown are noted in `expiry`.
+    ///
+    /// # Errors
+    /// A file that it names can't be used.
+    pub fn of(worker: &config::Worker, expiry: &Expiry) -> Result<Dial, Unprepared> {
+        let read = || {
+            let (ca_file, ca_dir) = (worker.ca_file.clone(), worker.ca_dir.clone());
+            Trust::read(trust::Files { ca_file, ca_dir, identity: worker.identity.clone() }, expiry.clone())
+        };
+        let tls = (!worker.appliance.plaintext).then(read).transpose()?;
+        let proxy = match &worker.upstream {
+            Some(proxy) => {
+                let trust = proxy.tls.then(|| tls.clone().map_or_else(read, Ok)).transpose()?;
+                Some(Arc::new(Upstream::new(proxy, trust)?))
+            }
+            None => None,
+        };
+        let key = authorization(worker.key.read()?.reveal()).ok_or(Unprepared::Key)?;
+        let at = Target { host: worker.appliance.host.clone(), port: worker.appliance.port };
+        Ok(Dial { appliance: Appliance { at, tls, words: Words::CONFIGURATION }, key, proxy })
+    }
+
     /// Makes one lane: returns it with the appliance's `WELCOME`.
     ///
     /// # Errors
     /// Each step's own; see [`HandshakeError`].
     pub async fn lane(&self, hello: &Hello) -> Result<(Upgraded<Transport>, Hello), HandshakeError> {
         let transport = self.reach().await?;
-        let upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
-        let (upgraded, welcome) = within("the greeting", greet(upgraded, hello)).await??;
+        let upgraded = within(Step::Upgrade, self.upgrade(transport)).await??;
+        let (upgraded, welcome) = within(Step::Greeting, greet(upgraded, hello)).await??;
         // What it says of TLS is worth nothing where this end has none.
-        let both = welcome.capabilities.has(Capabilities::SEALED) && upgraded.io.is_sealed();
+        let both = welcome.capabilities.has(Capabilities::SEALED) && self.appliance.tls.is_some();
         let capabilities = welcome.capabilities.with(Capabilities::SEALED, both);
         Ok((upgraded, Hello { capabilities, ..welcome }))
     }
@@ -150,11 +218,11 @@ impl Dial {
     /// Each step's own.
     pub async fn reach(&self) -> Result<Transport, HandshakeError> {
         let way = match self.through() {
-            None => Way::Plain(within("connecting to the appliance", self.appliance.connect()).await??),
+            None => Way::Plain(within(Step::Connect, self.appliance.connect()).await??),
             Some(proxy) => proxy.connect(&self.appliance.at, Instant::now() + PROXY_DEADLINE).await?.0,
         };
         tune(way.tcp())?;
-        within("the TLS handshake", self.appliance.secure(way)).await?.map_err(HandshakeError::from)
+        within(Step::Tls, self.appliance.secure(way)).await?.map_err(HandshakeError::from)
     }
 
     /// Finds out whether the appliance would take this worker, and goes away before it is one: no session begins, so none
@@ -164,7 +232,7 @@ impl Dial {
     /// Each step's own, up to the upgrade.
     pub async fn knock(&self) -> Result<(), HandshakeError> {
         let transport = self.reach().await?;
-        let mut upgraded = within("the websocket handshake", self.upgrade(transport)).await??;
+        let mut upgraded = within(Step::Upgrade, self.upgrade(transport)).await??;
         let key = rand::random::<[u8; 4]>();
         let mut code = GOODBYE.to_be_bytes();
         let mut message = BytesMut::new();
@@ -176,7 +244,7 @@ impl Dial {
             upgraded.io.write_all(&message).await?;
             upgraded.io.shutdown().await
         };
-        let _ = within("the goodbye", goodbye).await;
+        let _ = within(Step::Goodbye, goodbye).await;
         Ok(())
     }
 
@@ -280,7 +348,7 @@ pub async fn welcome<S: AsyncRead + AsyncWrite + Unpin>(
         send(&mut upgraded, Type::Welcome, &Hello { lane: hello.lane, ..ours.clone() }).await?;
         Ok::<_, HandshakeError>(hello)
     };
-    let hello = within("the greeting", greeting).await??;
+    let hello = within(Step::Greeting, greeting).await??;
     Ok((upgraded, hello))
 }
 

@@ -43,8 +43,6 @@ pub enum Transport {
     Plain(TcpStream),
     /// `wss://`.
     Tls(Box<TlsStream<TcpStream>>),
-    /// `ws://` through a proxy that is spoken to in TLS.
-    PlainInTls(Box<TlsStream<TcpStream>>),
     /// `wss://` through a proxy that is spoken to in TLS.
     TlsInTls(Box<TlsStream<TlsStream<TcpStream>>>),
 }
@@ -53,23 +51,17 @@ impl From<Way> for Transport {
     fn from(way: Way) -> Transport {
         match way {
             Way::Plain(tcp) => Transport::Plain(tcp),
-            Way::Tls(tls) => Transport::PlainInTls(tls),
+            Way::Tls(tls) => Transport::Tls(tls),
         }
     }
 }
 
 impl Transport {
-    /// True where this end and whoever ends the tunnel have TLS with each other.
-    pub fn is_sealed(&self) -> bool {
-        matches!(self, Transport::Tls(_) | Transport::TlsInTls(_))
-    }
-
     /// The TCP connection below.
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Transport::Plain(tcp) => tcp,
             Transport::Tls(tls) => tls.get_ref().0,
-            Transport::PlainInTls(tls) => tls.get_ref().0,
             Transport::TlsInTls(tls) => tls.get_ref().0.get_ref().0,
         }
     }
@@ -94,10 +86,6 @@ macro_rules! each {
                 $call
             }
             Transport::Tls($io) => {
-                let $io = Pin::new(&mut **$io);
-                $call
-            }
-            Transport::PlainInTls($io) => {
                 let $io = Pin::new(&mut **$io);
                 $call
             }

@@ -13,6 +13,7 @@ use crate::steer::attached;
 use crate::steer::names::Prefixes;
 use crate::steer::pins::Pins;
 use crate::steer::probe::{self, ProbeError};
+use crate::steer::steering;
 
 /// Cgroups that canaries are sent into.
 const MOST: usize = 8;
@@ -21,7 +22,8 @@ const USERS: [u32; 5] = [0, 65534, 1, 2, 3];
 
 pub(super) fn look(root: &Path, config: &Config, status: Option<&Status>, elsewhere: bool) -> Option<Hooks> {
     let steer = config.steer.as_ref()?;
-    let mut hooks = Hooks { missing: missing(steer), pins: steer.pins.clone(), ..Hooks::default() };
+    let (there, missing) = named(steer);
+    let mut hooks = Hooks { missing, pins: steer.pins.clone(), ..Hooks::default() };
     let Some(status) = status.and_then(|status| status.steer.as_ref()) else {
         hooks.left = Pins::links_left(&steer.pins);
         return Some(hooks);
@@ -33,28 +35,28 @@ pub(super) fn look(root: &Path, config: &Config, status: Option<&Status>, elsewh
         Ok(slots) => hooks.slots = slots,
         Err(why) => hooks.unseen = Some(why),
     }
-    hooks.uncaptured = there(steer).into_iter().filter(|path| !is_captured(status, path)).collect();
+    hooks.uncaptured = there.into_iter().filter(|path| !is_captured(status, path)).collect();
     let mut cgroups = captured(status);
     hooks.untried = cgroups.split_off(cgroups.len().min(MOST));
     hooks.canaries = canaries(root, steer, status, elsewhere, cgroups);
     Some(hooks)
 }
 
-fn missing(steer: &Steer) -> Vec<PathBuf> {
+/// The captured cgroups as the configuration has them: those that are there, and those that are not.
+fn named(steer: &Steer) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
     // Where there is no cgroup v2 at all that is told.
-    let Ok(mount) = probe::mount() else { return Vec::new() };
-    let path = |written: &PathBuf| match probe::cgroup(&mount, written) {
-        Err(ProbeError::NoSuchCgroup { path, .. } | ProbeError::NotCgroup2 { path, .. }) => Some(path),
-        _ => None,
-    };
-    steer.cgroups.iter().filter_map(path).collect()
-}
-
-/// The captured cgroups as the configuration has them, that are there.
-fn there(steer: &Steer) -> Vec<PathBuf> {
-    let Ok(mount) = probe::mount() else { return Vec::new() };
-    let found = steer.cgroups.iter().filter_map(|written| Some(probe::cgroup(&mount, written).ok()?.path));
-    found.collect()
+    let Ok(mount) = probe::mount() else { return (there, missing) };
+    for written in &steer.cgroups {
+        match probe::cgroup(&mount, written) {
+            Ok(found) => there.push(found.path),
+            Err(ProbeError::NoSuchCgroup { path, .. } | ProbeError::NotCgroup2 { path, .. }) => {
+                missing.push(path)
+            }
+            Err(_) => {}
+        }
+    }
+    (there, missing)
 }
 
 /// True where something is attached to a cgroup, or above it: that runs for what is in it, too.
@@ -69,7 +71,7 @@ fn slots(status: &SteerStatus) -> Result<Vec<Slot>, String> {
     let mut slots = Vec::new();
     for program in &status.programs {
         for link in program.links.iter().filter(|link| link.alive) {
-            let there = attached::attached(&link.cgroup, &program.attach_type, true);
+            let there = attached::attached(&link.cgroup, &program.attach_type);
             let there = there.map_err(|error| format!("{}: {error}", link.cgroup.display()))?;
             let others = there.iter().filter(|id| !ours.contains(id)).map(|id| {
                 let name =
@@ -134,11 +136,7 @@ fn send(root: &Path, steer: &Steer, status: &SteerStatus, cgroup: &Path) -> Resu
 
 /// A user who is not excluded.
 fn user(excluded: &[User]) -> Result<u32, String> {
-    let number = |user: &User| match user {
-        User::Id(id) => Some(*id),
-        User::Name(name) => Some(nix::unistd::User::from_name(name).ok()??.uid.as_raw()),
-    };
-    let excluded: Vec<u32> = excluded.iter().filter_map(number).collect();
+    let excluded: Vec<u32> = excluded.iter().filter_map(|user| steering::user(user).ok()).collect();
     let free = USERS.iter().find(|user| !excluded.contains(user));
     free.copied().ok_or_else(|| "all users that it could be are excluded".to_owned())
 }

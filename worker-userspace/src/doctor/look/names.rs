@@ -1,5 +1,6 @@
 //! Files and resolvers that names are looked up by.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,8 +14,8 @@ use tokio::time::{Instant, timeout};
 use crate::config::Config;
 use crate::doctor::facts::Names;
 use crate::inspect::status::Status;
-use crate::steer::names::{self, PatternIndex, Prefixes, check_overlap, hosts_addresses, hosts_conflicts};
-use crate::target::{HostPattern, Pattern};
+use crate::steer::names::{self, PatternIndex, Prefixes, check_overlap, hosts_conflicts, hosts_entries};
+use crate::target::{HostPattern, Name, Pattern};
 
 /// Resolvers that glibc reads.
 const MOST: usize = 3;
@@ -68,13 +69,17 @@ fn hosts(path: &Path, patterns: &[Pattern]) -> Vec<(String, IpAddr)> {
         .into_iter()
         .map(|(address, name)| (name.to_string(), address))
         .collect();
-    for pattern in patterns {
-        let HostPattern::Name(name) = &pattern.host else { continue };
-        for address in hosts_addresses(path, name).unwrap_or_default() {
-            let line = (name.to_string(), address);
-            if !found.contains(&line) {
-                found.push(line);
-            }
+    let named: HashSet<&Name> = patterns
+        .iter()
+        .filter_map(|pattern| match &pattern.host {
+            HostPattern::Name(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    for (address, name) in hosts_entries(path).unwrap_or_default() {
+        let line = (name.to_string(), address);
+        if named.contains(&name) && !found.contains(&line) {
+            found.push(line);
         }
     }
     found

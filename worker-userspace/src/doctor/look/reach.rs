@@ -1,6 +1,5 @@
 //! Dials the appliance, as a worker does, up to where a session would begin.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{DATE, HOST};
@@ -15,19 +14,17 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::Worker;
 use crate::doctor::facts::{Dialled, Kind, Obstacle};
+use crate::inspect::api::HEALTH;
 use crate::refusal::Code;
 use crate::target::{Host, Target};
-use crate::tunnel::dial::{Appliance, DialError, Words};
-use crate::tunnel::handshake::{Dial, HandshakeError, authorization};
+use crate::tunnel::dial::DialError;
+use crate::tunnel::handshake::{Dial, HandshakeError, Step};
 use crate::tunnel::tls::expiry::Expiry;
-use crate::tunnel::tls::{Trust, trust};
 use crate::tunnel::transport::Transport;
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::UpstreamError;
 
 /// Time for an answer, and for a proxy.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What the step is called in which a name is looked up and a connection made.
-const CONNECTING: &str = "connecting";
 
 /// Dials, and notes the certificates that it is shown in `expiry`.
 pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
@@ -40,9 +37,10 @@ pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
         admitted: None,
         proxy: None,
     };
-    let dial = match prepare(worker, at, expiry) {
+    let dial = match Dial::of(worker, expiry) {
         Ok(dial) => dial,
-        Err(text) => {
+        Err(error) => {
+            let text = error.to_string();
             dialled.reached = Err(Obstacle { kind: Kind::Files, text, is_unresolved: false });
             return dialled;
         }
@@ -70,32 +68,12 @@ pub(super) async fn dial(worker: &Worker, expiry: &Expiry) -> Dialled {
     dialled
 }
 
-fn prepare(worker: &Worker, at: Target, expiry: &Expiry) -> Result<Dial, String> {
-    let files = trust::Files {
-        ca_file: worker.ca_file.clone(),
-        ca_dir: worker.ca_dir.clone(),
-        identity: worker.identity.clone(),
-    };
-    let read = || Trust::read(files.clone(), expiry.clone()).map_err(|error| error.to_string());
-    let tls = if worker.appliance.plaintext { None } else { Some(read()?) };
-    let proxy = match &worker.upstream {
-        None => None,
-        Some(config) => {
-            let trust = if config.tls { Some(read()?) } else { None };
-            Some(Arc::new(Upstream::new(config, trust).map_err(|error| error.to_string())?))
-        }
-    };
-    let key = worker.key.read().map_err(|error| error.to_string())?;
-    let key = authorization(key.reveal()).ok_or("worker_key: it can't stand in a header")?;
-    Ok(Dial { appliance: Appliance { at, tls, words: Words::CONFIGURATION }, key, proxy })
-}
-
 /// The time that the appliance says it is, with this host's.
 async fn date(transport: Transport, appliance: &str) -> Option<(Timestamp, Timestamp)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(transport)).await.ok()?;
     // It ends with the sender.
     tokio::spawn(async move { drop(connection.await) });
-    let request = Request::get("/healthz").header(HOST, HeaderValue::try_from(appliance).ok()?);
+    let request = Request::get(HEALTH).header(HOST, HeaderValue::try_from(appliance).ok()?);
     let response = sender.send_request(request.body(Empty::<Bytes>::new()).ok()?).await.ok()?;
     let ours = Timestamp::now();
     let theirs = response.headers().get(DATE)?.to_str().ok()?;
@@ -122,7 +100,7 @@ fn obstacle(error: &HandshakeError, worker: &Worker) -> Obstacle {
     // Time for connecting is time for the look-up, too.
     let is_unresolved = match error {
         HandshakeError::Dial(DialError::Resolve { .. }) => true,
-        HandshakeError::Timeout { step } => step.starts_with(CONNECTING) && is_name(&worker.appliance.host),
+        HandshakeError::Timeout { step: Step::Connect } => is_name(&worker.appliance.host),
         _ => false,
     };
     let kind = match error {
@@ -134,8 +112,8 @@ fn obstacle(error: &HandshakeError, worker: &Worker) -> Obstacle {
         }
         HandshakeError::Unauthorized => Kind::Key,
         HandshakeError::NoCertificate | HandshakeError::Certificate(_) => Kind::ClientCertificate,
-        HandshakeError::Timeout { step } if step.starts_with(CONNECTING) => Kind::Connect,
-        HandshakeError::Timeout { step } if step.contains("TLS") => Kind::Tls,
+        HandshakeError::Timeout { step: Step::Connect } => Kind::Connect,
+        HandshakeError::Timeout { step: Step::Tls } => Kind::Tls,
         _ => Kind::Upgrade,
     };
     Obstacle { kind, text: error.to_string(), is_unresolved }

@@ -9,11 +9,11 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::geteuid;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Config;
 use crate::doctor::facts::{Port, State, System};
 use crate::inspect::status::Status;
+use crate::sockets;
 use crate::steer::pins::Pins;
 use crate::steer::probe;
 
@@ -89,7 +89,6 @@ fn state(path: &Path, is_used: bool) -> State {
 }
 
 fn ports(root: &Path, config: &Config) -> Vec<Port> {
-    let wanted: Vec<(&'static str, SocketAddr)> = config.listens().collect();
     let read = |file: &str| fs::read_to_string(root.join("proc/self/net").join(file)).unwrap_or_default();
     let listening: Vec<(SocketAddr, u64)> =
         [read("tcp"), read("tcp6")].iter().flat_map(|text| listeners(text)).collect();
@@ -99,10 +98,10 @@ fn ports(root: &Path, config: &Config) -> Vec<Port> {
         let there = there.filter(|(other, _)| is_same_family(*other, *address) || is_taken(*address));
         there.map(|(_, inode)| *inode).collect()
     };
-    let inodes: HashSet<u64> = wanted.iter().flat_map(|(_, address)| of(address)).collect();
+    let wanted: Vec<_> = config.listens().map(|(key, address)| (key, address, of(&address))).collect();
+    let inodes: HashSet<u64> = wanted.iter().flat_map(|(_, _, inodes)| inodes).copied().collect();
     let holders = holders(root, &inodes);
-    let port = |(key, address): (&'static str, SocketAddr)| {
-        let inodes = of(&address);
+    let port = |(key, address, inodes): (&'static str, SocketAddr, Vec<u64>)| {
         let mut who: Vec<(u32, String)> =
             inodes.iter().filter_map(|inode| holders.get(inode)).flatten().cloned().collect();
         who.sort();
@@ -127,12 +126,7 @@ fn is_same_family(a: SocketAddr, b: SocketAddr) -> bool {
 
 /// Whether an address can't be bound. Nobody can connect to it meanwhile.
 fn is_taken(address: SocketAddr) -> bool {
-    let bound = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())
-    };
-    bound().is_err_and(|error: io::Error| error.kind() == io::ErrorKind::AddrInUse)
+    sockets::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// The listening sockets, with their inodes, by the text of `/proc/net/tcp` or `tcp6`.
@@ -200,6 +194,7 @@ fn holders(root: &Path, inodes: &HashSet<u64>) -> HashMap<u64, Vec<(u32, String)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::{Domain, Socket, Type};
 
     #[test]
     fn listening_sockets_are_read_and_found_with_who_has_them() {

@@ -95,11 +95,14 @@ impl FlowReport {
         Some(format!("{whose}{}/{}", place.lane, place.id))
     }
 
+    /// By what it is asked for: its number and its trace.
+    pub fn keys(&self) -> [String; 2] {
+        [self.id.to_string(), self.trace.clone()]
+    }
+
     /// True where this is its number, its trace or its stream.
     pub fn is_called(&self, id: &str) -> bool {
-        self.id.to_string() == id
-            || self.trace.eq_ignore_ascii_case(id)
-            || self.stream_key().is_some_and(|key| key.eq_ignore_ascii_case(id))
+        self.keys().into_iter().chain(self.stream_key()).any(|key| key.eq_ignore_ascii_case(id))
     }
 }
 

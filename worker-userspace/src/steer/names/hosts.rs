@@ -16,28 +16,14 @@ use crate::target::Name;
 /// # Errors
 /// When the file is there and can't be read.
 pub fn hosts_conflicts(path: &Path, index: &PatternIndex) -> io::Result<Vec<(IpAddr, Name)>> {
-    let bytes = match std::fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read?,
-    };
-    let (mut found, mut seen) = (Vec::new(), HashSet::new());
-    for line in String::from_utf8_lossy(&bytes).lines() {
-        let line = line.split('#').next().unwrap_or_default();
-        let mut fields = line.split_ascii_whitespace();
-        let Some(addr) = fields.next().and_then(|field| field.parse::<IpAddr>().ok()) else { continue };
-        let addr = addr.to_canonical();
-        if addr.is_loopback() || addr.is_unspecified() {
-            continue;
-        }
-        for field in fields {
-            let Ok(name) = field.parse::<Name>() else { continue };
-            let Standing::ProxyHost(name) = index.standing(name.as_str()) else { continue };
-            if seen.insert((addr, name.clone())) {
-                found.push((addr, name));
-            }
-        }
-    }
-    Ok(found)
+    let mut seen = HashSet::new();
+    let foreign =
+        hosts_entries(path)?.into_iter().filter(|(addr, _)| !addr.is_loopback() && !addr.is_unspecified());
+    let ours = foreign.filter_map(|(addr, name)| match index.standing(name.as_str()) {
+        Standing::ProxyHost(name) => Some((addr, name)),
+        _ => None,
+    });
+    Ok(ours.filter(|entry| seen.insert(entry.clone())).collect())
 }
 
 /// The addresses that the hosts file at `path` gives to `name`, in the file's order. No file is an empty one.
@@ -45,21 +31,28 @@ pub fn hosts_conflicts(path: &Path, index: &PatternIndex) -> io::Result<Vec<(IpA
 /// # Errors
 /// When the file is there and can't be read.
 pub fn hosts_addresses(path: &Path, name: &Name) -> io::Result<Vec<IpAddr>> {
+    let mut seen = HashSet::new();
+    let its = hosts_entries(path)?.into_iter().filter(|(_, named)| named == name).map(|(addr, _)| addr);
+    Ok(its.filter(|addr| seen.insert(*addr)).collect())
+}
+
+/// What the hosts file at `path` says, in its order. No file is an empty one.
+///
+/// # Errors
+/// When the file is there and can't be read.
+pub fn hosts_entries(path: &Path) -> io::Result<Vec<(IpAddr, Name)>> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read?,
     };
-    let mut found = Vec::new();
+    let mut entries = Vec::new();
     for line in String::from_utf8_lossy(&bytes).lines() {
         let mut fields = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
         let Some(addr) = fields.next().and_then(|field| field.parse::<IpAddr>().ok()) else { continue };
-        let addr = addr.to_canonical();
-        let is_name = |field: &str| field.parse::<Name>().is_ok_and(|field| field == *name);
-        if fields.any(is_name) && !found.contains(&addr) {
-            found.push(addr);
-        }
+        let names = fields.filter_map(|field| field.parse::<Name>().ok());
+        entries.extend(names.map(|name| (addr.to_canonical(), name)));
     }
-    Ok(found)
+    Ok(entries)
 }
 
 #[cfg(test)]

@@ -121,12 +121,13 @@ impl Steering {
             name: name.to_string(),
             addresses: [addresses.v4.into(), addresses.v6.into()],
         };
-        let mut names: Vec<NameStatus> = self.names.all().into_iter().map(named).collect();
-        let mut place = 0;
-        names.retain(|name| {
-            place += 1;
-            place <= LISTED || wanted.is_some_and(|wanted| name.is_called(wanted))
-        });
+        let all = self.names.all();
+        let total = all.len();
+        let looked_at = if wanted.is_some() { usize::MAX } else { LISTED };
+        let names: Vec<NameStatus> = (all.into_iter().take(looked_at).map(named).enumerate())
+            .filter(|(at, name)| *at < LISTED || wanted.is_some_and(|wanted| name.is_called(wanted)))
+            .map(|(_, name)| name)
+            .collect();
         SteerStatus {
             listeners: self.listeners.clone(),
             programs: programs.into_iter().map(program).collect(),
@@ -134,7 +135,7 @@ impl Steering {
             problem: lock(&self.problem).clone(),
             off: self.is_off(),
             rules: plan.rules.iter().map(rule).collect(),
-            more_names: (place - names.len()) as u64,
+            more_names: (total - names.len()) as u64,
             names,
             resolvers: resolvers.into_iter().map(|(addr, port)| (addr.to_string(), port)).collect(),
             counters: counters.into_iter().map(|(counter, n)| (counter.word().to_owned(), n)).collect(),
