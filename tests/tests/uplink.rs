@@ -209,7 +209,8 @@ fn a_captured_worker_with_steering_does_not_capture_itself() -> Result<()> {
         // As it is counted, it is foreseen.
         let own = ["why", &format!("{echo4}:7000"), "-j", "--pid", &worker.process().pid().to_string()];
         let why = lab.site().dworker(own)?.arg("--socket").arg(lab.site().socket("worker")).output()?;
-        assert_eq!(why.json()?["reason"], "own", "{why}");
+        let said = why.json()?;
+        assert_eq!((&said["verdict"], &said["reason"]), (&"direct".into(), &"own".into()), "{why}");
         assert_eq!(why.status.code(), Some(10), "{why}");
         Ok(())
     })

@@ -319,6 +319,23 @@ async fn what_comes_by_itself_takes_no_place_from_what_people_did() {
     assert_eq!((of(EventKind::NodeConnected).await.0, of(EventKind::StreamOpened).await.0), (30, 30));
 }
 
+/// Live views show what a save gives back, and ask for what comes behind it.
+#[tokio::test]
+async fn each_event_of_a_save_has_the_id_that_it_is_found_by() {
+    let directory = directory();
+    let store = open(&directory).await;
+    // More than one statement takes.
+    let made = (0..150).map(|n| Event { text: format!("number {n}"), ..event("x") }).collect();
+    let saved = store.save(&[], made).await.expect("a save").events;
+    let query = EventQuery { limit: 1000, ..EventQuery::default() };
+    let mut kept = store.events(&query).await.expect("events");
+    kept.reverse();
+    let ids =
+        |events: &[Event]| events.iter().map(|event| (event.id, event.text.clone())).collect::<Vec<_>>();
+    assert_eq!(ids(&saved), ids(&kept));
+    assert_eq!(saved[149].text, "number 149");
+}
+
 #[tokio::test]
 async fn old_events_go_in_steps() {
     let directory = directory();
