@@ -48,6 +48,14 @@ impl Carry<'_> {
     /// # Errors
     /// Why the connection was not made or was cut. The socket is then to be closed with a reset.
     pub async fn socket(self, socket: &mut TcpStream) -> Result<(), Refusal> {
+        // Both apart from the task: what it takes to open is much, and is given back before the connection is idle.
+        let (stream, until) = Box::pin(self.begin(socket)).await?;
+        let answer = Box::pin(self.settle(&stream, until));
+        tokio::try_join!(answer, splice(socket, &stream, &self.flow.meter, Reads::Up)).map(|_| ())
+    }
+
+    /// A stream from which on nothing can be tried again, and until when its answer may come, where it has none yet.
+    async fn begin(self, socket: &TcpStream) -> Result<(Stream, Option<Instant>), Refusal> {
         let meter = &self.flow.meter;
         let mut attempts = Attempts::new(self);
         let mut early = Early::default();
@@ -60,17 +68,16 @@ impl Carry<'_> {
             early.sent = 0;
             let refusal = tokio::select! {
                 biased;
-                answer = attempts.answer(&stream) => match answer {
+                answer = self.answer(&stream, attempts.until) => match answer {
                     Ok(()) => {
                         early.catch_up(&stream).await?;
-                        return splice(socket, &stream, meter, Reads::Up).await;
+                        return Ok((stream, None));
                     }
                     Err(refusal) => refusal,
                 },
                 fed = early.feed(socket, &stream, meter) => {
                     fed.inspect_err(|refusal| stream.reset(refusal.clone()))?;
-                    let splice = splice(socket, &stream, meter, Reads::Up);
-                    return tokio::try_join!(attempts.answer(&stream), splice).map(|_| ());
+                    return Ok((stream, Some(attempts.until)));
                 }
             };
             match early.may_be_sent_twice() {
@@ -78,6 +85,21 @@ impl Carry<'_> {
                 false => return Err(refusal),
             }
         }
+    }
+
+    /// Waits for the answer, where it is still to come.
+    async fn settle(self, stream: &Stream, until: Option<Instant>) -> Result<(), Refusal> {
+        match until {
+            Some(until) => self.answer(stream, until).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the far end's dial.
+    async fn answer(self, stream: &Stream, until: Instant) -> Result<(), Refusal> {
+        let ok = answer(stream, until).await?;
+        self.flow.dialled(ok);
+        Ok(())
     }
 
     /// A stream whose target is dialled, for a client that says nothing before it knows.
@@ -88,7 +110,7 @@ impl Carry<'_> {
         let mut attempts = Attempts::new(self);
         loop {
             let stream = attempts.open().await?;
-            match attempts.answer(&stream).await {
+            match self.answer(&stream, attempts.until).await {
                 Ok(()) => return Ok(stream),
                 Err(refusal) => attempts.again(refusal).await?,
             }
@@ -131,13 +153,6 @@ impl Attempts<'_> {
         flow.carried_by(opened.carrier);
         flow.goes_by(&opened.stream);
         Ok(opened.stream)
-    }
-
-    /// Waits for the far end's dial.
-    async fn answer(&self, stream: &Stream) -> Result<(), Refusal> {
-        let ok = answer(stream, self.until).await?;
-        self.carry.flow.dialled(ok);
-        Ok(())
     }
 
     /// Whether to try again: only what says nothing about the target, only while there is time.

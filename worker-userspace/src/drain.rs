@@ -4,9 +4,12 @@
 //! logged instead of lost.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -79,10 +82,7 @@ impl Drain {
         // Not under the lock: a runtime that ends drops the task at once, and so its place.
         drop(running);
         let place = Place { running: self.running.clone(), id, what };
-        let handle = self.tasks.spawn(async move {
-            let _place = place;
-            task.await;
-        });
+        let handle = self.tasks.spawn(Placed { task, place });
         let mut running = self.running();
         if running.is_cut {
             handle.abort();
@@ -189,6 +189,25 @@ impl Gate {
         if self.0.wait_for(|is| *is == open).await.is_err() && *self.0.borrow() != open {
             std::future::pending().await
         }
+    }
+}
+
+pin_project! {
+    /// A task in its place. Not an `async` block: that would keep room for the task twice, where it came from and where
+    /// it is awaited.
+    struct Placed<F> {
+        // Before its place, which it leaves when it is gone.
+        #[pin]
+        task: F,
+        place: Place,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Placed<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().task.poll(cx)
     }
 }
 

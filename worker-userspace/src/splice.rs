@@ -6,8 +6,10 @@
 //! came before a reset arrives before it where its receiver has room. An idle connection holds no buffer.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -69,26 +71,33 @@ fn end_on_close(socket: &TcpStream) {
 ///
 /// # Errors
 /// Why the connection was cut.
-pub async fn splice(
-    socket: &mut TcpStream,
-    stream: &Stream,
-    meter: &Meter,
+pub fn splice<'a>(
+    socket: &'a mut TcpStream,
+    stream: &'a Stream,
+    meter: &'a Meter,
     reads: Reads,
-) -> Result<(), Refusal> {
-    copy(&*socket, stream, meter, reads).await
+) -> impl Future<Output = Result<(), Refusal>> + Send + 'a {
+    copy(&*socket, stream, meter, reads)
 }
 
 /// As [`splice`], whatever leads to the target; closes it, too.
 ///
 /// # Errors
 /// Why the connection was cut.
-pub async fn splice_over(way: Way, stream: &Stream, meter: &Meter, reads: Reads) -> Result<(), Refusal> {
-    match way {
-        Way::Plain(tcp) => copy(&tcp, stream, meter, reads).await,
-        Way::Tls(tls) => {
-            // Few connections need it, and all would carry the room for it.
-            let secured = Box::new(Secured::from(*tls));
-            Box::pin(copy(&*secured, stream, meter, reads)).await
+pub fn splice_over<'a>(
+    way: Way,
+    stream: &'a Stream,
+    meter: &'a Meter,
+    reads: Reads,
+) -> impl Future<Output = Result<(), Refusal>> + Send + 'a {
+    async move {
+        match way {
+            Way::Plain(ref tcp) => copy(tcp, stream, meter, reads).await,
+            Way::Tls(tls) => {
+                // Few connections need it, and all would carry the room for it.
+                let secured = Box::new(Secured::from(*tls));
+                Box::pin(copy(&*secured, stream, meter, reads)).await
+            }
         }
     }
 }
@@ -102,11 +111,7 @@ async fn copy<W: Wire + Sync>(wire: &W, stream: &Stream, meter: &Meter, reads: R
     let outcome = tokio::try_join!(
         async {
             wire_to_stream(wire, stream, sent).await?;
-            // Who has ended its direction may be gone later, and nobody reads from it any more.
-            tokio::select! {
-                error = broken(wire.tcp()) => Err(unread(error)),
-                () = written.notified() => Ok(()),
-            }
+            Box::pin(half_closed(wire.tcp(), &written)).await
         },
         async {
             stream_to_wire(stream, wire, &mut chunks, received).await?;
@@ -130,30 +135,37 @@ async fn copy<W: Wire + Sync>(wire: &W, stream: &Stream, meter: &Meter, reads: R
     }
 }
 
+/// Who has ended its direction may be gone later, and nobody reads from it any more.
+async fn half_closed(tcp: &TcpStream, written: &Notify) -> Result<(), Refusal> {
+    tokio::select! {
+        error = broken(tcp) => Err(unread(error)),
+        () = written.notified() => Ok(()),
+    }
+}
+
 async fn wire_to_stream<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) -> Result<(), Refusal> {
     let mut size = FIRST_READ;
-    let mut broke = None;
+    let mut broke: Option<Refusal> = None;
     loop {
-        tokio::select! {
-            ready = readable(wire) => ready.map_err(unread)?,
-            refusal = stream.failed() => return Err(refusal),
-        }
+        readable(wire, stream).await?;
         // Asked last, with no wait between the answer and the send: what has room now is not the room of
         // thousands of idle connections that all become readable at once.
-        let allowed = match &broke {
-            None => tokio::select! {
-                biased;
-                allowed = stream.sendable() => allowed?,
-                error = broken(wire.tcp()) => {
+        let allowed = if let Some(allowed) = stream.sendable_now().await {
+            allowed?
+        } else if let Some(refusal) = &broke {
+            // The socket still has what came before; it is passed on for as long as somebody takes it.
+            match Box::pin(timeout(LAST_WAIT, stream.sendable())).await {
+                Ok(allowed) => allowed?,
+                Err(_) => return Err(refusal.clone()),
+            }
+        } else {
+            match Box::pin(room(wire.tcp(), stream)).await {
+                Ok(allowed) => allowed?,
+                Err(error) => {
                     broke = Some(unread(error));
                     continue;
                 }
-            },
-            // The socket still has what came before; it is passed on for as long as somebody takes it.
-            Some(refusal) => match timeout(LAST_WAIT, stream.sendable()).await {
-                Ok(allowed) => allowed?,
-                Err(_) => return Err(refusal.clone()),
-            },
+            }
         };
         let wanted = size.min(allowed);
         let mut buffer = BytesMut::with_capacity(wanted);
@@ -176,8 +188,23 @@ async fn wire_to_stream<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) -
     }
 }
 
-async fn readable<W: Wire>(wire: &W) -> io::Result<()> {
-    if wire.holds() { Ok(()) } else { wire.tcp().readable().await }
+/// Waits until there may be something to read. By tokio's own memory of who waits, as all that an idle connection waits
+/// for: a future of tokio's for it takes five times the room.
+async fn readable<W: Wire>(wire: &W, stream: &Stream) -> Result<(), Refusal> {
+    poll_fn(|cx| match wire.holds() || wire.tcp().poll_read_ready(cx).map_err(unread)?.is_ready() {
+        true => Poll::Ready(Ok(())),
+        false => stream.poll_failed(cx).map(Err),
+    })
+    .await
+}
+
+/// What may be sent, once that is something; or how the socket failed before.
+async fn room(tcp: &TcpStream, stream: &Stream) -> io::Result<Result<usize, Refusal>> {
+    tokio::select! {
+        biased;
+        allowed = stream.sendable() => Ok(allowed),
+        error = broken(tcp) => Err(error),
+    }
 }
 
 pub(crate) fn unread(error: io::Error) -> Refusal {
@@ -211,45 +238,46 @@ async fn stream_to_wire<W: Wire>(
     chunks: &mut VecDeque<BytesMut>,
     meter: &AtomicU64,
 ) -> Result<(), Refusal> {
-    let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
     while stream.receive(chunks).await? {
         while !chunks.is_empty() {
-            let n = tokio::select! {
-                n = written(wire, || wire.try_write(&slices(chunks))) => n.and_then(some).map_err(lost)?,
-                // The other direction may have ended: nobody else would notice while this one is blocked.
-                refusal = stream.failed() => return Err(refusal),
-            };
+            let n = written(wire, stream, || wire.try_write(&slices(chunks)).and_then(some)).await?;
             advance(chunks, n);
             meter.fetch_add(n as u64, Ordering::Relaxed);
             stream.consumed(n);
             consume_budget().await;
         }
-        tokio::select! {
-            flushed = written(wire, || wire.try_flush()) => flushed.map_err(lost)?,
-            refusal = stream.failed() => return Err(refusal),
-        }
+        written(wire, stream, || wire.try_flush()).await?;
         // What was grown for a burst is not kept while idle.
         *chunks = VecDeque::new();
     }
-    let ended = tokio::select! {
-        ended = written(wire, || wire.try_end()) => ended,
-        refusal = stream.failed() => return Err(refusal),
-    };
-    ended.or_else(|e| match e.kind() {
+    let end = || match wire.try_end() {
         // The peer closed its reading side meanwhile; it has all that it wanted.
-        io::ErrorKind::NotConnected => Ok(()),
-        _ => Err(lost(e)),
-    })
+        Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+        ended => ended,
+    };
+    written(wire, stream, end).await
 }
 
 /// Does what the socket need not have room for, or waits for the room.
-async fn written<W: Wire, T>(wire: &W, mut step: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match step() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => wire.tcp().writable().await?,
-            done => return done,
+async fn written<W: Wire, T>(
+    wire: &W,
+    stream: &Stream,
+    mut step: impl FnMut() -> io::Result<T>,
+) -> Result<T, Refusal> {
+    let lost = |e: io::Error| Refusal::from_io(&e, "writing to the connection");
+    poll_fn(|cx| {
+        loop {
+            match step() {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done.map_err(lost)),
+            }
+            if wire.tcp().poll_write_ready(cx).map_err(lost)?.is_pending() {
+                // The other direction may have ended: nobody else would notice while this one is blocked.
+                return stream.poll_failed(cx).map(Err);
+            }
         }
-    }
+    })
+    .await
 }
 
 fn some(n: usize) -> io::Result<usize> {

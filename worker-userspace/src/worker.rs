@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::drain::Drain;
-use crate::egress::dial::Dialler;
+use crate::egress::dial::{Dialled, Dialler};
 use crate::egress::policy::Policy;
-use crate::inspect::ledger::{Entry, Ledger, Origin};
+use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::splice::{Reads, splice_over};
@@ -23,6 +23,8 @@ use crate::tunnel::handshake::Dial;
 use crate::tunnel::lane::{Incoming, Lane, LaneEnd, Settings, Told};
 use crate::tunnel::message::{Hello, Open, OpenOk};
 use crate::tunnel::session::Session;
+use crate::tunnel::stream::Stream;
+use crate::tunnel::transport::Way;
 use crate::upstream::Upstream;
 use orders::Orders;
 
@@ -230,31 +232,44 @@ impl Uplink {
     }
 
     /// Dials what the appliance asks for, and copies.
-    async fn egress(self: Arc<Self>, incoming: Incoming) {
+    fn egress(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static {
+        // Apart from the task: what it takes to dial is much, and is given back before the connection is idle.
+        let dialling = Box::pin(self.dial(incoming));
+        async move {
+            let Some((flow, stream, way)) = dialling.await else { return };
+            let outcome = splice_over(way, &stream, &flow.meter, Reads::Down).await;
+            flow.end(outcome);
+        }
+    }
+
+    /// Dials, and answers; nothing where it came to nothing.
+    async fn dial(self: Arc<Self>, incoming: Incoming) -> Option<(FlowGuard, Stream, Way)> {
         let Incoming { open, stream } = incoming;
         let flow = self.ledger.open(Entry::Egress, open.trace, open.target.clone(), Origin::default());
         flow.goes_by(&stream);
         let started = Instant::now();
         let dialled = tokio::select! {
-            // Apart from the task: what it takes to dial is much, and is given back before the connection is idle.
-            dialled = Box::pin(self.dialler.dial(&open.target, open.deadline)) => dialled,
+            dialled = self.dialler.dial(&open.target, open.deadline) => dialled,
             // Nobody waits for it any more.
-            refusal = stream.failed() => return flow.end(Err(refusal)),
+            refusal = stream.failed() => {
+                flow.end(Err(refusal));
+                return None;
+            }
         };
-        let dialled = match dialled {
-            Ok(dialled) => dialled,
+        match dialled {
+            Ok(Dialled { way, address, proxied }) => {
+                let ok = OpenOk { address, dial: started.elapsed(), proxied };
+                flow.dialled(ok);
+                stream.accept(ok);
+                Some((flow, stream, way))
+            }
             Err(refusal) => {
                 tracing::warn!(target = %open.target, trace = format_args!("{:016x}", open.trace), "not dialled: {refusal}");
                 stream.refuse(refusal.clone());
-                return flow.end(Err(refusal));
+                flow.end(Err(refusal));
+                None
             }
-        };
-        let proxied = dialled.proxied;
-        let ok = OpenOk { address: dialled.address, dial: started.elapsed(), proxied };
-        flow.dialled(ok);
-        stream.accept(ok);
-        let outcome = splice_over(dialled.way, &stream, &flow.meter, Reads::Down).await;
-        flow.end(outcome);
+        }
     }
 }
 

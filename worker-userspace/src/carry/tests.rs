@@ -336,3 +336,15 @@ async fn an_application_that_gives_up_before_the_answer_is_noticed() {
         assert_eq!(connection.carried.await.unwrap().unwrap_err().code, Code::Reset);
     }
 }
+
+/// Thousands of connections are idle at once: what it took to open them is not kept.
+#[tokio::test]
+async fn what_carries_takes_little_more_room_than_what_copies() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let target = Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+    let flow = Ledger::default().open(Entry::Captured, 1, target, Origin::default());
+    let router = Lanes::new();
+    let size = size_of_val(&Carry { router: &*router, flow: &flow, deadline: SOON }.socket(&mut socket));
+    assert!(size <= 768, "{size} bytes");
+}

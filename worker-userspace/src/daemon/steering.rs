@@ -26,12 +26,12 @@ pub(super) fn start(
     let Started { steering, forwarder, dns } =
         Steering::start(steer, &roles.config.state_dir, now.steered(), inherited)?;
     steering.tell(roles.ledger.hub().clone());
-    let service = Forwarder {
+    let service = Arc::new(Forwarder {
         steering: steering.clone(),
         router: carriers.router(),
         ledger: roles.ledger.clone(),
         drain: drain.clone(),
-    };
+    });
     let forwarder = forwarder.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
     let forwarder = forwarder
         .map_err(|source| StartError::System { doing: "taking the forwarder's listener", source })?;

@@ -23,7 +23,6 @@ use crate::steer::steering::Steering;
 use crate::target::Target;
 
 /// The forwarder.
-#[derive(Clone)]
 pub struct Forwarder {
     /// What captures.
     pub steering: Arc<Steering>,
@@ -37,7 +36,7 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// Accepts connections until the drain begins.
-    pub async fn serve(self, listener: TcpListener) {
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let port = match listener.local_addr() {
             Ok(address) => address.port(),
             Err(error) => return tracing::error!("the forwarder's listener has no address: {error}"),
@@ -46,7 +45,7 @@ impl Forwarder {
         accept::each(&listener, &self.drain, "a captured connection", take).await;
     }
 
-    fn accept(&self, socket: TcpStream, port: u16, source: SocketAddr) {
+    fn accept(self: &Arc<Self>, socket: TcpStream, port: u16, source: SocketAddr) {
         // Whatever happens before the splice ends in order, the application must see a reset.
         reset_on_close(&socket);
         let record = match self.steering.take_flow(port, source, socket.as_fd()) {
@@ -81,19 +80,30 @@ impl Forwarder {
         self.drain.spawn("captured connection", self.clone().carry(socket, flow));
     }
 
-    async fn carry(self, mut socket: TcpStream, flow: FlowGuard) {
-        let carry = Carry { router: &*self.router, flow: &flow, deadline: DIAL };
-        let outcome = carry.socket(&mut socket).await;
-        if let Err(refusal) = &outcome {
-            self.remember(&flow, refusal);
-            let process =
-                flow.origin.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
-            let original = flow.origin.original.map(|address| address.to_string()).unwrap_or_default();
-            tracing::warn!(target = %flow.target, %original, %process, trace = format_args!("{:016x}", flow.trace), "{refusal}");
+    /// Not an `async fn`: that would have room for its arguments twice.
+    fn carry(
+        self: Arc<Self>,
+        mut socket: TcpStream,
+        flow: FlowGuard,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        async move {
+            let carry = Carry { router: &*self.router, flow: &flow, deadline: DIAL };
+            let outcome = carry.socket(&mut socket).await;
+            if let Err(refusal) = &outcome {
+                self.failed(&flow, refusal);
+            }
+            flow.end(outcome);
+            // Closed last: an application that is reset and tries again at once must find the errno in place.
+            drop(socket);
         }
-        flow.end(outcome);
-        // Closed last: an application that is reset and tries again at once must find the errno in place.
-        drop(socket);
+    }
+
+    fn failed(&self, flow: &FlowGuard, refusal: &Refusal) {
+        self.remember(flow, refusal);
+        let process =
+            flow.origin.process.as_ref().map(|p| format!("{}[{}]", p.comm, p.pid)).unwrap_or_default();
+        let original = flow.origin.original.map(|address| address.to_string()).unwrap_or_default();
+        tracing::warn!(target = %flow.target, %original, %process, trace = format_args!("{:016x}", flow.trace), "{refusal}");
     }
 
     /// The next `connect()` gets the errno that this one should have had.

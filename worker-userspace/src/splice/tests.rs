@@ -134,3 +134,16 @@ async fn what_came_before_a_reset_arrives_before_it_however_much_it_is() {
     assert!(arrived == answer);
     assert_eq!(spliced.await.unwrap().unwrap_err().code, Code::Reset);
 }
+
+/// Thousands of connections are idle at once, each in such a future.
+#[tokio::test]
+async fn what_copies_takes_little_room() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (socket, _) = listener.accept().await.unwrap();
+    let ((near, _far), meter) = (stream().await, Meter::default());
+    let size = size_of_val(&splice(&mut application, &near, &meter, Reads::Up));
+    assert!(size <= 576, "{size} bytes");
+    let size = size_of_val(&splice_over(Way::Plain(socket), &near, &meter, Reads::Down));
+    assert!(size <= 640, "{size} bytes");
+}

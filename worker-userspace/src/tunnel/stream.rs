@@ -50,11 +50,11 @@ struct State {
     in_ready: bool,
     in_waiting: bool,
     send_waker: Option<Waker>,
-    // What goes before all data.
-    open: Option<Open>,
-    open_ok: Option<OpenOk>,
+    // What goes before all data. What is there for a moment only takes no room of an idle stream.
+    open: Option<Box<Open>>,
+    open_ok: Option<Box<OpenOk>>,
     credit_due: Option<u64>,
-    last_words: Option<(Type, Refusal)>,
+    last_words: Option<Box<(Type, Refusal)>>,
     in_urgent: bool,
     // From the peer.
     window: ReceiveWindow,
@@ -68,7 +68,7 @@ struct State {
     answer: Option<OpenOk>,
     answer_waker: Option<Waker>,
     /// Why the stream is gone in both directions.
-    failure: Option<Refusal>,
+    failure: Option<Box<Refusal>>,
 }
 
 impl State {
@@ -78,7 +78,8 @@ impl State {
     }
 
     fn put_last_words(&mut self, id: u32, out: &mut BytesMut) {
-        if let Some((kind, refusal)) = self.last_words.take() {
+        if let Some(words) = self.last_words.take() {
+            let (kind, refusal) = *words;
             frame::put_message(out, id, kind, |out| message::write_refusal(&refusal, out));
         }
     }
@@ -112,7 +113,7 @@ impl Shared {
         lane: Arc<lane::Shared>,
         credit: u32,
         window: ReceiveWindow,
-        open: Option<Open>,
+        open: Option<Box<Open>>,
     ) -> Arc<Shared> {
         let state = State {
             credit: SendCredit::new(credit),
@@ -182,7 +183,7 @@ impl Shared {
         if fin {
             state.fin = Fin::Sent;
         }
-        let last_words = if more { None } else { state.last_words.take() };
+        let last_words = if more { None } else { state.last_words.take().map(|words| *words) };
         state.in_ready = more;
         let done = state.is_done();
         let waker = if state.pending_bytes < QUEUE { state.send_waker.take() } else { None };
@@ -262,7 +263,7 @@ impl Shared {
     /// The stream is gone: the peer reset or refused it, or the lane was lost.
     pub(super) fn on_failure(&self, refusal: Refusal) {
         let mut state = self.state();
-        state.failure.get_or_insert(refusal);
+        state.failure.get_or_insert_with(|| Box::new(refusal));
         self.send_no_more(&mut state);
         state.wake_all();
     }
@@ -288,13 +289,13 @@ impl Shared {
             // A peer that never heard of the stream need not hear of its end.
             self.send_no_more(&mut state);
         } else {
-            state.last_words = Some((kind, refusal.clone()));
+            state.last_words = Some(Box::new((kind, refusal.clone())));
             // Behind what is queued: all of that is within the peer's credit, so it waits for nobody.
             if state.pending.is_empty() {
                 self.urgent(&mut state);
             }
         }
-        state.failure = Some(refusal);
+        state.failure = Some(Box::new(refusal));
         state.queue.clear();
         state.wake_all();
         drop(state);
@@ -352,7 +353,7 @@ impl Stream {
         window: ReceiveWindow,
         open: Open,
     ) -> Stream {
-        let open = Open { credit: window.window(), ..open };
+        let open = Box::new(Open { credit: window.window(), ..open });
         Stream { shared: Shared::new(id, lane, credit, window, Some(open)) }
     }
 
@@ -384,7 +385,7 @@ impl Stream {
         let mut state = self.shared.state();
         match (&state.answer, &state.failure) {
             (Some(ok), _) => Poll::Ready(Ok(*ok)),
-            (None, Some(refusal)) => Poll::Ready(Err(refusal.clone())),
+            (None, Some(refusal)) => Poll::Ready(Err(Refusal::clone(refusal))),
             (None, None) => {
                 register(&mut state.answer_waker, cx);
                 Poll::Pending
@@ -396,7 +397,7 @@ impl Stream {
     pub fn accept(&self, ok: OpenOk) {
         let mut state = self.shared.state();
         if state.failure.is_none() {
-            state.open_ok = Some(ok);
+            state.open_ok = Some(Box::new(ok));
             // With the answer it costs nothing, and the peer need not wait for it later.
             if let Some(limit) = state.window.lift(&self.shared.lane.settings().budget) {
                 state.credit_due = Some(limit);
@@ -422,10 +423,19 @@ impl Stream {
         poll_fn(|cx| self.poll_sendable(cx)).await
     }
 
+    /// As [`sendable`](Self::sendable), without the wait; who gets nothing is woken when there is something.
+    pub async fn sendable_now(&self) -> Option<Result<usize, Refusal>> {
+        poll_fn(|cx| match self.poll_sendable(cx) {
+            Poll::Ready(allowed) => Poll::Ready(Some(allowed)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
     fn poll_sendable(&self, cx: &mut Context<'_>) -> Poll<Result<usize, Refusal>> {
         let mut state = self.shared.state();
         if let Some(refusal) = &state.failure {
-            return Poll::Ready(Err(refusal.clone()));
+            return Poll::Ready(Err(Refusal::clone(refusal)));
         }
         let credit = state.credit.available();
         let lane = &self.shared.lane;
@@ -497,7 +507,7 @@ impl Stream {
             return Poll::Ready(Ok(true));
         }
         if let Some(refusal) = &state.failure {
-            return Poll::Ready(Err(refusal.clone()));
+            return Poll::Ready(Err(Refusal::clone(refusal)));
         }
         if state.fin_received {
             return Poll::Ready(Ok(false));
@@ -519,17 +529,19 @@ impl Stream {
 
     /// Waits until the stream is gone in both directions by a reset or the loss of its lane.
     pub async fn failed(&self) -> Refusal {
-        poll_fn(|cx| {
-            let mut state = self.shared.state();
-            match &state.failure {
-                Some(refusal) => Poll::Ready(refusal.clone()),
-                None => {
-                    register(&mut state.answer_waker, cx);
-                    Poll::Pending
-                }
+        poll_fn(|cx| self.poll_failed(cx)).await
+    }
+
+    /// As [`failed`](Self::failed).
+    pub fn poll_failed(&self, cx: &mut Context<'_>) -> Poll<Refusal> {
+        let mut state = self.shared.state();
+        match &state.failure {
+            Some(refusal) => Poll::Ready(Refusal::clone(refusal)),
+            None => {
+                register(&mut state.answer_waker, cx);
+                Poll::Pending
             }
-        })
-        .await
+        }
     }
 }
 

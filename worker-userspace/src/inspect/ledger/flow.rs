@@ -127,15 +127,18 @@ pub struct Flow {
     dialled: OnceLock<OpenOk>,
     hands: Mutex<Hands>,
     rates: Rates,
-    ended: OnceLock<(Duration, Option<Refusal>)>,
+    ended: OnceLock<Box<Ended>>,
 }
+
+/// When it ended, after its beginning, and why where not in order.
+type Ended = (Duration, Option<Refusal>);
 
 /// How a connection is closed by hand.
 #[derive(Debug, Default)]
 struct Hands {
     cutter: Option<Cutter>,
     place: Option<(u8, u32)>,
-    closed: Option<Refusal>,
+    closed: Option<Box<Refusal>>,
 }
 
 /// Bytes per second, and the meter when they were taken.
@@ -202,7 +205,7 @@ impl Flow {
 
     /// How long it has lasted, or lasted.
     pub fn age(&self) -> Duration {
-        self.ended.get().map_or_else(|| self.started.elapsed(), |(age, _)| *age)
+        self.ended.get().map_or_else(|| self.started.elapsed(), |ended| ended.0)
     }
 
     /// `opening`, `open`, `closed`, or why it was not made or was cut.
@@ -217,11 +220,11 @@ impl Flow {
 
     /// How it ended; `None` while it is open.
     pub fn outcome(&self) -> Option<Result<(), &Refusal>> {
-        self.ended.get().map(|(_, refusal)| refusal.as_ref().map_or(Ok(()), Err))
+        self.ended.get().map(|ended| ended.1.as_ref().map_or(Ok(()), Err))
     }
 
     pub(super) fn end(&self, outcome: Result<(), Refusal>) {
-        let _ = self.ended.set((self.started.elapsed(), outcome.err()));
+        let _ = self.ended.set(Box::new((self.started.elapsed(), outcome.err())));
         let mut hands = self.hands();
         (hands.cutter, hands.place) = (None, None);
     }
@@ -236,7 +239,7 @@ impl Flow {
         let cutter = stream.cutter();
         let mut hands = self.hands();
         if let Some(refusal) = &hands.closed {
-            cutter.reset(refusal.clone());
+            cutter.reset(Refusal::clone(refusal));
         }
         hands.cutter = Some(cutter);
         hands.place = Some(stream.place());
@@ -250,7 +253,7 @@ impl Flow {
     /// Closes it by hand. The first reason stands.
     pub(super) fn close(&self, refusal: Refusal) {
         let mut hands = self.hands();
-        let refusal = hands.closed.get_or_insert(refusal).clone();
+        let refusal = Refusal::clone(hands.closed.get_or_insert_with(|| Box::new(refusal)));
         if let Some(cutter) = &hands.cutter {
             cutter.reset(refusal);
         }
