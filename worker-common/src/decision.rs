@@ -137,10 +137,14 @@ impl Entry {
 #[inline(always)]
 pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
     let Some(entry) = world.entry(&dest.addr) else { return Verdict::Direct };
-    // Kept as a reference: of an enum with a payload the compiler may save and restore the bytes of a variant that is
-    // not there, and kernels before 6.3 say "invalid read from stack" to that.
-    let rule = entry.rule(dest.port);
-    if rule.is_none() && entry.default == Entry::DIRECT {
+    // A copy, made at once: which of its places the rule came from is forgotten, or the verifier would go through all
+    // that follows once for each. And not an `Option` of it: of an enum with a payload the compiler may save and restore
+    // the bytes of a variant that is not there, and kernels before 6.3 say "invalid read from stack" to that.
+    let (rule, named) = match entry.rule(dest.port) {
+        Some(rule) => (*rule, true),
+        None => (PortRule::NONE, false),
+    };
+    if !named && entry.default == Entry::DIRECT {
         return Verdict::Direct;
     }
     if world.own() {
@@ -152,12 +156,12 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
     if world.foreign_netns() {
         return Verdict::ForeignNetns;
     }
-    let Some(rule) = rule else {
+    if !named {
         return Verdict::Refuse { reason: entry.refusal(), errno: EHOSTUNREACH, rule: 0 };
-    };
+    }
     let refuse = |reason, errno| Verdict::Refuse { reason, errno, rule: rule.rule };
     if world.bound() {
-        return without(rule, Reason::Bound, ENETUNREACH);
+        return without(&rule, Reason::Bound, ENETUNREACH);
     }
     let errno = world.group_errno(rule.group);
     if errno != 0 {
@@ -168,9 +172,9 @@ pub fn decide(world: &impl World, dest: &Dest) -> Verdict {
         return refuse(Reason::Down, errno);
     }
     if world.listening(&dest.addr) {
-        return Verdict::Steer(*rule);
+        return Verdict::Steer(rule);
     }
-    without(rule, Reason::NoListener, ECONNREFUSED)
+    without(&rule, Reason::NoListener, ECONNREFUSED)
 }
 
 /// The verdict where a connection cannot be sent to the daemon: the rule's way to fail.

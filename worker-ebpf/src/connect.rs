@@ -22,10 +22,9 @@ use crate::socket::{
 #[cgroup_sock_addr(connect4)]
 pub fn dw_connect4(ctx: SockAddrContext) -> i32 {
     let call = Call::new(ctx);
-    let dest = call.dest4();
-    match connect(&call, &dest, 0) {
+    match connect(&call, Call::dest4, 0) {
         Outcome::Answer(answer) => answer,
-        Outcome::To(port) => {
+        Outcome::To { port, .. } => {
             call.set4(&Addr::LOOPBACK4, port);
             ALLOW
         }
@@ -35,11 +34,10 @@ pub fn dw_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn dw_connect6(ctx: SockAddrContext) -> i32 {
     let call = Call::new(ctx);
-    let dest = call.dest6();
-    match connect(&call, &dest, Flow::V6_SOCKET) {
+    match connect(&call, Call::dest6, Flow::V6_SOCKET) {
         Outcome::Answer(answer) => answer,
-        Outcome::To(port) => {
-            call.set6(&dest.addr.loopback(), port);
+        Outcome::To { v4, port } => {
+            call.set6(&loopback(v4), port);
             ALLOW
         }
     }
@@ -50,38 +48,43 @@ enum Outcome {
     /// Nothing but answer this.
     Answer(i32),
     /// Send the connection to this port on loopback.
-    To(u16),
+    To { v4: bool, port: u16 },
 }
 
 #[inline(always)]
-fn connect(call: &Call, dest: &Dest, family: u32) -> Outcome {
+fn connect(call: &Call, read: impl Fn(&Call) -> Dest, family: u32) -> Outcome {
     let Some(config) = socket::config() else { return Outcome::Answer(ALLOW) };
     let transport = match call.protocol() {
         IPPROTO_TCP | IPPROTO_MPTCP => Transport::Stream,
         IPPROTO_UDP => Transport::Datagram,
         _ => return Outcome::Answer(ALLOW),
     };
-    match path(transport, dest, &config.synthetic) {
-        Path::Rules => judge(call, config, dest, family),
+    let dest = read(call);
+    match path(transport, &dest, &config.synthetic) {
+        // Read again, or the verifier would go through the rest once for each way that leads here: it knows by each
+        // something else of the words.
+        Path::Rules => judge(call, config, &read(call), family),
         Path::Pass => {
             if transport == Transport::Stream {
-                local(call, config, dest);
+                local(call, config, &dest);
             }
             Outcome::Answer(ALLOW)
         }
-        Path::Dns => question(call, config, transport, dest, family),
+        Path::Dns => question(call, config, transport, &read(call), family),
         Path::DnsLinkLocal => {
             count(Counter::DnsLinkLocal);
             Outcome::Answer(ALLOW)
         }
-        Path::Refuse(reason) => Outcome::Answer(refuse(dest, reason, EHOSTUNREACH, 0)),
+        Path::Refuse(reason) => Outcome::Answer(refuse(&dest, reason, EHOSTUNREACH, 0)),
     }
 }
 
 /// A connection to another host.
 #[inline(always)]
 fn judge(call: &Call, config: &Config, dest: &Dest, family: u32) -> Outcome {
-    let (rule, reason, errno) = match decide(&Kernel { call, config }, dest) {
+    // Asked once: what follows from it is not told from the words again.
+    let v4 = dest.addr.is_v4();
+    let (rule, reason, errno) = match decide(&Kernel { call, config, v4 }, dest) {
         Verdict::Direct => return pass(Counter::Direct),
         Verdict::Own => return pass(Counter::Own),
         Verdict::Excluded => return pass(Counter::Excluded),
@@ -89,10 +92,10 @@ fn judge(call: &Call, config: &Config, dest: &Dest, family: u32) -> Outcome {
         Verdict::Refuse { reason, errno, rule } => return Outcome::Answer(refuse(dest, reason, errno, rule)),
         Verdict::FailOpen(rule) => return fail_open(dest, &rule),
         Verdict::Steer(rule) => {
-            let listener = config.listener(&dest.addr);
-            if remember(call, dest, listener, family, &rule) {
+            let port = listener(config, v4);
+            if remember(call, dest, port, family, &rule) {
                 count(Counter::Steered);
-                return Outcome::To(listener);
+                return Outcome::To { v4, port };
             }
             match without(&rule, Reason::NoMemory, ENOMEM) {
                 Verdict::Refuse { reason, errno, rule } => (rule, reason, errno),
@@ -101,6 +104,16 @@ fn judge(call: &Call, config: &Config, dest: &Dest, family: u32) -> Outcome {
         }
     };
     Outcome::Answer(refuse(dest, reason, errno, rule))
+}
+
+#[inline(always)]
+fn listener(config: &Config, v4: bool) -> u16 {
+    if v4 { config.listener4 } else { config.listener6 }
+}
+
+#[inline(always)]
+fn loopback(v4: bool) -> Addr {
+    if v4 { Addr::LOOPBACK4 } else { Addr::LOOPBACK6 }
 }
 
 #[inline(always)]
@@ -122,7 +135,7 @@ fn question(call: &Call, config: &Config, transport: Transport, dest: &Dest, fam
     if transport == Transport::Stream && !remember(call, dest, port, family | Flow::DNS, &PortRule::NONE) {
         return Outcome::Answer(ALLOW);
     }
-    Outcome::To(port)
+    Outcome::To { v4: dest.addr.is_v4(), port }
 }
 
 /// A connection within this host. It is never steered, but two of them are about us: the daemon's own that says
@@ -211,12 +224,14 @@ unsafe fn mptcp_parent(sock: *mut bpf_sock) -> Option<*mut c_void> {
 struct Kernel<'a> {
     call: &'a Call,
     config: &'a Config,
+    /// Whether it goes to an IPv4 address.
+    v4: bool,
 }
 
 impl World for Kernel<'_> {
     #[inline(always)]
     fn entry(&self, addr: &Addr) -> Option<&Entry> {
-        if addr.is_v4() {
+        if self.v4 {
             RULES4.get(&Key::new(32, addr.v4_word()))
         } else {
             RULES6.get(&Key::new(128, *addr))
@@ -258,8 +273,8 @@ impl World for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn listening(&self, addr: &Addr) -> bool {
-        let port = self.config.listener(addr);
-        port != 0 && self.call.stream_listener(&addr.loopback(), port)
+    fn listening(&self, _: &Addr) -> bool {
+        let port = listener(self.config, self.v4);
+        port != 0 && self.call.stream_listener(&loopback(self.v4), port)
     }
 }

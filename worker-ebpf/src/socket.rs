@@ -18,9 +18,22 @@ pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
 pub const IPPROTO_MPTCP: u32 = 262;
 
-/// What the kernel's sizes of a `bpf_sock_tuple` are.
-const TUPLE4: u32 = 12;
-const TUPLE6: u32 = 36;
+/// The two kinds of a `bpf_sock_tuple`, which the kernel tells apart by their sizes.
+#[repr(C)]
+struct Tuple4 {
+    saddr: u32,
+    daddr: u32,
+    sport: u16,
+    dport: u16,
+}
+
+#[repr(C)]
+struct Tuple6 {
+    saddr: [u32; 4],
+    daddr: [u32; 4],
+    sport: u16,
+    dport: u16,
+}
 
 /// A call that names an address: connect, sendmsg, recvmsg or getpeername.
 pub struct Call {
@@ -59,7 +72,7 @@ impl Call {
     #[inline(always)]
     pub fn dest4(&self) -> Dest {
         // SAFETY: see `protocol`.
-        unsafe { Dest::new(Addr::v4((*self.raw()).user_ip4), self.port()) }
+        unsafe { Dest::new(Addr::v4((&raw const (*self.raw()).user_ip4).read_volatile()), self.port()) }
     }
 
     /// The address in the call of an IPv6 hook, v4-mapped ones included.
@@ -67,8 +80,13 @@ impl Call {
     pub fn dest6(&self) -> Dest {
         // SAFETY: see `protocol`.
         let words = unsafe {
-            let raw = self.raw();
-            [(*raw).user_ip6[0], (*raw).user_ip6[1], (*raw).user_ip6[2], (*raw).user_ip6[3]]
+            let words = &raw const (*self.raw()).user_ip6;
+            [
+                (&raw const (*words)[0]).read_volatile(),
+                (&raw const (*words)[1]).read_volatile(),
+                (&raw const (*words)[2]).read_volatile(),
+                (&raw const (*words)[3]).read_volatile(),
+            ]
         };
         Dest::new(Addr { words }, self.port())
     }
@@ -127,49 +145,32 @@ impl Call {
     /// True where a TCP listener of the daemon is bound to `addr` and `port` in this socket's network namespace.
     #[inline(always)]
     pub fn stream_listener(&self, addr: &Addr, port: u16) -> bool {
-        let (mut tuple, size) = tuple(addr, port);
-        // SAFETY: the tuple lives across the call; the socket found is released in `is_listener`.
-        unsafe {
-            is_listener(helper::bpf_sk_lookup_tcp(
-                self.as_ptr(),
-                &mut tuple,
-                size,
-                BPF_F_CURRENT_NETNS as u64,
-                0,
-            ))
-        }
+        // SAFETY: `look_up` has the tuple live across the call; the socket found is released in `is_listener`.
+        look_up(addr, port, |tuple, size| unsafe {
+            is_listener(helper::bpf_sk_lookup_tcp(self.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0))
+        })
     }
 
     /// True where a UDP socket of the daemon is bound to `addr` and `port` in this socket's network namespace.
     #[inline(always)]
     pub fn datagram_listener(&self, addr: &Addr, port: u16) -> bool {
-        let (mut tuple, size) = tuple(addr, port);
         // SAFETY: see `stream_listener`.
-        unsafe {
-            is_listener(helper::bpf_sk_lookup_udp(
-                self.as_ptr(),
-                &mut tuple,
-                size,
-                BPF_F_CURRENT_NETNS as u64,
-                0,
-            ))
-        }
+        look_up(addr, port, |tuple, size| unsafe {
+            is_listener(helper::bpf_sk_lookup_udp(self.as_ptr(), tuple, size, BPF_F_CURRENT_NETNS as u64, 0))
+        })
     }
 }
 
-/// The tuple of a connection from nowhere, which only a listener matches.
+/// Looks by the tuple of a connection from nowhere, which only a listener matches. Each kind by itself: a union of both is
+/// zeroed byte by byte.
 #[inline(always)]
-fn tuple(addr: &Addr, port: u16) -> (bpf_sock_tuple, u32) {
-    // SAFETY: the union's members are plain numbers.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+fn look_up(addr: &Addr, port: u16, look: impl Fn(*mut bpf_sock_tuple, u32) -> bool) -> bool {
     if addr.is_v4() {
-        tuple.__bindgen_anon_1.ipv4.daddr = addr.v4_word();
-        tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
-        (tuple, TUPLE4)
+        let mut tuple = Tuple4 { saddr: 0, daddr: addr.v4_word(), sport: 0, dport: port.to_be() };
+        look((&raw mut tuple).cast(), size_of::<Tuple4>() as u32)
     } else {
-        tuple.__bindgen_anon_1.ipv6.daddr = addr.words;
-        tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
-        (tuple, TUPLE6)
+        let mut tuple = Tuple6 { saddr: [0; 4], daddr: addr.words, sport: 0, dport: port.to_be() };
+        look((&raw mut tuple).cast(), size_of::<Tuple6>() as u32)
     }
 }
 
