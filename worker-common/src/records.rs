@@ -19,8 +19,10 @@ pub mod limits {
     pub const NAMES: usize = 65_536;
     /// Worker groups with a state of their own.
     pub const GROUPS: usize = 4096;
-    /// Captured connections that wait for the forwarder to accept them.
-    pub const FLOWS: usize = 65_536;
+    /// Source ports of both families' loopback, each with its place.
+    pub const PLACES: usize = 2 * 65_536;
+    /// Captured connections without such a place that wait to be accepted.
+    pub const FLOWS: usize = 16_384;
     /// Targets that are known to be down.
     pub const DOWN: usize = 4096;
     /// Resolvers for which a local port stands.
@@ -166,16 +168,12 @@ impl Entry {
     }
 }
 
-/// One captured connection: kept with the socket (ORIG), then under its source address (FLOWS).
+/// One captured connection: kept with the socket (ORIG), then by its source (PLACES or FLOWS).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {
-    /// The socket's cookie.
-    pub cookie: u64,
     /// The cgroup of the process that called `connect()`.
     pub cgroup: u64,
-    /// `CLOCK_MONOTONIC` at `connect()`, nanoseconds.
-    pub ktime: u64,
     /// The name of the thread that called `connect()`, zero-terminated.
     pub comm: [u8; 16],
     /// Its process id in the initial pid namespace.
@@ -202,9 +200,21 @@ impl Flow {
     pub const V6_SOCKET: u32 = 2;
     /// A connection to a resolver's port 53.
     pub const DNS: u32 = 4;
+    /// What an empty place of PLACES holds: no listener of ours has port 0.
+    pub const NONE: Flow = Flow {
+        cgroup: 0,
+        comm: [0; 16],
+        tgid: 0,
+        uid: 0,
+        dest: Dest::new(Addr { words: [0; 4] }, 0),
+        rule: 0,
+        group: 0,
+        listener: 0,
+        flags: 0,
+    };
 }
 
-/// By what the forwarder finds the record of a connection that it accepted; the key of FLOWS.
+/// By what the forwarder finds the record of a connection that it accepted: its [place](FlowKey::place), or the key of FLOWS.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
@@ -220,6 +230,17 @@ impl FlowKey {
     /// The key of a connection from `source` to a port of ours.
     pub fn new(source: SocketAddr, listener: u16) -> FlowKey {
         FlowKey { source: source.ip().into(), port: source.port(), listener }
+    }
+
+    /// The place in PLACES of a connection to the forwarder from loopback, as almost all are. No two have the same at a
+    /// time, as long as there is one forwarder: so a place is written and read without a lock.
+    #[inline(always)]
+    pub fn place(&self) -> Option<u32> {
+        let port = u32::from(self.port);
+        if self.source == Addr::LOOPBACK4 {
+            return Some(port);
+        }
+        if self.source == Addr::LOOPBACK6 { Some(port | 1 << 16) } else { None }
     }
 }
 
@@ -398,7 +419,7 @@ layout! {
     Config: 8 + 40 + 2 + 2 + 4;
     PortRule: 2 + 2 + 4 + 2 + 2;
     Entry: 4 + 4 + 12 * limits::RANGES;
-    Flow: 8 + 8 + 8 + 16 + 4 + 4 + 20 + 4 + 2 + 2 + 4;
+    Flow: 8 + 16 + 4 + 4 + 20 + 4 + 2 + 2 + 4;
     FlowKey: 16 + 2 + 2;
     DownUntil: 8 + 4 + 4;
     Event: 8 + 8 + 16 + 4 + 4 + 20 + 4 + 4 + 4;
@@ -438,6 +459,7 @@ maps! {
     "DOWN": size_of::<Dest>(), size_of::<DownUntil>(), limits::DOWN, 1;
     "ORIG": 4, size_of::<Flow>(), 0, 1;
     "MARK": 4, 4, 0, 1;
+    "PLACES": 4, size_of::<Flow>(), limits::PLACES, 1;
     "FLOWS": size_of::<FlowKey>(), size_of::<Flow>(), limits::FLOWS, 1;
     "SPARES": 0, 2, limits::RESOLVERS, 1;
     "RESOLVERS": size_of::<Addr>(), 2, limits::RESOLVERS, 1;
@@ -493,6 +515,19 @@ mod tests {
         ] {
             assert_eq!(synthetic.contains(&addr(text)), expected, "{text}");
             assert!(!Synthetic::NONE.contains(&addr(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_comes_from_loopback_has_a_place_that_nobody_else_has() {
+        let place = |text: &str| FlowKey::new(text.parse().unwrap(), 1).place();
+        let all =
+            ["127.0.0.1:1", "[::1]:1", "127.0.0.1:65535", "[::1]:65535", "[::ffff:127.0.0.1]:2"].map(place);
+        assert!(all.iter().flatten().all(|place| (*place as usize) < limits::PLACES));
+        let apart: std::collections::HashSet<_> = all.iter().flatten().collect();
+        assert_eq!(apart.len(), all.len());
+        for text in ["127.0.0.2:1", "192.0.2.1:1", "[::]:1", "[2001:db8::1]:1"] {
+            assert_eq!(place(text), None, "{text}");
         }
     }
 

@@ -183,9 +183,7 @@ fn remember(call: &Call, dest: &Dest, listener: u16, flags: u32, rule: &PortRule
         if flow.is_null() {
             return false;
         }
-        (*flow).cookie = helper::bpf_get_socket_cookie(call.as_ptr());
         (*flow).cgroup = helper::bpf_get_current_cgroup_id();
-        (*flow).ktime = helper::bpf_ktime_get_ns();
         helper::bpf_get_current_comm((&raw mut (*flow).comm).cast(), 16);
         (*flow).tgid = tgid();
         (*flow).uid = bpf_get_current_uid_gid() as u32;
@@ -231,11 +229,7 @@ struct Kernel<'a> {
 impl World for Kernel<'_> {
     #[inline(always)]
     fn entry(&self, addr: &Addr) -> Option<&Entry> {
-        if self.v4 {
-            RULES4.get(&Key::new(32, addr.v4_word()))
-        } else {
-            RULES6.get(&Key::new(128, *addr))
-        }
+        if self.v4 { RULES4.get(&Key::new(32, addr.v4_word())) } else { RULES6.get(&Key::new(128, *addr)) }
     }
 
     #[inline(always)]

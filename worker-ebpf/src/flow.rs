@@ -5,7 +5,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use worker_common::{Addr, Dest, Flow, FlowKey};
 
-use crate::maps::{FLOWS, ORIG};
+use crate::maps::{FLOWS, ORIG, PLACES};
 use crate::report::ALLOW;
 use crate::resolver;
 use crate::socket::{Call, IPPROTO_UDP, stored};
@@ -49,7 +49,12 @@ fn connecting(ctx: &SockOpsContext) {
         flow.flags &= !Flow::FRESH;
         let key = FlowKey { source, port: ctx.local_port() as u16, listener };
         let flow: &Flow = flow;
-        let _ = FLOWS.insert(key, flow, BPF_ANY.into());
+        // DNS has many listeners, so a source port may be there twice.
+        let place = if flow.flags & Flow::DNS == 0 { key.place() } else { None };
+        let _ = match place {
+            Some(place) => PLACES.set(place, flow, BPF_ANY.into()),
+            None => FLOWS.insert(key, flow, BPF_ANY.into()),
+        };
     }
 }
 

@@ -54,7 +54,12 @@ pub static ORIG: SkStorage<Flow> = SkStorage::new();
 #[btf_map]
 pub static MARK: SkStorage<u32> = SkStorage::new();
 
-/// Source address of a captured connection → where it was going. Only sock_ops writes, the forwarder takes.
+/// Source port on loopback of a connection to the forwarder → where it was going. Only sock_ops writes, the forwarder takes.
+/// An array, since a hash's entry costs half as much as all else that is done for a connection.
+#[btf_map]
+pub static PLACES: Array<Flow, { limits::PLACES }> = Array::new();
+
+/// The same for other sources, and for connections that ask a resolver.
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, Flow, { limits::FLOWS }> = LruHashMap::new();
 

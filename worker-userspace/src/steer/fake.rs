@@ -222,9 +222,7 @@ impl State {
     ) -> Outcome {
         self.count(counter);
         let flow = Flow {
-            cookie: 1,
             cgroup: 1,
-            ktime: 0,
             comm: *b"captured\0\0\0\0\0\0\0\0",
             tgid: captured().id,
             uid: 0,

@@ -189,10 +189,6 @@ pub struct FlowRecord {
     pub process: Process,
     /// The id of the caller's cgroup: the inode number of its directory.
     pub cgroup: u64,
-    /// The socket's cookie, as `ss --extended` prints it (`sk:`).
-    pub cookie: u64,
-    /// When, by `CLOCK_MONOTONIC`.
-    pub at: Duration,
 }
 
 /// What the kernel says of a connection that was accepted.
@@ -358,8 +354,6 @@ impl From<&Flow> for FlowRecord {
             v6_socket: flow.flags & Flow::V6_SOCKET != 0,
             process: process(flow.tgid, flow.uid, &flow.comm),
             cgroup: flow.cgroup,
-            cookie: flow.cookie,
-            at: Duration::from_nanos(flow.ktime),
         }
     }
 }

@@ -34,6 +34,7 @@ pub(super) struct Maps {
     rules6: Mutex<LpmTrie<MapData, Addr, Entry>>,
     groups: Mutex<Array<MapData, u32>>,
     down: Mutex<HashMap<MapData, Dest, DownUntil>>,
+    places: Mutex<Array<MapData, Flow>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
     marks: Mutex<SkStorage<MapData, u32>>,
     spares: Mutex<Queue<MapData, u16>>,
@@ -74,6 +75,7 @@ impl Maps {
             rules6: Mutex::new(map(ebpf, "RULES6")?),
             groups: Mutex::new(map(ebpf, "GROUP_STATE")?),
             down: Mutex::new(map(ebpf, "DOWN")?),
+            places: Mutex::new(map(ebpf, "PLACES")?),
             flows: Mutex::new(map(ebpf, "FLOWS")?),
             marks: Mutex::new(map(ebpf, "MARK")?),
             spares: Mutex::new(map(ebpf, "SPARES")?),
@@ -101,6 +103,13 @@ impl Maps {
             map.pin(&path).map_err(|error| failed()(io::Error::other(error)))?;
         }
         Ok(())
+    }
+
+    /// The record of a connection that has a place, and the place.
+    fn placed(&self, key: &FlowKey) -> Result<Option<(u32, Flow)>, MapError> {
+        let Some(place) = key.place() else { return Ok(None) };
+        let flow = lock(&self.places).get(&place, 0)?;
+        Ok((flow.listener == key.listener).then_some((place, flow)))
     }
 
     /// Marks a socket of ours.
@@ -188,16 +197,22 @@ impl Kernel for Programs {
     }
 
     fn flow(&self, listener: u16, source: SocketAddr) -> Result<Option<FlowRecord>, KernelError> {
-        match lock(&self.maps.flows).get(&FlowKey::new(source, listener), 0) {
-            Ok(flow) => Ok(Some(FlowRecord::from(&flow))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(failed(format!("looking up the connection from {source}"))(error)),
-        }
+        let key = FlowKey::new(source, listener);
+        let found = match self.maps.placed(&key) {
+            Ok(None) => present(lock(&self.maps.flows).get(&key, 0)),
+            placed => placed.map(|placed| placed.map(|(_, flow)| flow)),
+        };
+        let found = found.map_err(failed(format!("looking up the connection from {source}")))?;
+        Ok(found.as_ref().map(FlowRecord::from))
     }
 
     fn forget_flow(&self, listener: u16, source: SocketAddr) -> Result<(), KernelError> {
-        absent_is_fine(lock(&self.maps.flows).remove(&FlowKey::new(source, listener)))
-            .map_err(KernelError::io(format!("taking the connection from {source}")))
+        let key = FlowKey::new(source, listener);
+        let taking = || format!("taking the connection from {source}");
+        match self.maps.placed(&key).map_err(failed(taking()))? {
+            Some((place, _)) => lock(&self.maps.places).set(place, Flow::NONE, 0).map_err(failed(taking())),
+            None => absent_is_fine(lock(&self.maps.flows).remove(&key)).map_err(KernelError::io(taking())),
+        }
     }
 
     fn config(&self) -> Config {
