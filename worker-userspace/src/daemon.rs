@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, sysconf};
+use rustls::crypto::aws_lc_rs;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -164,6 +165,7 @@ impl Daemon {
         mut inheritance: Inheritance,
         invocation: Invocation,
     ) -> Result<Daemon, StartError> {
+        gather_randomness();
         let drain = Drain::new(config.drain);
         drain.set_open(inheritance.predecessor.is_none());
         match Daemon::assemble(config, &mut inheritance, invocation, drain.clone()).await {
@@ -171,6 +173,7 @@ impl Daemon {
             Err(error) => {
                 // Before the other process goes on: nothing of this one comes in between.
                 drain.cut().await;
+                inheritance.let_go().await;
                 if let Some(predecessor) = inheritance.predecessor {
                     predecessor.failed(&error.to_string());
                 }
@@ -199,6 +202,9 @@ impl Daemon {
         let Some(own_state) = own_state else {
             return Err(StartError::StateTaken(config.state_dir.clone()));
         };
+        if let Some(steer) = &config.steer {
+            inheritance.load(steer);
+        }
         let ledger = Ledger::default();
         drain.spawn("rates", ledger.clone().keep_rates(drain.clone()));
         let settings = Settings { budget: Arc::new(Budget::new(budget())), ..Settings::default() };
@@ -279,7 +285,8 @@ impl Daemon {
         let scraped = metrics::listen(&roles, listening)?;
         // From here on nothing fails any more: what is captured leads to who serves.
         if let Some(steer) = &config.steer {
-            roles.steering = steering::start(&roles, steer, inheritance.steering(drain.gate()), &drain)?;
+            let inherited = inheritance.steering(drain.gate()).await?;
+            roles.steering = steering::start(&roles, steer, inherited, &drain)?;
         }
         roles.proxy = entries.map(|entries| entries.serve(&drain));
         let roles = Arc::new(roles);
@@ -542,6 +549,15 @@ fn budget() -> usize {
         .map(|what| sysconf(what).ok().flatten().and_then(|n| usize::try_from(n).ok()));
     let memory = pages.zip(size).and_then(|(pages, size)| pages.checked_mul(size));
     memory.map_or(MOST, |memory| MOST.min(memory / 4))
+}
+
+/// Has TLS gather its randomness beside all else of a start. It measures the processor's jitter for it, which takes tens of
+/// milliseconds, and the first handshake would wait for that.
+fn gather_randomness() {
+    tokio::task::spawn_blocking(|| {
+        // Where it fails now, the handshake that needs it says so.
+        let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+    });
 }
 
 /// Each connection takes a descriptor; the default soft limit of 1024 is a relic.

@@ -4,15 +4,18 @@
 //! serving it tells the old one, which goes on as if nothing had been.
 
 use std::io;
+use std::panic::resume_unwind;
 use std::time::Duration;
+
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::StartError;
 use super::channel::{Channel, Message};
-use crate::config::Config;
+use crate::config::{Config, Steer};
 use crate::drain::Gate;
 use crate::sockets::Sockets;
 use crate::steer::programs::Programs;
-use crate::steer::steering::{Inherited, Steering};
+use crate::steer::steering::{Inherited, SteerError, Steering};
 use crate::tunnel::tls::listener;
 
 /// How long the old process may take to stand still.
@@ -35,6 +38,8 @@ pub struct Inheritance {
     pub off: bool,
     /// The programs, loaded while the old process served.
     programs: Option<Programs>,
+    /// Or on their way into the kernel.
+    loading: Option<JoinHandle<Result<Programs, SteerError>>>,
     /// It waits for this process to be ready.
     pub(super) predecessor: Option<Predecessor>,
 }
@@ -45,15 +50,40 @@ impl Inheritance {
         Inheritance { sockets: Sockets::of_manager(), ..Inheritance::default() }
     }
 
+    /// Begins to load the programs, where they are not loaded: the kernel takes a moment for it, and all else of a start is
+    /// made meanwhile.
+    pub(super) fn load(&mut self, steer: &Steer) {
+        if self.programs.is_none() {
+            let steer = steer.clone();
+            self.loading = Some(spawn_blocking(move || Steering::load_ahead(&steer)));
+        }
+    }
+
     /// What steering takes of it.
-    pub(super) fn steering(&mut self, gate: Gate) -> Inherited {
-        Inherited {
+    ///
+    /// # Errors
+    /// What keeps the programs from being loaded.
+    pub(super) async fn steering(&mut self, gate: Gate) -> Result<Inherited, SteerError> {
+        let programs = match self.loading.take() {
+            Some(loading) => Some(loading.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?),
+            None => self.programs.take(),
+        };
+        Ok(Inherited {
             sockets: self.sockets.clone(),
             gate,
             off: self.off,
-            programs: self.programs.take(),
+            programs,
             follows: self.predecessor.is_some(),
+        })
+    }
+
+    /// Waits until nothing of it is under way any more, and gives up the programs.
+    pub(super) async fn let_go(&mut self) {
+        if let Some(loading) = self.loading.take() {
+            // What it has made goes with it.
+            let _ = loading.await;
         }
+        self.programs = None;
     }
 }
 
@@ -89,7 +119,13 @@ impl Predecessor {
                 (Message::Descriptors(_), some) => all.extend(some),
                 (Message::TakeOver { off }, _) => {
                     let sockets = Sockets::new(all);
-                    return Ok(Inheritance { sockets, off, programs, predecessor: Some(self) });
+                    return Ok(Inheritance {
+                        sockets,
+                        off,
+                        programs,
+                        loading: None,
+                        predecessor: Some(self),
+                    });
                 }
                 (other, _) => {
                     return Err(gone(io::Error::other(format!("it said {other:?}"))));
