@@ -84,6 +84,7 @@ pub fn splice<'a>(
 ///
 /// # Errors
 /// Why the connection was cut.
+#[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice")]
 pub fn splice_over<'a>(
     way: Way,
     stream: &'a Stream,

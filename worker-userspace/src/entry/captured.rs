@@ -80,7 +80,7 @@ impl Forwarder {
         self.drain.spawn("captured connection", self.clone().carry(socket, flow));
     }
 
-    /// Not an `async fn`: that would have room for its arguments twice.
+    #[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice")]
     fn carry(
         self: Arc<Self>,
         mut socket: TcpStream,
