@@ -353,7 +353,8 @@ mod tests {
     fn each_kind_reads_as_bpftool_prints() {
         let mut status: Status =
             serde_json::from_str(include_str!("print/example.json")).expect("the example");
-        status.flows.recent[1].stream = Some(crate::inspect::ledger::StreamPlace { lane: 0, id: 7 });
+        status.flows.recent[1].stream =
+            Some(crate::inspect::ledger::StreamPlace { id: 7, ..Default::default() });
         let mut all = String::new();
         for object in Object::ALL {
             all += &format!("# {}\n", object.word());
@@ -386,7 +387,7 @@ mod tests {
     fn streams_that_workers_opened_are_told_apart() {
         let status: Status = serde_json::from_str(include_str!("print/example.json")).expect("the example");
         let mut flow = status.flows.recent[0].clone();
-        flow.stream = Some(crate::inspect::ledger::StreamPlace { lane: 0, id: 7 });
+        flow.stream = Some(crate::inspect::ledger::StreamPlace { id: 7, ..Default::default() });
         let mut key = |carrier: Option<&str>, from: Option<&str>| {
             (flow.carrier, flow.from) = (carrier.map(str::to_owned), from.map(str::to_owned));
             stream(&flow).expect("a stream").keys.remove(0)

@@ -561,6 +561,17 @@ impl Drop for Stream {
     }
 }
 
+/// What waits in a stream at this end, and what may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Bytes that the peer may have on the way to here: the stream's credit.
+    pub window: u32,
+    /// Bytes that arrived and did not move on.
+    pub held: u64,
+    /// Bytes that wait to be sent to the peer.
+    pub queued: usize,
+}
+
 /// Resets a stream whose handle another task holds; that one finds it failed. Does not keep it alive.
 #[derive(Clone)]
 pub struct Cutter(Weak<Shared>);
@@ -571,6 +582,13 @@ impl Cutter {
         if let Some(shared) = self.0.upgrade() {
             shared.end(Type::Reset, refusal);
         }
+    }
+
+    /// What waits in the stream, where it is still there.
+    pub fn account(&self) -> Option<Account> {
+        let shared = self.0.upgrade()?;
+        let State { window, pending_bytes, .. } = &*shared.state();
+        Some(Account { window: window.window(), held: window.held(), queued: *pending_bytes })
     }
 }
 

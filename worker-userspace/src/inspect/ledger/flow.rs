@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::refusal::Refusal;
 use crate::target::Target;
 use crate::tunnel::message::OpenOk;
-use crate::tunnel::stream::{Cutter, Stream};
+use crate::tunnel::stream::{Account, Cutter, Stream};
 
 /// Bytes of one connection that moved on.
 #[derive(Debug, Default)]
@@ -245,9 +245,13 @@ impl Flow {
         hands.place = Some(stream.place());
     }
 
-    /// The lane and the number of the stream that it is carried in, while it is open.
-    pub(super) fn place(&self) -> Option<(u8, u32)> {
-        self.hands().place
+    /// The lane and the number of the stream that it is carried in, and what waits there, while it is open.
+    pub(super) fn place(&self) -> Option<(u8, u32, Account)> {
+        let hands = self.hands();
+        let (lane, id) = hands.place?;
+        // A stream that has just ended holds nothing.
+        let account = hands.cutter.as_ref().and_then(Cutter::account).unwrap_or_default();
+        Some((lane, id, account))
     }
 
     /// Closes it by hand. The first reason stands.

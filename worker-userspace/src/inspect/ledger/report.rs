@@ -106,13 +106,22 @@ impl FlowReport {
     }
 }
 
-/// Where a stream is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// Where a stream is, and what waits there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StreamPlace {
     /// The lane's number in its session.
     pub lane: u8,
     /// The stream's number on that lane.
     pub id: u32,
+    /// Bytes that the other end may have on the way to here: the stream's credit.
+    #[serde(default)]
+    pub window: u32,
+    /// Bytes that came by it and that nobody has taken here yet.
+    #[serde(default)]
+    pub held: u64,
+    /// Bytes that wait to be sent by it.
+    #[serde(default)]
+    pub queued: u64,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -140,7 +149,13 @@ impl From<&Flow> for FlowReport {
             from: flow.origin.from.clone(),
             carrier: flow.carrier(),
             retries: flow.retries(),
-            stream: flow.place().map(|(lane, id)| StreamPlace { lane, id }),
+            stream: flow.place().map(|(lane, id, account)| StreamPlace {
+                lane,
+                id,
+                window: account.window,
+                held: account.held,
+                queued: account.queued as u64,
+            }),
             dialled: flow.dial().map(|dialled| dialled.address),
             proxied: flow.dial().is_some_and(|dialled| dialled.proxied),
             dial_us: flow.dial().map(|dialled| dialled.dial.as_micros() as u64),

@@ -126,6 +126,9 @@ async fn streams_beyond_the_memory_are_refused_and_those_that_are_there_go_on() 
     while received() < all() {
         tokio::task::yield_now().await;
     }
+    // What is shown of each: its credit is in use to the last byte.
+    let accounts: Vec<_> = far.iter().map(|stream| stream.cutter().account().unwrap()).collect();
+    assert!(accounts.iter().all(|a| a.window >= INITIAL && a.held == u64::from(a.window)), "{accounts:?}");
     // Those of the refused stream were thrown away.
     assert!(received() <= (4 << 20) + INITIAL as usize, "{} bytes", received());
     assert_eq!(b.lane.open(open_request()).unwrap_err().code, Code::Limit);
