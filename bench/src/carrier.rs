@@ -3,6 +3,7 @@
 mod dworker;
 mod others;
 mod plain;
+mod steered;
 
 use anyhow::{Result, bail};
 use tests::{Daemon, Host, Lab, Process};
@@ -10,6 +11,8 @@ use tests::{Daemon, Host, Lab, Process};
 use crate::world::Place;
 
 pub(crate) use dworker::{one_hop, one_hop_with, relay};
+pub(crate) use plain::direct;
+pub(crate) use steered::{programs, redirect, redsocks};
 
 /// A way to the target that is up.
 pub(crate) struct Carrier<'a> {

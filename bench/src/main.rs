@@ -4,6 +4,7 @@
 //! So all carriers take turns in each round, and what counts are the ratios within a round.
 
 mod carrier;
+mod forward;
 mod load;
 mod pipe;
 mod processes;
@@ -12,6 +13,7 @@ mod report;
 mod results;
 mod targets;
 mod topic;
+mod workers;
 mod world;
 
 use std::net::SocketAddr;
@@ -70,9 +72,19 @@ enum Role {
     #[command(hide = true)]
     Serve { at: SocketAddr },
     #[command(hide = true)]
-    Load { load: String },
+    Load {
+        load: String,
+        /// The group id to have, by which a rule of nftables knows the process.
+        #[arg(long)]
+        group: Option<u32>,
+    },
     #[command(hide = true)]
     Pipe(pipe::Pipe),
+    #[command(hide = true)]
+    Forward(forward::Forward),
+    // A topic has the shorter name.
+    #[command(hide = true, name = "simulate-workers")]
+    Workers(workers::Workers),
 }
 
 fn main() -> ExitCode {
@@ -91,17 +103,21 @@ fn main() -> ExitCode {
 
 fn play(role: Role) -> Result<()> {
     let serving = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // As many threads as dworker has.
+    let threads = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match role {
         Role::Serve { at } => Ok(serving()?.block_on(load::server::serve(at))?),
-        Role::Load { load } => {
+        Role::Load { load, group } => {
+            if let Some(group) = group {
+                nix::unistd::setgid(group.into()).context("taking a group id")?;
+            }
             let load = serde_json::from_str(&load).context("reading what to do")?;
             println!("{}", serde_json::to_string(&load::client::run(&load)?)?);
             Ok(())
         }
-        // As many threads as dworker has.
-        Role::Pipe(pipe) => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(pipe.run())
-        }
+        Role::Pipe(pipe) => threads()?.block_on(pipe.run()),
+        Role::Forward(forward) => threads()?.block_on(forward.run()),
+        Role::Workers(workers) => threads()?.block_on(workers.run()),
     }
 }
 
@@ -129,6 +145,7 @@ fn measure(bench: Bench) -> Result<()> {
     let mut results = results::Results::default();
     for topic in topics {
         eprintln!("bench: {}: {}", topic.name, topic.what);
+        results.begin(topic.name);
         (topic.run)(&plan, &mut results).with_context(|| format!("measuring {}", topic.name))?;
     }
     report::report(&results, &bench.out, &bench.before)
@@ -146,4 +163,23 @@ fn raise_files() -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the number of open files")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What the lab's processes are is a subcommand, and no topic could be asked for by the name of one.
+    #[test]
+    fn every_topic_can_be_asked_for_by_its_name() {
+        Arguments::command().debug_assert();
+        for topic in &topic::ALL {
+            let arguments =
+                Arguments::try_parse_from(["bench", topic.name, "--rounds", "1"]).expect(topic.name);
+            assert_eq!(arguments.bench.topics, [topic.name]);
+            assert!(arguments.role.is_none() && find(topic.name).is_ok());
+        }
+    }
 }

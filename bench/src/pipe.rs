@@ -90,7 +90,8 @@ impl Pipe {
     }
 }
 
-async fn copy(
+/// Copies both ways, as the references do it.
+pub(crate) async fn copy(
     mut near: impl AsyncRead + AsyncWrite + Unpin,
     mut far: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<()> {

@@ -1,43 +1,46 @@
 //! What is printed and kept of a run.
 
+mod plot;
+
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::results::{Results, Summary};
+use crate::results::{Better, Growth, Results, Summary};
 use crate::targets::{self, Promise};
 
-/// Prints the tables, says what has moved since the run `before`, and writes `results.json` into `out`.
+/// Prints the tables, says what has moved since the run `before`, and writes `results.json` and a plot of each topic
+/// into `out`.
 pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()> {
     for (name, measure) in &results.measures {
         println!("\n{name} ({})", measure.unit);
         for (carrier, samples) in &measure.samples {
             if let Some(summary) = Summary::of(samples) {
-                println!(
-                    "  {carrier:<10} {:>14}  ±{:.0} %",
-                    number(summary.median),
-                    summary.spread() * 100.0
-                );
+                println!("  {carrier:<10} {:>20}", measured(&summary));
             }
         }
+    }
+    for (name, growth) in &results.growth {
+        println!("\n{name} ({}), {}", growth.unit, growth.along);
+        for (carrier, points) in growth.curves() {
+            for (many, summary) in points {
+                println!("  {carrier:<10} {:>8} {:>20}", count(many), measured(&summary));
+            }
+        }
+        knees(growth).iter().for_each(|line| println!("  KNEE: {line}"));
     }
     println!();
     for target in &targets::ALL {
         let Some((summary, kept)) = target.judge(results) else { continue };
-        let (sign, bound) = match target.promise {
-            Promise::AtLeast(least) => ("≥", least),
-            Promise::AtMost(most) => ("≤", most),
+        let promise = match target.promise {
+            Promise::AtLeast(least) => format!("≥ {}", number(least)),
+            Promise::AtMost(most) => format!("≤ {}", number(most)),
+            Promise::None(_) => String::new(),
         };
-        println!(
-            "{:>2}  {:<44} {:>10} (±{:.0} %)  {sign} {:<10} {}",
-            target.row,
-            target.what,
-            number(summary.median),
-            summary.spread() * 100.0,
-            number(bound),
-            if kept { "kept" } else { "MISSED" }
-        );
+        let kept = kept.map_or("", |kept| if kept { "kept" } else { "MISSED" });
+        let row = target.row.map_or(String::new(), |row| row.to_string());
+        println!("{row:>2}  {:<46} {:>18}  {promise:<12} {kept}", target.what, measured(&summary));
     }
     if before.exists() {
         let text = fs::read_to_string(before).with_context(|| format!("reading {}", before.display()))?;
@@ -46,11 +49,25 @@ pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()>
         moved(results, &earlier).iter().for_each(|line| println!("  {line}"));
     }
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
-    let file = out.join("results.json");
-    fs::write(&file, serde_json::to_string_pretty(results)?)
-        .with_context(|| format!("writing {}", file.display()))?;
-    println!("\nwritten to {}", file.display());
+    let write = |name: &str, text: &str| {
+        let file = out.join(name);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+    };
+    write("results.json", &serde_json::to_string_pretty(results)?)?;
+    for (topic, svg) in plot::plots(results)? {
+        write(&format!("{topic}.svg"), &svg)?;
+    }
+    println!("\nresults.json and a plot of each topic are in {}", out.display());
     Ok(())
+}
+
+/// Where a measure is worse than it should be as something grows.
+fn knees(growth: &Growth) -> Vec<String> {
+    let knee = |(carrier, points): (&str, Vec<_>)| {
+        let (many, worse) = growth.knee(&points)?;
+        Some(format!("{carrier}: {worse:.1} times worse at {} than before", count(many)))
+    };
+    growth.curves().filter_map(knee).collect()
 }
 
 /// What is promised and differs from an earlier run by more than either run does from itself.
@@ -61,9 +78,9 @@ fn moved(results: &Results, earlier: &Results) -> Vec<String> {
         let Some(((now, _), (then, _))) = both.filter(|((now, _), (then, _))| now.is_apart(then)) else {
             continue;
         };
-        let better = match target.promise {
-            Promise::AtLeast(_) => now.median > then.median,
-            Promise::AtMost(_) => now.median < then.median,
+        let better = match target.better() {
+            Better::More => now.median > then.median,
+            Better::Less => now.median < then.median,
         };
         let word = if better { "better" } else { "WORSE" };
         lines.push(format!("{word}: {}: {}, was {}", target.what, number(now.median), number(then.median)));
@@ -71,8 +88,21 @@ fn moved(results: &Results, earlier: &Results) -> Vec<String> {
     lines
 }
 
+/// A median, and how far the values are from each other.
+fn measured(summary: &Summary) -> String {
+    format!("{} ±{:.0} %", number(summary.median), summary.spread() * 100.0)
+}
+
+/// A whole number that one reads at a glance: 10,000.
+fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
+}
+
 fn number(value: f64) -> String {
     match value.abs() {
+        0.0 => "0".to_owned(),
         0.0..10.0 => format!("{value:.3}"),
         10.0..1000.0 => format!("{value:.1}"),
         1000.0..1e6 => format!("{value:.0}"),
@@ -84,7 +114,12 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::Better;
+
+    #[test]
+    fn whole_numbers_have_commas() {
+        let written: Vec<_> = [0, 999, 1000, 12_345_678].into_iter().map(count).collect();
+        assert_eq!(written, ["0", "999", "1,000", "12,345,678"]);
+    }
 
     #[test]
     fn only_what_differs_by_more_than_its_spread_has_moved() {

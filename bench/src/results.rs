@@ -1,7 +1,10 @@
 //! What was measured: samples of each measure by each carrier, in the order of the rounds.
 
+mod growth;
+
 use std::collections::BTreeMap;
 
+pub(crate) use growth::{Curve, Growth, Shape};
 use serde::{Deserialize, Serialize};
 
 /// Which values are good.
@@ -15,6 +18,9 @@ pub(crate) enum Better {
 /// One measure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Measure {
+    /// The topic that it belongs to.
+    #[serde(default)]
+    pub(crate) topic: String,
     /// Of what the values are.
     pub(crate) unit: String,
     pub(crate) better: Better,
@@ -26,17 +32,36 @@ pub(crate) struct Measure {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Results {
     pub(crate) measures: BTreeMap<String, Measure>,
+    /// What becomes of a measure while something grows, by name.
+    #[serde(default)]
+    pub(crate) growth: BTreeMap<String, Growth>,
+    /// What is being measured.
+    #[serde(skip)]
+    topic: String,
 }
 
 impl Results {
+    /// What is added from now on belongs to this topic.
+    pub(crate) fn begin(&mut self, topic: &str) {
+        topic.clone_into(&mut self.topic);
+    }
+
     /// Adds what a round brought.
     pub(crate) fn add(&mut self, measure: &str, unit: &str, better: Better, carrier: &str, value: f64) {
         let measure = self.measures.entry(measure.to_owned()).or_insert_with(|| Measure {
+            topic: self.topic.clone(),
             unit: unit.to_owned(),
             better,
             samples: BTreeMap::new(),
         });
         measure.samples.entry(carrier.to_owned()).or_default().push(value);
+    }
+
+    /// Adds what a round brought of a curve, where so many of what grows were there.
+    pub(crate) fn grow(&mut self, curve: &Curve, carrier: &str, count: u64, value: f64) {
+        let growth =
+            self.growth.entry(curve.name.to_owned()).or_insert_with(|| Growth::new(curve, &self.topic));
+        growth.add(carrier, count, value);
     }
 
     /// The samples of a carrier.
@@ -80,7 +105,8 @@ impl Summary {
 
     /// Half of the way from the least to the greatest, in parts of the median.
     pub(crate) fn spread(&self) -> f64 {
-        (self.most - self.least) / 2.0 / self.median
+        // Of one value, or of nothing but zeroes, there is none.
+        if self.most == self.least { 0.0 } else { (self.most - self.least) / 2.0 / self.median }
     }
 }
 
@@ -94,7 +120,9 @@ mod tests {
         let odd = Summary::of(&[3.0, 1.0, 8.0]).unwrap();
         assert_eq!((odd.median, odd.least, odd.most), (3.0, 1.0, 8.0));
         assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
-        assert_eq!(Summary::of(&[4.0, 4.0]).unwrap().spread(), 0.0);
+        for same in [4.0, 0.0] {
+            assert_eq!(Summary::of(&[same, same]).unwrap().spread(), 0.0);
+        }
     }
 
     /// Where the machine is slower for a while, it is so for all.

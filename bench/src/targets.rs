@@ -1,6 +1,6 @@
 //! What is promised, as data: each row of the table in `docs/performance.md`.
 
-use crate::results::Results;
+use crate::results::{Better, Results, Summary};
 
 /// A value that is judged.
 pub(crate) enum Of {
@@ -14,22 +14,29 @@ pub(crate) enum Of {
 pub(crate) enum Promise {
     AtLeast(f64),
     AtMost(f64),
+    /// Nothing is promised; this is what is better.
+    None(Better),
 }
 
 /// One promise.
 pub(crate) struct Target {
-    pub(crate) row: u8,
+    /// Its row in the table; none where nothing is promised.
+    pub(crate) row: Option<u8>,
     pub(crate) what: &'static str,
     pub(crate) of: Of,
     pub(crate) promise: Promise,
 }
 
 const fn at_least(row: u8, what: &'static str, of: Of, least: f64) -> Target {
-    Target { row, what, of, promise: Promise::AtLeast(least) }
+    Target { row: Some(row), what, of, promise: Promise::AtLeast(least) }
 }
 
 const fn at_most(row: u8, what: &'static str, of: Of, most: f64) -> Target {
-    Target { row, what, of, promise: Promise::AtMost(most) }
+    Target { row: Some(row), what, of, promise: Promise::AtMost(most) }
+}
+
+const fn shown(what: &'static str, of: Of, better: Better) -> Target {
+    Target { row: None, what, of, promise: Promise::None(better) }
 }
 
 const fn beside(measure: &'static str, other: &'static str) -> Of {
@@ -47,7 +54,7 @@ const fn own(measure: &'static str, other: &'static str) -> Of {
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// All promises.
-pub(crate) const ALL: [Target; 31] = [
+pub(crate) const ALL: [Target; 36] = [
     at_least(1, "one stream up, of the bare pipe", beside("bulk up 1", "pipe"), 1.1),
     at_least(1, "one stream down, of the bare pipe", beside("bulk down 1", "pipe"), 1.1),
     at_least(2, "8 streams up, of the bare pipe", beside("bulk up 8", "pipe"), 1.1),
@@ -65,7 +72,18 @@ pub(crate) const ALL: [Target; 31] = [
         3.0,
     ),
     at_least(9, "others beside stalled streams", own("bulk beside stalled", "bulk without stalled"), 0.95),
-    at_most(9, "bytes of a stalled stream, both ends", value("memory of a stalled stream"), 256.0 * 1024.0),
+    at_most(
+        9,
+        "bytes held for a stalled stream, in its credit",
+        own("held of a stalled stream", "credit of a stalled stream"),
+        1.0,
+    ),
+    at_most(
+        9,
+        "its memory at both ends, in its credit",
+        own("memory of a stalled stream", "credit of a stalled stream"),
+        1.0,
+    ),
     at_most(10, "bytes of an idle stream, appliance", value("memory of an idle stream, appliance"), 4096.0),
     at_most(10, "bytes of an idle stream, worker", value("memory of an idle stream, worker"), 4096.0),
     at_most(11, "ns in the hook, not steered", value("connect hook, not steered"), 300.0),
@@ -76,6 +94,12 @@ pub(crate) const ALL: [Target; 31] = [
         0.98,
     ),
     at_most(12, "ns in all hooks, steered", value("hooks together, steered"), 2000.0),
+    at_least(
+        12,
+        "connections, of nftables REDIRECT",
+        Of::Ratio(("steered connects", "programs"), ("steered connects", "redirect")),
+        1.0,
+    ),
     at_least(13, "relayed up, of one hop", Of::Ratio(("relay up", "relay"), ("relay up", "dworker")), 0.6),
     at_least(
         13,
@@ -90,23 +114,36 @@ pub(crate) const ALL: [Target; 31] = [
     at_most(15, "bytes of an idle appliance", value("memory of the idle appliance"), 25.0 * MIB),
     at_most(15, "bytes of an idle worker", value("memory of the idle worker"), 25.0 * MIB),
     at_most(15, "ms from start to the first byte", value("start to first byte"), 300.0),
-    at_least(0, "one stream up, of nginx", beside("bulk up 1", "nginx"), 0.0),
-    at_least(0, "one stream up, of stunnel", beside("bulk up 1", "stunnel"), 0.0),
-    at_least(0, "one stream up, of ssh", beside("bulk up 1", "ssh"), 0.0),
-    at_least(0, "connections, of the bare pipe", beside("connects", "pipe"), 0.0),
+    shown("one stream up, of nginx", beside("bulk up 1", "nginx"), Better::More),
+    shown("one stream up, of stunnel", beside("bulk up 1", "stunnel"), Better::More),
+    shown("one stream up, of ssh", beside("bulk up 1", "ssh"), Better::More),
+    shown("connections, of the bare pipe", beside("connects", "pipe"), Better::More),
+    shown("connections, of redsocks and SOCKS", beside("steered connects", "redsocks"), Better::More),
+    shown("CPU of a connection, in the bare pipe's", beside("cpu of a connection", "pipe"), Better::Less),
+    shown("CPU of a message, in the bare pipe's", beside("cpu of a message", "pipe"), Better::Less),
 ];
 
 impl Target {
     /// The value and its spread, where it was measured, and whether the promise is kept.
-    pub(crate) fn judge(&self, results: &Results) -> Option<(crate::results::Summary, bool)> {
+    pub(crate) fn judge(&self, results: &Results) -> Option<(Summary, Option<bool>)> {
         let summary = match self.of {
-            Of::Value(measure, carrier) => crate::results::Summary::of(results.samples(measure, carrier)?)?,
+            Of::Value(measure, carrier) => Summary::of(results.samples(measure, carrier)?)?,
             Of::Ratio(of, to) => results.ratio(of, to)?,
         };
         let kept = match self.promise {
-            Promise::AtLeast(least) => summary.median >= least,
-            Promise::AtMost(most) => summary.median <= most,
+            Promise::AtLeast(least) => Some(summary.median >= least),
+            Promise::AtMost(most) => Some(summary.median <= most),
+            Promise::None(_) => None,
         };
         Some((summary, kept))
+    }
+
+    /// Which values are good.
+    pub(crate) fn better(&self) -> Better {
+        match self.promise {
+            Promise::AtLeast(_) => Better::More,
+            Promise::AtMost(_) => Better::Less,
+            Promise::None(better) => better,
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! What is measured. Each topic makes its world, runs its rounds and adds to the results.
 
 mod bulk;
+mod growth;
 mod hooks;
 mod idle;
 mod path;
 mod small;
 mod stalled;
+mod steered;
 
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::carrier::{self, Carrier, Peer};
 use crate::load::{Load, Seen, What};
 use crate::processes;
 use crate::profile::Profile;
-use crate::results::Results;
+use crate::results::{Better, Results};
 
 /// How much is measured, and of whom.
 pub(crate) struct Plan {
@@ -54,6 +56,14 @@ impl Plan {
         Ok((seen, used))
     }
 
+    /// Adds what one connection or message cost both ends together, where somebody carries.
+    fn cost(&self, results: &mut Results, measure: &str, carrier: &Carrier<'_>, seen: &Seen, used: f64) {
+        if !carrier.ends.is_empty() {
+            let each = used / (seen.rate * self.time.as_secs_f64());
+            results.add(measure, "µs", Better::Less, &carrier.name, each * 1e6);
+        }
+    }
+
     /// Starts all carriers on a host.
     fn start<'a>(&self, lab: &tests::Lab, host: &'a tests::Host) -> Result<Vec<Carrier<'a>>> {
         self.carriers.iter().map(|name| carrier::start(name, &self.peers, lab, host)).collect()
@@ -68,14 +78,26 @@ pub(crate) struct Topic {
 }
 
 /// All topics, in the order in which they run.
-pub(crate) const ALL: [Topic; 9] = [
+pub(crate) const ALL: [Topic; 13] = [
     Topic { name: "bulk", what: "bytes a second and what they cost, 1 and 8 streams", run: bulk::bulk },
     Topic { name: "relay", what: "bytes a second between two workers", run: bulk::relay },
     Topic { name: "connects", what: "short connections, 16 at a time", run: small::connects },
     Topic { name: "requests", what: "messages on 16 connections, also beside bulk", run: small::requests },
     Topic { name: "stalled", what: "what streams that nobody reads cost the others", run: stalled::stalled },
     Topic { name: "idle", what: "memory of idle streams and daemons, and their start", run: idle::idle },
+    Topic {
+        name: "steered",
+        what: "connections led to a forwarder, also by nftables REDIRECT and redsocks",
+        run: steered::steered,
+    },
     Topic { name: "hooks", what: "the programs in the kernel", run: hooks::hooks },
     Topic { name: "long", what: "50 ms of round trip: the first byte, and 1 Gbit/s", run: path::long },
     Topic { name: "loss", what: "8 streams where 1 of 100 packets is lost", run: path::loss },
+    Topic { name: "streams", what: "messages and memory with 1 to 10,000 streams", run: growth::streams },
+    Topic {
+        name: "rules",
+        what: "connections and the programs' time with 1 to 10,000 rules",
+        run: growth::rules,
+    },
+    Topic { name: "workers", what: "memory of an appliance with 1 to 2,000 workers", run: growth::workers },
 ];

@@ -21,8 +21,13 @@ const START: Duration = Duration::from_secs(10);
 
 /// Gives a host the target's address and starts the target there.
 pub(crate) fn target(host: &Host) -> Result<Process> {
-    host.netns().ip(&format!("addr add {TARGET_HOST}/32 dev lo"))?;
-    let process = host.uncaptured(own(["serve", &TARGET.to_string()])?).spawn()?;
+    serve(host, TARGET)
+}
+
+/// Gives a host an address and starts a server there.
+pub(crate) fn serve(host: &Host, at: SocketAddr) -> Result<Process> {
+    host.netns().ip(&format!("addr add {}/32 dev lo", at.ip()))?;
+    let process = host.uncaptured(own(["serve", &at.to_string()])?).spawn()?;
     process.wait_for_line("listening", START)?;
     Ok(process)
 }
@@ -44,15 +49,43 @@ pub(crate) struct Running {
 pub(crate) struct Place<'a> {
     /// The host.
     pub(crate) host: &'a Host,
-    /// Whether in the host's captured cgroup.
-    pub(crate) captured: bool,
+    /// By what its connections are led elsewhere.
+    led: Led,
 }
 
-impl Place<'_> {
+/// By what a client's connections are led elsewhere.
+#[derive(Clone, Copy)]
+enum Led {
+    Nothing,
+    /// It is in the host's captured cgroup.
+    Cgroup,
+    /// A rule of nftables knows this group id.
+    Group(u32),
+}
+
+impl<'a> Place<'a> {
+    /// A client whose connections go where it connects to.
+    pub(crate) fn plain(host: &'a Host) -> Place<'a> {
+        Place { host, led: Led::Nothing }
+    }
+
+    /// A client in the host's captured cgroup.
+    pub(crate) fn captured(host: &'a Host) -> Place<'a> {
+        Place { host, led: Led::Cgroup }
+    }
+
+    /// A client of this group id, by which nftables knows it.
+    pub(crate) fn grouped(host: &'a Host, group: u32) -> Place<'a> {
+        Place { host, led: Led::Group(group) }
+    }
     /// Starts a load; returns when it begins to count.
     pub(crate) fn start(self, load: Load) -> Result<Running> {
         let command = own(["load", &serde_json::to_string(&load)?])?;
-        let command = if self.captured { self.host.captured(command) } else { self.host.uncaptured(command) };
+        let command = match self.led {
+            Led::Nothing => self.host.uncaptured(command),
+            Led::Cgroup => self.host.captured(command),
+            Led::Group(group) => self.host.uncaptured(command.args(["--group", &group.to_string()])),
+        };
         let process = command.spawn()?;
         process.wait_for_line("measuring", load.warm + Duration::from_secs(120))?;
         Ok(Running { process, load })
@@ -73,6 +106,13 @@ impl Running {
         self.process.wait(START)?;
         serde_json::from_str(&line).with_context(|| format!("reading {line}"))
     }
+}
+
+/// Gives a host more ports, for thousands of connections to one target: what has just been closed keeps its own for a
+/// minute, and the fastest need more than there are by default.
+pub(crate) fn many_ports(host: &Host) -> Result<()> {
+    host.netns().sysctl("net/ipv4/ip_local_port_range", "10000 65000")?;
+    host.netns().sysctl("net/ipv4/tcp_tw_reuse", "1")
 }
 
 /// The lab, without the firewall between its hosts: what goes directly is measured, too.

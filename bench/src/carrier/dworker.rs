@@ -9,9 +9,9 @@ use tests::{Config, Group, Host, Lab};
 use super::{Carrier, End};
 use crate::world::{Place, TARGET, TARGET_HOST};
 
-const UP: Duration = Duration::from_secs(30);
+pub(super) const UP: Duration = Duration::from_secs(30);
 /// Websockets of a worker: what is lost in one does not hold up the streams of the others.
-const LANES: u8 = 4;
+pub(super) const LANES: u8 = 4;
 
 /// An appliance that steers its own host, and one worker that dials the target.
 pub(crate) fn one_hop<'a>(lab: &Lab, appliance: &'a Host, worker: &Host) -> Result<Carrier<'a>> {
@@ -33,7 +33,7 @@ pub(crate) fn one_hop_with<'a>(
     first.wait_for_group("site-a", UP)?;
     Ok(Carrier {
         name: "dworker".into(),
-        place: Place { host: appliance, captured: true },
+        place: Place::captured(appliance),
         to: TARGET,
         ends: [first, second].map(|daemon| End::Daemon(Box::new(daemon))).into(),
     })
@@ -61,7 +61,7 @@ pub(crate) fn relay<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
     }
     Ok(Carrier {
         name: "relay".into(),
-        place: Place { host, captured: true },
+        place: Place::captured(host),
         to: TARGET,
         ends: [appliance, steering, dialling].map(|daemon| End::Daemon(Box::new(daemon))).into(),
     })

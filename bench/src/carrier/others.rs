@@ -31,10 +31,11 @@ fn both<'a>(
         listening(host, &process, at).with_context(|| format!("starting {name}"))?;
         ends.push(End::Process(process));
     }
-    Ok(Carrier { name: name.into(), place: Place { host, captured: false }, to: near, ends })
+    Ok(Carrier { name: name.into(), place: Place::plain(host), to: near, ends })
 }
 
-fn listening(host: &Host, process: &Process, at: SocketAddr) -> Result<()> {
+/// Waits until somebody listens there.
+pub(super) fn listening(host: &Host, process: &Process, at: SocketAddr) -> Result<()> {
     let began = Instant::now();
     while host.within(|| std::net::TcpStream::connect(at))?.is_err() {
         if began.elapsed() > START || !process.is_running() {

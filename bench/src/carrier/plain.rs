@@ -13,7 +13,7 @@ const START: Duration = Duration::from_secs(10);
 
 /// Nobody carries.
 pub(crate) fn direct(host: &Host) -> Carrier<'_> {
-    Carrier { name: "direct".into(), place: Place { host, captured: false }, to: TARGET, ends: Vec::new() }
+    Carrier { name: "direct".into(), place: Place::plain(host), to: TARGET, ends: Vec::new() }
 }
 
 /// Both ends of the bare pipe.
@@ -48,5 +48,5 @@ pub(crate) fn pipe<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
         process.wait_for_line("listening", START)?;
         ends.push(End::Process(process));
     }
-    Ok(Carrier { name: "pipe".into(), place: Place { host, captured: false }, to: near, ends })
+    Ok(Carrier { name: "pipe".into(), place: Place::plain(host), to: near, ends })
 }

@@ -20,18 +20,8 @@ use super::{Direction, Header, Load, MESSAGE, PIECE, Seen, What};
 pub(crate) fn run(load: &Load) -> Result<Seen> {
     match load.what {
         What::Bulk { streams, direction } => bulk(load, streams, direction),
-        What::Connects { at_once } => many(load, at_once, |counts, to| async move {
-            while !counts.over.get() {
-                counts.count(once(to).await);
-            }
-        }),
-        What::Requests { connections } => many(load, connections, |counts, to| async move {
-            let mut connection = None;
-            while !counts.over.get() {
-                let began = Instant::now();
-                counts.count(request(&mut connection, to).await.map(|()| began.elapsed()));
-            }
-        }),
+        What::Connects { at_once } => connects(load, at_once),
+        What::Requests { connections } => requests(load, connections),
         What::Idle { connections } => idle(load, connections),
         What::FirstByte { times } => first_byte(load, times),
         What::Stalled { connections } => stalled(load, connections),
@@ -104,25 +94,56 @@ impl Counts {
 }
 
 /// Runs so many tasks on this thread for as long as the load takes.
-fn many<F: Future<Output = ()> + 'static>(
+async fn many<F: Future<Output = ()> + 'static>(
     load: &Load,
-    tasks: usize,
-    task: impl Fn(Rc<Counts>, SocketAddr) -> F,
-) -> Result<Seen> {
+    tasks: impl Iterator<Item = impl FnOnce(Rc<Counts>) -> F>,
+) -> Seen {
+    let counts = Rc::new(Counts::default());
+    for task in tasks {
+        tokio::task::spawn_local(task(counts.clone()));
+    }
+    sleep(load.warm).await;
+    println!("measuring");
+    let began = Instant::now();
+    counts.counting.set(true);
+    sleep(load.time).await;
+    counts.counting.set(false);
+    counts.over.set(true);
+    counts.seen(began.elapsed())
+}
+
+/// Runs on this thread alone.
+fn alone<T>(work: impl Future<Output = T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, async {
-        let counts = Rc::new(Counts::default());
-        for _ in 0..tasks {
-            tokio::task::spawn_local(task(counts.clone(), load.to));
+    Ok(LocalSet::new().block_on(&runtime, work))
+}
+
+fn connects(load: &Load, at_once: usize) -> Result<Seen> {
+    let to = load.to;
+    let task = |counts: Rc<Counts>| async move {
+        while !counts.over.get() {
+            counts.count(once(to).await);
         }
-        sleep(load.warm).await;
-        println!("measuring");
-        let began = Instant::now();
-        counts.counting.set(true);
-        sleep(load.time).await;
-        counts.counting.set(false);
-        counts.over.set(true);
-        Ok(counts.seen(began.elapsed()))
+    };
+    alone(many(load, (0..at_once).map(|_| task)))
+}
+
+/// Each connection is there, and has been answered, before the first of them is used again.
+fn requests(load: &Load, connections: usize) -> Result<Seen> {
+    let to = load.to;
+    alone(async {
+        let (kept, failures) = connected(to, connections).await;
+        let task = |stream| {
+            move |counts: Rc<Counts>| async move {
+                let mut connection = Some(stream);
+                while !counts.over.get() {
+                    let began = Instant::now();
+                    counts.count(request(&mut connection, to).await.map(|()| began.elapsed()));
+                }
+            }
+        };
+        let seen = many(load, kept.into_iter().map(task)).await;
+        Seen { failures: seen.failures + failures, ..seen }
     })
 }
 
@@ -156,21 +177,26 @@ async fn request(connection: &mut Option<TcpStream>, to: SocketAddr) -> io::Resu
     Ok(())
 }
 
-fn idle(load: &Load, connections: usize) -> Result<Seen> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let (mut kept, mut failures) = (Vec::new(), 0);
-        for _ in 0..connections {
-            let mut connection = None;
-            match request(&mut connection, load.to).await {
-                Ok(()) => kept.extend(connection),
-                Err(_) => failures += 1,
-            }
+/// So many connections, one after the other, each after one message; and how many failed.
+async fn connected(to: SocketAddr, connections: usize) -> (Vec<TcpStream>, u64) {
+    let (mut kept, mut failures) = (Vec::new(), 0);
+    for _ in 0..connections {
+        let mut connection = None;
+        match request(&mut connection, to).await {
+            Ok(()) => kept.extend(connection),
+            Err(_) => failures += 1,
         }
+    }
+    (kept, failures)
+}
+
+fn idle(load: &Load, connections: usize) -> Result<Seen> {
+    alone(async {
+        let (kept, failures) = connected(load.to, connections).await;
         sleep(load.warm).await;
         println!("measuring");
         sleep(load.time).await;
-        Ok(Seen { rate: kept.len() as f64, failures, ..Seen::default() })
+        Seen { rate: kept.len() as f64, failures, ..Seen::default() }
     })
 }
 

@@ -1,8 +1,10 @@
 //! The programs in the kernel.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use anyhow::{Result, ensure};
 use tests::bpf::{self, BpfStats};
-use tests::{Command, Host};
+use tests::{Host, Process};
 
 use super::Plan;
 use crate::carrier;
@@ -12,54 +14,65 @@ use crate::world::{self, Place, TARGET, TARGET_HOST};
 
 /// Proxy hosts, with a rule each.
 const RULES: usize = 10_000;
-/// An address beside the target's that no rule is about.
-const ASIDE: &str = "10.99.0.2";
+/// A server beside the target, on an address that no rule is about.
+pub(super) const ASIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2)), TARGET.port());
 
 /// Nanoseconds of all programs for each connection, steered or not, and what direct traffic loses.
 pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
-    host.netns().sysctl("net/ipv4/ip_local_port_range", "10000 65000")?;
-    host.netns().sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    world::many_ports(host)?;
     let _target = world::target(host)?;
-    host.netns().ip(&format!("addr add {ASIDE}/32 dev lo"))?;
-    let aside = std::net::SocketAddr::new(ASIDE.parse()?, TARGET.port());
-    let command: Command = world::own(["serve", &aside.to_string()])?;
-    let _aside = host.uncaptured(command).spawn()?;
-    let mut hosts: Vec<String> = (0..RULES).map(|n| format!("10.200.{}.{}", n / 250, n % 250 + 1)).collect();
-    hosts.push(TARGET_HOST.to_owned());
+    let _aside = aside(host)?;
+    let hosts = proxy_hosts(RULES);
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
     let carrier = carrier::one_hop_with(&lab, host, host, &hosts)?;
     for _ in 0..plan.rounds {
         let load = |to, what| Load { to, ..plan.load(&carrier, what) };
         let connects = What::Connects { at_once: 16 };
-        let inside = Place { host, captured: true };
-        let outside = Place { host, captured: false };
-        for (to, kind) in [(aside, "not steered"), (TARGET, "steered")] {
+        let inside = Place::captured(host);
+        let outside = Place::plain(host);
+        for (to, kind) in [(ASIDE, "not steered"), (TARGET, "steered")] {
             let cost = cost(host, inside, load(to, connects))?;
             results.add(&format!("connect hook, {kind}"), "ns", Better::Less, "dworker", cost.connect);
             results.add(&format!("hooks together, {kind}"), "ns", Better::Less, "dworker", cost.together);
         }
         for (place, name) in [(outside, "outside"), (inside, "inside")] {
             let bulk = What::Bulk { streams: 1, direction: Direction::Down };
-            let seen = place.run(load(aside, bulk))?;
+            let seen = place.run(load(ASIDE, bulk))?;
             results.add("direct bulk", "B/s", Better::More, name, seen.rate);
-            let seen = place.run(load(aside, connects))?;
+            let seen = place.run(load(ASIDE, connects))?;
             results.add("direct connects", "1/s", Better::More, name, seen.rate);
         }
     }
     Ok(())
 }
 
-/// Nanoseconds for one connection.
-struct Cost {
-    /// In the hook of connect().
-    connect: f64,
-    /// In all programs of the cgroup, until the connection is closed.
-    together: f64,
+/// Starts a server that no rule is about.
+pub(super) fn aside(host: &Host) -> Result<Process> {
+    world::serve(host, ASIDE)
 }
 
-fn cost(host: &Host, place: Place<'_>, load: Load) -> Result<Cost> {
+/// The nth of the proxy hosts that nobody asks for.
+pub(super) fn proxy_host(n: usize) -> String {
+    format!("10.{}.{}.{}", 200 + n / 62_500, n / 250 % 250, n % 250 + 1)
+}
+
+/// So many proxy hosts, the target among them.
+pub(super) fn proxy_hosts(count: usize) -> Vec<String> {
+    (1..count).map(proxy_host).chain([TARGET_HOST.to_owned()]).collect()
+}
+
+/// Nanoseconds for one connection.
+pub(super) struct Cost {
+    /// In the hook of connect().
+    pub(super) connect: f64,
+    /// In all programs of the cgroup, until the connection is closed.
+    pub(super) together: f64,
+}
+
+/// What the programs take of each connection of a load.
+pub(super) fn cost(host: &Host, place: Place<'_>, load: Load) -> Result<Cost> {
     let _stats = BpfStats::enable()?;
     let programs = bpf::attached(host.cgroup().path())?;
     let times = || -> Result<Vec<bpf::RunTime>> {

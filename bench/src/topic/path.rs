@@ -65,7 +65,7 @@ fn across(lab: &Lab) -> Result<Vec<Carrier<'_>>> {
         host.netns().sysctl("net/ipv4/tcp_rmem", "4096 131072 33554432")?;
         host.netns().sysctl("net/ipv4/tcp_wmem", "4096 65536 33554432")?;
     }
-    let place = Place { host: appliance, captured: false };
+    let place = Place::plain(appliance);
     let direct = Carrier { name: "direct".into(), place, to: TARGET, ends: Vec::new() };
     Ok(vec![direct, carrier::one_hop(lab, appliance, site)?])
 }

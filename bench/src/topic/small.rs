@@ -10,22 +10,24 @@ use crate::results::{Better, Results};
 use crate::world;
 
 const CONNECTIONS: usize = 16;
+/// The measure of messages on all of them.
+const ALL: &str = "requests";
 
 /// Connections of one message each.
 pub(super) fn connects(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
-    // What has just been closed keeps its port for a minute; the fastest need more than there are by default.
-    host.netns().sysctl("net/ipv4/ip_local_port_range", "10000 65000")?;
-    host.netns().sysctl("net/ipv4/tcp_tw_reuse", "1")?;
+    world::many_ports(host)?;
     let _target = world::target(host)?;
     let carriers = plan.start(&lab, host)?;
     for _ in 0..plan.rounds {
         for carrier in &carriers {
-            let (seen, _) = plan.run("connects", carrier, What::Connects { at_once: CONNECTIONS })?;
+            let what = What::Connects { at_once: CONNECTIONS };
+            let (seen, used) = plan.run("connects", carrier, what)?;
             let name = &carrier.name;
             results.add("connects", "1/s", Better::More, name, seen.rate);
             results.add("connects p99", "µs", Better::Less, name, seen.p99);
+            plan.cost(results, "cpu of a connection", carrier, &seen, used);
         }
     }
     Ok(())
@@ -41,12 +43,15 @@ pub(super) fn requests(plan: &Plan, results: &mut Results) -> Result<()> {
         for carrier in &carriers {
             let name = &carrier.name;
             let mut add = |measure: &str, what: What| -> Result<()> {
-                let (seen, _) = plan.run(measure, carrier, what)?;
+                let (seen, used) = plan.run(measure, carrier, what)?;
                 results.add(measure, "1/s", Better::More, name, seen.rate);
                 results.add(&format!("{measure} p99"), "µs", Better::Less, name, seen.p99);
+                if measure == ALL {
+                    plan.cost(results, "cpu of a message", carrier, &seen, used);
+                }
                 Ok(())
             };
-            add("requests", What::Requests { connections: CONNECTIONS })?;
+            add(ALL, What::Requests { connections: CONNECTIONS })?;
             add("requests alone", What::Requests { connections: 1 })?;
             let bulk = What::Bulk { streams: 1, direction: Direction::Down };
             let time = plan.time + Duration::from_secs(2);

@@ -1,43 +1,111 @@
 //! Streams that nobody reads.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::Plan;
-use crate::carrier;
+use crate::carrier::{self, Carrier, End};
 use crate::load::{Direction, Load, What};
 use crate::processes;
 use crate::results::{Better, Results};
 use crate::world;
 
-/// So many that one page more or less does not matter.
-const STALLED: usize = 64;
+/// So many that what each takes is seen to a per cent; `status` shows all of them.
+const STALLED: usize = 512;
+/// So many beside those that are read.
+const BESIDE: usize = 64;
+/// How long they may take until they have all that they get.
+const FULL: Duration = Duration::from_secs(30);
 
-/// What others lose beside them, and how much memory each takes.
+/// What others lose beside them, and how much is held for each: by the appliance's own account, beside the credit that
+/// it gave, and by the memory that both ends grew by.
 pub(super) fn stalled(plan: &Plan, results: &mut Results) -> Result<()> {
-    let lab = world::lab(None)?;
-    let host = lab.appliance();
-    let _target = world::target(host)?;
-    let carrier = carrier::one_hop(&lab, host, host)?;
-    let others = What::Bulk { streams: 4, direction: Direction::Down };
     for _ in 0..plan.rounds {
+        let lab = world::lab(None)?;
+        let host = lab.appliance();
+        let _target = world::target(host)?;
+        // Daemons that are new: what others have used before would be used again, and not be seen.
+        let carrier = carrier::one_hop(&lab, host, host)?;
+        let what = |connections| What::Stalled { connections };
         let before = processes::memory(&carrier.pids())?;
-        let what = What::Stalled { connections: STALLED };
-        let hold =
-            Load { warm: Duration::from_secs(1), time: Duration::from_secs(1), ..plan.load(&carrier, what) };
+        let hold = Load { time: FULL + Duration::from_secs(5), ..plan.load(&carrier, what(STALLED)) };
         let running = carrier.place.start(hold)?;
-        let each = (processes::memory(&carrier.pids())? - before) / STALLED as f64;
-        results.add("memory of a stalled stream", "B", Better::Less, "dworker", each);
-        running.end()?;
+        let sums = full(&carrier)?;
+        let memory = processes::memory(&carrier.pids())? - before;
+        drop(running);
+        let mut add = |measure: &str, sum: f64| {
+            results.add(measure, "B", Better::Less, "dworker", sum / STALLED as f64);
+        };
+        add("memory of a stalled stream", memory);
+        add("held of a stalled stream", sums.held as f64);
+        add("credit of a stalled stream", sums.credit as f64);
 
+        let others = What::Bulk { streams: 4, direction: Direction::Down };
         let without = carrier.place.run(plan.load(&carrier, others))?;
         results.add("bulk without stalled", "B/s", Better::More, "dworker", without.rate);
-        let hold = Load { time: plan.time + Duration::from_secs(2), ..plan.load(&carrier, what) };
+        let hold = Load { time: plan.time + Duration::from_secs(2), ..plan.load(&carrier, what(BESIDE)) };
         let running = carrier.place.start(hold)?;
         let with = carrier.place.run(plan.load(&carrier, others))?;
         results.add("bulk beside stalled", "B/s", Better::More, "dworker", with.rate);
         running.end()?;
     }
     Ok(())
+}
+
+/// Bytes of all open streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Sums {
+    streams: usize,
+    /// That the other end may have on the way.
+    credit: u64,
+    /// That came and went no further.
+    held: u64,
+}
+
+/// Waits until no stream gets any more, and says what they have.
+fn full(carrier: &Carrier<'_>) -> Result<Sums> {
+    let Some(End::Daemon(appliance)) = carrier.ends.first() else { bail!("no appliance carries") };
+    let (began, mut before) = (Instant::now(), Sums::default());
+    loop {
+        let sums = sums(&appliance.status()?)?;
+        if sums == before && sums.streams == STALLED && sums.held > 0 {
+            return Ok(sums);
+        }
+        if began.elapsed() > FULL {
+            bail!(
+                "after {FULL:?} {STALLED} streams that nobody reads still get more: {sums:?}, {before:?} before"
+            );
+        }
+        before = sums;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// What `status` shows of the streams of open connections.
+fn sums(status: &Value) -> Result<Sums> {
+    let flows = status["flows"]["recent"].as_array().context("status shows no connections")?;
+    let mut sums = Sums::default();
+    for stream in flows.iter().filter(|flow| flow["state"] == "open").map(|flow| &flow["stream"]) {
+        sums.streams += 1;
+        sums.credit += stream["window"].as_u64().context("a stream without its credit")?;
+        sums.held += stream["held"].as_u64().context("a stream without what it holds")?;
+    }
+    Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_open_streams_count_and_one_without_numbers_is_a_fault() {
+        let of = |state: &str, held: u64| serde_json::json!({ "state": state, "stream": { "window": 100, "held": held } });
+        let status = |flows: Vec<Value>| serde_json::json!({ "flows": { "recent": flows } });
+        let found = sums(&status(vec![of("open", 70), of("closed", 5), of("open", 30)])).unwrap();
+        assert_eq!(found, Sums { streams: 2, credit: 200, held: 100 });
+        assert!(sums(&status(vec![serde_json::json!({ "state": "open" })])).is_err());
+        assert!(sums(&Value::Null).is_err());
+    }
 }
