@@ -29,16 +29,21 @@ pub(super) fn stalled(plan: &Plan, results: &mut Results) -> Result<()> {
         // Daemons that are new: what others have used before would be used again, and not be seen.
         let carrier = carrier::one_hop(&lab, host, host)?;
         let what = |connections| What::Stalled { connections };
-        let before = processes::memory(&carrier.pids())?;
+        let memory =
+            || carrier.pids().iter().map(|pid| processes::memory(&[*pid])).collect::<Result<Vec<f64>>>();
+        let before = memory()?;
         let hold = Load { time: FULL + Duration::from_secs(5), ..plan.load(&carrier, what(STALLED)) };
         let running = carrier.place.start(hold)?;
         let sums = full(&carrier)?;
-        let memory = processes::memory(&carrier.pids())? - before;
+        let more: Vec<f64> = memory()?.iter().zip(before).map(|(after, before)| after - before).collect();
         drop(running);
         let mut add = |measure: &str, sum: f64| {
             results.add(measure, "B", Better::Less, "dworker", sum / STALLED as f64);
         };
-        add("memory of a stalled stream", memory);
+        for (end, more) in ["appliance", "worker"].iter().zip(&more) {
+            add(&format!("memory of a stalled stream, {end}"), *more);
+        }
+        add("memory of a stalled stream", more.iter().sum());
         add("held of a stalled stream", sums.held as f64);
         add("credit of a stalled stream", sums.credit as f64);
 
