@@ -36,7 +36,7 @@ pub(crate) struct Forward {
 
 /// By what connections are led here.
 enum Led {
-    Programs(Programs),
+    Programs(Box<Programs>),
     Redirect,
 }
 
@@ -49,7 +49,7 @@ impl Forward {
         socket.bind(self.listen)?;
         let listener = socket.listen(BACKLOG)?;
         let led = match (&self.cgroup, self.host) {
-            (Some(cgroup), Some(host)) => Led::Programs(steer(&listener, cgroup, host)?),
+            (Some(cgroup), Some(host)) => Led::Programs(Box::new(steer(&listener, cgroup, host)?)),
             _ => Led::Redirect,
         };
         println!("listening");

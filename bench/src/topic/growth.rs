@@ -119,10 +119,12 @@ pub(super) fn workers(plan: &Plan, results: &mut Results) -> Result<()> {
             before = count;
             // What a greeting took is given back, and what is kept stays.
             std::thread::sleep(Duration::from_secs(1));
+            // The kernel counts it in hundredths of a second.
+            let time = plan.time.max(Duration::from_secs(5));
             let used = processes::cpu(&pids);
-            std::thread::sleep(plan.time);
+            std::thread::sleep(time);
             let used = processes::cpu(&pids) - used;
-            results.grow(&CPU, "appliance", count as u64, used / plan.time.as_secs_f64() * 100.0);
+            results.grow(&CPU, "appliance", count as u64, used / time.as_secs_f64() * 100.0);
             results.grow(&MEMORY, "appliance", count as u64, processes::memory(&pids)?);
         }
     }
