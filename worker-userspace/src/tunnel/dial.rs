@@ -134,9 +134,9 @@ impl Appliance {
         let failed = |source| DialError::Tls { host: host.clone(), source };
         let end = End::Appliance(self.words);
         Ok(match way {
-            Way::Plain(tcp) => Transport::Tls(Box::new(trust.secure(tcp, host, end).await.map_err(failed)?)),
+            Way::Plain(tcp) => Transport::Tls(Box::new(trust.stream(tcp, host, end).await.map_err(failed)?)),
             Way::Tls(tls) => {
-                Transport::TlsInTls(Box::new(trust.secure(*tls, host, end).await.map_err(failed)?))
+                Transport::TlsInTls(Box::new(trust.stream(*tls, host, end).await.map_err(failed)?))
             }
         })
     }

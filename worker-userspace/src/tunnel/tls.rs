@@ -7,6 +7,8 @@
 //! | [`trust`] | the dialling end: what is read anew, and the handshake |
 //! | [`listener`] | the listening end: its files are taken anew when they change |
 //! | [`expiry`] | certificates that end soon |
+//! | `negotiate` | the handshake, by rustls |
+//! | `stream` | a connection behind it, with records of our own (`record`) |
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::sync::Arc;
@@ -16,10 +18,14 @@ pub mod expiry;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod listener;
+mod negotiate;
+mod record;
+mod stream;
 pub mod trust;
 mod verify;
 
 pub use listener::Listener;
+pub use stream::Stream;
 pub use trust::{End, Trust, Unsecured};
 pub use verify::{Fault, Finding, Shown};
 

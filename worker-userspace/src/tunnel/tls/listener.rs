@@ -9,17 +9,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use rustls::server::{Acceptor, NoServerSessionStorage, WebPkiClientVerifier};
+use bytes::BytesMut;
+use rustls::server::{Acceptor, NoServerSessionStorage, UnbufferedServerConnection, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::certificate::{Facts, facts};
 use super::expiry::{Expiry, Source};
+use super::negotiate::negotiate;
+use super::stream::Stream;
 use super::verify::{PEER, Telling};
 use super::{ALPN, TlsError};
 use crate::config::{self, Fingerprint, TlsFiles, read_roots};
@@ -71,7 +72,7 @@ struct Read {
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
-    pub stream: TlsStream<TcpStream>,
+    pub stream: Stream<TcpStream>,
     /// False where it needs a client certificate for the tunnel, and has shown none.
     pub is_certified: bool,
 }
@@ -86,7 +87,7 @@ impl Listener {
         key: PrivateKeyDer<'static>,
     ) -> Result<Arc<Listener>, TlsError> {
         let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
-        let config = Arc::new(config.map_err(TlsError::Identity)?);
+        let config = ours(config.map_err(TlsError::Identity)?);
         Ok(Arc::new(Listener {
             current: RwLock::new(Ready { config, asking: None }),
             required: false,
@@ -110,18 +111,19 @@ impl Listener {
     ///
     /// # Errors
     /// The handshake fails.
-    pub async fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<Accepted> {
+    pub async fn accept(&self, mut tcp: TcpStream, peer: SocketAddr) -> io::Result<Accepted> {
         let Ready { config, asking } = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(asking) = asking else {
-            let stream = TlsAcceptor::from(config).accept(tcp).await?;
-            return Ok(Accepted { stream, is_certified: !self.required });
+        let (config, incoming) = match asking {
+            None => (config, BytesMut::new()),
+            Some(asking) => {
+                let (offers, incoming) = hello(&mut tcp).await?;
+                (if offers { asking } else { config }, incoming)
+            }
         };
-        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
-        let offers = start.client_hello().alpn().is_some_and(|mut offered| offered.any(|one| one == ALPN));
-        let handshake = start.into_stream(if offers { asking } else { config }).into_fallible();
-        match PEER.scope(peer, handshake).await {
+        let end = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
+        match PEER.scope(peer, negotiate(tcp, end, incoming)).await {
             Ok(stream) => {
-                let is_certified = !self.required || stream.get_ref().1.peer_certificates().is_some();
+                let is_certified = !self.required || stream.has_shown();
                 Ok(Accepted { stream, is_certified })
             }
             Err((error, mut tcp)) => {
@@ -224,6 +226,30 @@ impl Read {
     }
 }
 
+/// Reads a client's first message, and says whether it offers our protocol. All that was read is given back.
+async fn hello(tcp: &mut TcpStream) -> io::Result<(bool, BytesMut)> {
+    let (mut incoming, mut acceptor) = (BytesMut::with_capacity(4096), Acceptor::default());
+    loop {
+        let before = incoming.len();
+        if tcp.read_buf(&mut incoming).await? == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
+        }
+        let mut new = &incoming[before..];
+        while !new.is_empty() {
+            acceptor.read_tls(&mut new)?;
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                let mut offered = accepted.client_hello().alpn().into_iter().flatten();
+                return Ok((offered.any(|one| one == ALPN), incoming));
+            }
+            // The handshake itself finds it again, and tells the client.
+            Err(_) => return Ok((false, incoming)),
+        }
+    }
+}
+
 fn read(files: &Files) -> Result<Read, TlsError> {
     let (chain, key) = files.identity.read()?;
     let shown = facts(&chain);
@@ -253,8 +279,14 @@ fn read(files: &Files) -> Result<Read, TlsError> {
             // What is resumed is not verified again.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
-            Some(Arc::new(config))
+            Some(ours(config))
         }
     };
-    Ok(Read { ready: Ready { config: Arc::new(config), asking }, chain: shown, authorities })
+    Ok(Read { ready: Ready { config: ours(config), asking }, chain: shown, authorities })
+}
+
+/// What all have: secrets for records of our own.
+fn ours(mut config: ServerConfig) -> Arc<ServerConfig> {
+    config.enable_secret_extraction = true;
+    Arc::new(config)
 }

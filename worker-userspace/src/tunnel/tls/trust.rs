@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use bytes::BytesMut;
+use rustls::client::{Resumption, UnbufferedClientConnection, WebPkiServerVerifier};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,6 +18,8 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::certificate::facts;
 use super::expiry::{Expiry, Source};
+use super::negotiate::negotiate;
+use super::stream::Stream;
 use super::verify::{Attentive, Finding, Shown};
 use super::{ALPN, TlsError};
 use crate::config::{TlsFiles, read_roots, read_roots_directory};
@@ -119,6 +122,8 @@ struct Ready {
     roots: Arc<RootCertStore>,
 }
 
+type Prepared = (ServerName<'static>, Arc<ClientConfig>, Arc<OnceLock<Shown>>);
+
 /// All that was read of the files.
 struct Read {
     ready: Ready,
@@ -161,6 +166,28 @@ impl Trust {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let (name, config, shown) = self.prepare(host, end).await?;
+        let result = TlsConnector::from(config).connect(name, io).await;
+        self.judge(result.map(TlsStream::from), &shown, end)
+    }
+
+    /// As [`secure`](Self::secure), for much data.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stream<S>(&self, io: S, host: &Host, end: End) -> Result<Stream<S>, Unsecured>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (name, config, shown) = self.prepare(host, end).await?;
+        let client = UnbufferedClientConnection::new(config, name)
+            .map_err(|error| Unsecured::by(io::Error::other(error), end))?;
+        let result = negotiate(io, client, BytesMut::new()).await;
+        self.judge(result.map_err(|(error, _)| error), &shown, end)
+    }
+
+    /// What a handshake with `host` goes by.
+    async fn prepare(&self, host: &Host, end: End) -> Result<Prepared, Unsecured> {
         let name = match host {
             Host::Addr(addr) => ServerName::IpAddress((*addr).into()),
             Host::Name(name) => ServerName::try_from(name.as_str().to_owned())
@@ -168,7 +195,11 @@ impl Trust {
         };
         self.renew(end).await;
         let (config, shown) = self.handshake(end);
-        let result = TlsConnector::from(config).connect(name, io).await;
+        Ok((name, config, shown))
+    }
+
+    /// What came of a handshake.
+    fn judge<T>(&self, result: io::Result<T>, shown: &OnceLock<Shown>, end: End) -> Result<T, Unsecured> {
         let shown = shown.get();
         let tls = result.map_err(|source| Unsecured {
             source,
@@ -178,7 +209,7 @@ impl Trust {
         if let (Some(shown), Some((_, expiry))) = (shown, &self.files) {
             expiry.note(end.source(), shown.chain.clone());
         }
-        Ok(tls.into())
+        Ok(tls)
     }
 
     /// Reads the files anew.
@@ -229,6 +260,8 @@ impl Trust {
         let shown = Arc::new(OnceLock::new());
         let verifier = Attentive { judge, roots, words: end.words(), shown: shown.clone() };
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        // For records of our own.
+        config.enable_secret_extraction = true;
         (Arc::new(config), shown)
     }
 }
