@@ -51,6 +51,7 @@ use crate::sockets::{Named, Sockets, name};
 use crate::steer::names::has_steered;
 use crate::steer::pins::{Pins, PinsError};
 use crate::steer::steering::SteerError;
+use crate::threads::{self, Threads};
 use crate::tunnel::credit::{self, Budget};
 use crate::tunnel::handshake::{Dial, Unprepared};
 use crate::tunnel::lane::Settings;
@@ -145,6 +146,8 @@ pub struct Daemon {
     predecessor: Option<Predecessor>,
     /// Keeps other daemons off the state directory, while this process is the daemon.
     own_state: Option<File>,
+    /// The threads of lanes, which end with it.
+    _threads: threads::Running,
 }
 
 /// How a process stops to be the daemon.
@@ -207,7 +210,10 @@ impl Daemon {
         }
         let ledger = Ledger::default();
         drain.spawn("rates", ledger.clone().keep_rates(drain.clone()));
-        let settings = Settings { budget: Arc::new(Budget::new(budget())), ..Settings::default() };
+        let (threads, lane_threads) = Threads::start()
+            .map_err(|source| StartError::System { doing: "starting the threads of lanes", source })?;
+        let budget = Arc::new(Budget::new(budget()));
+        let settings = Settings { budget, threads: threads.clone(), ..Settings::default() };
         let hello = Hello {
             version: VERSION,
             node: node::id(&config.state_dir).map_err(state)?,
@@ -223,6 +229,7 @@ impl Daemon {
             config: config.clone(),
             started: Instant::now(),
             ledger: ledger.clone(),
+            threads,
             registry: None,
             appliance: None,
             uplink: None,
@@ -319,6 +326,7 @@ impl Daemon {
             orders,
             predecessor: None,
             own_state: Some(own_state),
+            _threads: lane_threads,
         })
     }
 
@@ -529,6 +537,7 @@ async fn keep_alive(every: Duration, roles: &Roles) {
         if let Some(registry) = &roles.registry {
             drop(registry.groups());
         }
+        roles.threads.answer().await;
         notify::alive();
     }
 }
@@ -544,7 +553,7 @@ fn listen_remedy(error: &io::Error) -> &'static str {
 
 /// Bytes that all peers together may make this process hold.
 fn budget() -> usize {
-    const MOST: usize = 1024 * 1024 * 1024;
+    const MOST: usize = 2 * 1024 * 1024 * 1024;
     let [pages, size] = [SysconfVar::_PHYS_PAGES, SysconfVar::PAGE_SIZE]
         .map(|what| sysconf(what).ok().flatten().and_then(|n| usize::try_from(n).ok()));
     let memory = pages.zip(size).and_then(|(pages, size)| pages.checked_mul(size));

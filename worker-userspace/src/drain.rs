@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,16 @@ impl Drain {
 
     /// Runs `task` until it ends or is cut. A panic is logged under `what`.
     pub fn spawn(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_on(&Handle::current(), what, task);
+    }
+
+    /// As [`Drain::spawn`], on another runtime.
+    pub fn spawn_on(
+        &self,
+        runtime: &Handle,
+        what: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         let mut running = self.running();
         if running.is_cut {
             return;
@@ -82,7 +93,7 @@ impl Drain {
         // Not under the lock: a runtime that ends drops the task at once, and so its place.
         drop(running);
         let place = Place { running: self.running.clone(), id, what };
-        let handle = self.tasks.spawn(Placed { task, place });
+        let handle = self.tasks.spawn_on(Placed { task, place }, runtime);
         let mut running = self.running();
         if running.is_cut {
             handle.abort();

@@ -33,6 +33,7 @@ pub mod splice;
 pub mod steer;
 pub mod target;
 pub mod telemetry;
+pub mod threads;
 pub mod tunnel;
 pub mod upstream;
 pub mod web;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::refusal::{Code, Refusal};
 use crate::target::Target;
+use crate::threads::Home;
 use crate::tunnel::credit;
 use crate::tunnel::message::Open;
 use crate::tunnel::stream::Stream;
@@ -56,6 +57,11 @@ pub trait Router: Send + Sync + 'static {
     /// # Errors
     /// No route, no worker, or a limit.
     fn open(&self, request: &Request) -> Result<Opened, Refusal>;
+
+    /// Where the socket of a connection to `target` had best live.
+    fn home(&self, _target: &Target) -> Home {
+        None
+    }
 
     /// Counts changes of who is connected: where nobody was, it may pay to ask again.
     fn changes(&self) -> watch::Receiver<u64>;

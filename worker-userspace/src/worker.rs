@@ -19,6 +19,8 @@ use crate::inspect::ledger::{Entry, FlowGuard, Ledger, Origin};
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::splice::{Reads, splice_over};
+use crate::target::Target;
+use crate::threads::Home;
 use crate::tunnel::handshake::Dial;
 use crate::tunnel::lane::{Incoming, Lane, LaneEnd, Settings, Told};
 use crate::tunnel::message::{Hello, Open, OpenOk};
@@ -92,7 +94,9 @@ impl Uplink {
     /// Starts to hold the lanes up.
     pub fn start(self: &Arc<Self>) {
         for number in 0..self.lanes {
-            self.drain.spawn("uplink", self.clone().hold(number));
+            // Its lanes, what they dial and all that is copied stay there.
+            let thread = self.settings.threads.at(number.into());
+            self.drain.spawn_on(&thread, "uplink", self.clone().hold(number));
         }
     }
 
@@ -282,6 +286,10 @@ impl Router for Uplink {
             _ => refusal,
         })?;
         Ok(Opened { stream, carrier: format!("appliance/{}", self.dial.appliance.at.host) })
+    }
+
+    fn home(&self, _target: &Target) -> Home {
+        self.session.home()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

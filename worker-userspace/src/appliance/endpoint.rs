@@ -84,7 +84,7 @@ impl Endpoint {
             Some(listener) => {
                 let handshake = timeout(DEADLINE, listener.accept(tcp, peer));
                 let accepted = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
-                (Transport::Tls(Box::new(accepted.stream.into())), accepted.is_certified)
+                (Transport::Tls(Box::new(accepted.stream)), accepted.is_certified)
             }
         };
         let stranger = Stranger::new(place);
@@ -176,7 +176,7 @@ impl Endpoint {
                 Ok(Ok(parts)) => {
                     let read = BytesMut::from(&parts.read_buf[..]);
                     let upgraded = Upgraded::new(parts.io.into_inner(), Side::Server, read);
-                    endpoint.lane(upgraded, admission, peer).await;
+                    endpoint.greet(upgraded, admission, peer).await;
                 }
                 Ok(Err(_)) => tracing::error!(%peer, "the upgraded connection is not ours; this is a bug"),
                 Err(error) => tracing::warn!(%peer, "the upgrade failed: {error}"),
@@ -189,9 +189,8 @@ impl Endpoint {
         response
     }
 
-    async fn lane(&self, upgraded: Upgraded<Transport>, admission: Admission, peer: SocketAddr) {
-        let name =
-            self.registry.group(admission.group).map(|group| group.config.name.clone()).unwrap_or_default();
+    async fn greet(self, upgraded: Upgraded<Transport>, admission: Admission, peer: SocketAddr) {
+        let name = self.name(&admission);
         let capabilities = self.hello.capabilities.with(Capabilities::SEALED, self.tls.is_some());
         let ours = Hello { capabilities, ..self.hello.clone() };
         let (upgraded, hello) = match handshake::welcome(upgraded, &ours).await {
@@ -202,7 +201,29 @@ impl Endpoint {
             }
             Err(error) => return tracing::warn!(%peer, group = %name, "a worker's greeting failed: {error}"),
         };
-        let node = node(&hello);
+        // As at the worker: its lanes are on as many threads as there are, one after the other.
+        let first = usize::from(hello.session[0]);
+        let thread = self.settings.threads.at(first + usize::from(hello.lane));
+        self.drain.clone().spawn_on(&thread, "lane", async move {
+            match upgraded.try_map(Transport::moved) {
+                Ok(upgraded) => self.lane(upgraded, hello, admission, peer).await,
+                Err(error) => tracing::warn!(%peer, group = %name, "a lane has no place: {error}"),
+            }
+        });
+    }
+
+    fn name(&self, admission: &Admission) -> String {
+        self.registry.group(admission.group).map(|group| group.config.name.clone()).unwrap_or_default()
+    }
+
+    async fn lane(
+        &self,
+        upgraded: Upgraded<Transport>,
+        hello: Hello,
+        admission: Admission,
+        peer: SocketAddr,
+    ) {
+        let (name, node) = (self.name(&admission), node(&hello));
         let (lane, incoming, driver) = Lane::new(upgraded, hello, self.settings.clone());
         let connected = match self.registry.connect(admission, lane.clone(), peer) {
             Ok(connected) => connected,

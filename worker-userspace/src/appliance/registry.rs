@@ -26,6 +26,7 @@ use crate::drain::Drain;
 use crate::refusal::{Code, Refusal};
 use crate::route::{Opened, Request, Router};
 use crate::target::{Pattern, PatternMap, Target};
+use crate::threads::Home;
 use crate::tunnel::lane::Lane;
 use crate::tunnel::message::{Hello, Id, Open, id_text};
 use crate::tunnel::policy::Push;
@@ -390,6 +391,12 @@ impl Router for Registry {
             }
         }
         Err(last)
+    }
+
+    fn home(&self, target: &Target) -> Home {
+        let view = self.view();
+        let (_, at) = view.routes.find(target)?;
+        view.groups[*at].sessions().iter().next()?.home()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

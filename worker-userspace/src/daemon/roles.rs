@@ -17,6 +17,7 @@ use crate::inspect::status::{
     WorkerStatus,
 };
 use crate::steer::steering::Steering;
+use crate::threads::Threads;
 use crate::tunnel::tls::expiry::Expiry;
 use crate::worker::Uplink;
 
@@ -25,6 +26,7 @@ pub(super) struct Roles {
     pub(super) config: Config,
     pub(super) started: Instant,
     pub(super) ledger: Ledger,
+    pub(super) threads: Threads,
     pub(super) registry: Option<Arc<Registry>>,
     pub(super) appliance: Option<Appliance>,
     pub(super) uplink: Option<Arc<Uplink>>,

@@ -30,14 +30,19 @@ pub(super) fn start(
         steering: steering.clone(),
         router: carriers.router(),
         ledger: roles.ledger.clone(),
+        threads: roles.threads.clone(),
         drain: drain.clone(),
     });
+    // They live with the first lane: what is carried there moves nowhere.
+    let thread = roles.threads.at(0);
+    let entered = thread.enter();
     let forwarder = forwarder.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
+    drop(entered);
     let forwarder = forwarder
         .map_err(|source| StartError::System { doing: "taking the forwarder's listener", source })?;
     steering.capture()?;
     for listener in forwarder {
-        drain.spawn("forwarder", service.clone().serve(listener));
+        drain.spawn_on(&thread, "forwarder", service.clone().serve(listener));
     }
     let stopping = drain.clone();
     drain.spawn("dns", async move {

@@ -21,6 +21,7 @@ use crate::splice::reset_on_close;
 use crate::steer::kernel::Arrival;
 use crate::steer::steering::Steering;
 use crate::target::Target;
+use crate::threads::{self, Threads};
 
 /// The forwarder.
 pub struct Forwarder {
@@ -30,6 +31,8 @@ pub struct Forwarder {
     pub router: Arc<dyn Router>,
     /// Where connections are written down.
     pub ledger: Ledger,
+    /// Where lanes live.
+    pub threads: Threads,
     /// Stops it.
     pub drain: Drain,
 }
@@ -77,7 +80,27 @@ impl Forwarder {
         };
         let trace = rand::random();
         let flow = self.ledger.open(Entry::Captured, trace, target, origin);
-        self.drain.spawn("captured connection", self.clone().carry(socket, flow));
+        self.place(socket, flow);
+    }
+
+    /// Carries a connection where its lane lives, most likely.
+    fn place(self: &Arc<Self>, socket: TcpStream, flow: FlowGuard) {
+        const WHAT: &str = "captured connection";
+        let home = self.router.home(&flow.target);
+        let Some(number) = home.filter(|_| home != threads::current()) else {
+            return self.drain.spawn(WHAT, self.clone().carry(socket, flow));
+        };
+        let forwarder = self.clone();
+        self.drain.spawn_on(&self.threads.at(number), WHAT, async move {
+            match threads::take(socket) {
+                Ok(socket) => forwarder.carry(socket, flow).await,
+                Err(error) => {
+                    let refusal = Refusal::from_io(&error, "placing the connection");
+                    forwarder.failed(&flow, &refusal);
+                    flow.end(Err(refusal));
+                }
+            }
+        });
     }
 
     #[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice")]

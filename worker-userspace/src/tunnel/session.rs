@@ -11,6 +11,10 @@ use super::lane::{Lane, Totals};
 use super::message::{Hello, Open};
 use super::stream::Stream;
 use crate::refusal::{Code, Refusal};
+use crate::threads::{self, Home};
+
+/// Lanes that have moved less in the last second are idle.
+const MUCH: u64 = 1024 * 1024;
 
 /// The lanes that one run of a peer's process has with us.
 #[derive(Debug)]
@@ -70,14 +74,39 @@ impl Session {
         self.lock().up.iter().any(|lane| !lane.is_closing())
     }
 
-    /// The lane that a new stream goes to.
+    /// The lane that a new stream goes to, wherever that is opened.
     pub fn least_busy(&self) -> Option<Arc<Lane>> {
-        self.lock().up.iter().filter(|lane| !lane.is_closing()).min_by_key(|lane| lane.load()).cloned()
+        self.least_busy_of(|_| true)
     }
 
-    /// Opens a stream on the least busy lane.
+    /// Where a new stream's socket had best live.
+    pub fn home(&self) -> Home {
+        self.least_busy()?.home()
+    }
+
+    /// The least busy of some. Lanes share threads: one beside a lane that is busy is busy, too.
+    fn least_busy_of(&self, which: impl Fn(&Lane) -> bool) -> Option<Arc<Lane>> {
+        let lanes = self.lock();
+        let recent = |home| -> u64 {
+            lanes.up.iter().filter(|lane| lane.home() == home).map(|lane| lane.recent() / MUCH).sum()
+        };
+        let load = |lane: &Arc<Lane>| {
+            let (queued, streams, ever) = lane.load();
+            (queued, recent(lane.home()), streams, ever)
+        };
+        lanes
+            .up
+            .iter()
+            .filter(|lane| !lane.is_closing() && which(lane))
+            .min_by_key(|lane| load(lane))
+            .cloned()
+    }
+
+    /// Opens a stream on the least busy lane: of those that live where this is asked, unless they are full.
     pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
-        match self.least_busy() {
+        let here = threads::current();
+        let near = here.and_then(|_| self.least_busy_of(|lane| lane.home() == here && !lane.is_full()));
+        match near.or_else(|| self.least_busy()) {
             Some(lane) => lane.open(open),
             None => Err(Refusal::new(Code::TunnelLost, format!("no lane to {} is up", self.peer.name))),
         }
@@ -103,5 +132,81 @@ impl Drop for LaneGuard {
         let mut lanes = self.session.lock();
         lanes.up.retain(|lane| !Arc::ptr_eq(lane, &self.lane));
         lanes.gone = lanes.gone + self.lane.counters().totals();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+    use crate::threads::Threads;
+    use crate::tunnel::lane::{Settings, Upgraded};
+    use crate::tunnel::websocket::Side;
+
+    /// A session with a lane on each of these homes, and what keeps the lanes up.
+    async fn session(threads: &Threads, homes: &[Home]) -> (Arc<Session>, Vec<LaneGuard>, Vec<DuplexStream>) {
+        let session = Arc::new(Session::new(Hello::sample()));
+        let (mut guards, mut far) = (Vec::new(), Vec::new());
+        for home in homes {
+            let (near, other) = duplex(1000);
+            far.push(other);
+            let make = async move {
+                let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
+                let (lane, _, driver) = Lane::new(upgraded, Hello::sample(), Settings::default());
+                tokio::spawn(driver);
+                lane
+            };
+            let lane = match home {
+                Some(number) => threads.at(*number).spawn(make).await.unwrap(),
+                None => make.await,
+            };
+            guards.push(session.add(lane));
+        }
+        (session, guards, far)
+    }
+
+    fn open() -> Open {
+        let target = crate::target::Target { host: "vcenter.corp.example".parse().unwrap(), port: 443 };
+        Open { target, deadline: Duration::from_secs(1), credit: 0, trace: 1 }
+    }
+
+    /// How many streams each of its lanes has.
+    fn streams(guards: &[LaneGuard]) -> Vec<usize> {
+        guards.iter().map(|guard| guard.lane().streams()).collect()
+    }
+
+    #[tokio::test]
+    async fn streams_go_to_lanes_that_live_where_they_are_opened() {
+        let (threads, _running) = Threads::of(3).unwrap();
+        let (session, guards, _far) = session(&threads, &[Some(0), Some(1), Some(0), Some(1)]).await;
+        let mut kept = Vec::new();
+        for (thread, expected) in [(1, [0, 2, 0, 2]), (0, [2, 2, 2, 2]), (2, [3, 3, 3, 3])] {
+            let session = session.clone();
+            let opening = async move { [(); 4].map(|()| session.open(open()).unwrap()) };
+            kept.push(threads.at(thread).spawn(opening).await.unwrap());
+            assert_eq!(streams(&guards), expected, "where none lives here, all are as good");
+        }
+        // One that closes is none, and one that takes no more is none.
+        guards[1].lane().close("test");
+        guards[3].lane().close("test");
+        let opening = async move { session.open(open()).unwrap() };
+        let _last = threads.at(1).spawn(opening).await.unwrap();
+        assert_eq!(streams(&guards)[0] + streams(&guards)[2], 7);
+    }
+
+    #[tokio::test]
+    async fn a_lane_beside_a_busy_one_is_busy() {
+        let (threads, _running) = Threads::of(2).unwrap();
+        let (session, guards, _far) = session(&threads, &[Some(0), Some(1), Some(0)]).await;
+        assert_eq!(session.home(), Some(0));
+        guards[0].lane().counters().received.store(50 << 20, Ordering::Relaxed);
+        assert_eq!(session.home(), Some(1));
+        // Some bytes are no work.
+        guards[0].lane().counters().received.store(50 << 10, Ordering::Relaxed);
+        assert_eq!(session.home(), Some(0));
     }
 }
