@@ -1,7 +1,7 @@
 //! Flow control: how much a peer may have on the way to us, per stream, by absolute offsets as in QUIC.
 //!
 //! A stream starts with [`INITIAL`], is given more with the first answer, and then follows what it delivers: twice
-//! that of one round trip, so that a long path is filled and a slow reader keeps little.
+//! that of one round trip, and at least that of [`SELDOM`], so that a long path is filled and a slow reader keeps little.
 //!
 //! What must hold: all that peers may send is paid from one budget for the process, from a stream's first byte
 //! on. Half of the budget is kept for streams that are opened: however much those that are there have taken,
@@ -18,7 +18,14 @@ pub const INITIAL: u32 = 32 * 1024;
 /// Window of a stream that is in use, where the budget has it, in bytes.
 pub const USUAL: u32 = 256 * 1024;
 /// The largest window, in bytes.
-pub const LARGEST: u32 = 16 * 1024 * 1024;
+pub const LARGEST: u32 = 32 * 1024 * 1024;
+
+/// A window lasts at least so long, as fast as its stream delivers: to grant costs as much as some packets do, so that a
+/// fast stream on a short path is granted a quarter of it each millisecond, not each packet.
+const SELDOM: Duration = Duration::from_millis(4);
+
+/// What is granted is so much more than three quarters of a window at most.
+const ABOUT: u32 = 1024;
 
 /// No window takes more than this part of what it leaves of the budget: a stream that is idle or stalled keeps
 /// what it took, because its peer may use it at any time, and those that come later must get something.
@@ -133,10 +140,11 @@ impl ReceiveWindow {
         }
     }
 
-    /// Counts bytes that moved on. True where [`grant`](Self::grant) is due: a quarter of the window is used.
+    /// Counts bytes that moved on. True where [`grant`](Self::grant) is due: about a quarter of the window is used, which
+    /// of the usual one is the largest piece that is sent.
     pub fn on_consumed(&mut self, n: usize) -> bool {
         self.consumed += n as u64;
-        self.granted - self.consumed <= u64::from(self.window - self.window / 4)
+        self.granted - self.consumed <= u64::from(self.window - self.window / 4 + ABOUT)
     }
 
     /// Moves the offset that the peer may send up to and returns it, after fitting the window to what
@@ -148,7 +156,8 @@ impl ReceiveWindow {
             Some((then, before)) => {
                 let elapsed = now.saturating_duration_since(then).max(Duration::from_micros(1));
                 let delivered = (self.consumed - before) as f64;
-                let wanted = 2.0 * delivered * round_trip.as_secs_f64() / elapsed.as_secs_f64();
+                let ahead = (2 * round_trip).max(SELDOM);
+                let wanted = delivered * ahead.as_secs_f64() / elapsed.as_secs_f64();
                 (wanted.min(f64::from(LARGEST)) as u32).max(usual)
             }
         };
@@ -157,8 +166,8 @@ impl ReceiveWindow {
             let step = self.window.saturating_mul(2).max(USUAL);
             self.window += budget.grow(wanted.min(step).min(most).min(LARGEST).saturating_sub(self.window));
         } else if wanted <= self.window / 2 {
-            // The peer may still use three quarters of it.
-            let less = (self.window / 4).min(self.window.saturating_sub(INITIAL));
+            // The peer may still use the rest of it.
+            let less = (self.window / 4).saturating_sub(ABOUT).min(self.window.saturating_sub(INITIAL));
             self.window -= less;
             budget.give_back(less);
         }
@@ -252,17 +261,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_path_is_filled_and_a_quiet_stream_gives_back() {
-        let budget = Budget::new(2048 * MIB);
+        let budget = Budget::new(4096 * MIB);
         let mut window = window(&budget);
         assert_eq!(window.lift(&budget), Some(USUAL.into()));
         assert_eq!(window.lift(&budget), None);
         deliver(&mut window, &budget, Duration::from_millis(60), 40);
         assert_eq!(window.window(), LARGEST);
-        assert_eq!(budget.left(), 2048 * MIB - LARGEST as usize);
+        assert_eq!(budget.left(), 4096 * MIB - LARGEST as usize);
         trickle(&mut window, &budget);
         assert!((USUAL..2 * USUAL).contains(&window.window()), "{} bytes", window.window());
         window.release(&budget);
-        assert_eq!(budget.left(), 2048 * MIB);
+        assert_eq!(budget.left(), 4096 * MIB);
     }
 
     /// Whatever those do that came first, and however fast they are, new streams find what they need.
@@ -314,7 +323,7 @@ mod tests {
         let mut late = window(&budget);
         deliver(&mut late, &budget, Duration::from_millis(60), 40);
         assert!(late.window() >= 4 * USUAL, "{} bytes", late.window());
-        assert!(idle[0].window() >= LARGEST / 2, "{} bytes", idle[0].window());
+        assert!(idle[0].window() >= LARGEST / 3, "{} bytes", idle[0].window());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -28,10 +28,15 @@ use super::frame::{self, FrameError};
 use super::message::{Capabilities, GoAway, Hello, MessageError, Open, RoleIs};
 use super::policy::{PolicyFault, Push, Pushed};
 use super::stream::{self, DataFault, Stream};
+use super::transport::Source;
 use super::websocket::{self, Side, WebsocketError};
 use crate::refusal::{Code, Refusal};
+use crate::threads::{self, Home, Threads};
 
-/// Bytes that a stream may send in its turn while others wait.
+/// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in
+/// one go. One byte more would be a record and a write of its own.
+pub(super) const BATCH: usize = 4 * 16 * 1024 - 32;
+/// Bytes that a stream may send in its turn while others wait, unless the lane is fast.
 const TURN: usize = 16 * 1024;
 /// Bytes of all streams queued in one lane before sockets are left unread.
 const QUEUE: usize = 256 * 1024;
@@ -52,6 +57,8 @@ pub struct Settings {
     pub dead: Duration,
     /// What all that peers may send is paid from.
     pub budget: Arc<Budget>,
+    /// Where lanes live.
+    pub threads: Threads,
 }
 
 impl Default for Settings {
@@ -61,6 +68,7 @@ impl Default for Settings {
             ping: Duration::from_secs(1),
             dead: Duration::from_secs(5),
             budget: Arc::new(Budget::new(1024 * 1024 * 1024)),
+            threads: Threads::default(),
         }
     }
 }
@@ -90,6 +98,17 @@ impl<S> Upgraded<S> {
             frames: frame::Decoder::default(),
             read,
         }
+    }
+}
+
+impl<S> Upgraded<S> {
+    /// The same on what `change` makes of its transport.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn try_map<T>(self, change: impl FnOnce(S) -> io::Result<T>) -> io::Result<Upgraded<T>> {
+        let Upgraded { io, side, websocket, frames, read } = self;
+        Ok(Upgraded { io: change(io)?, side, websocket, frames, read })
     }
 }
 
@@ -176,6 +195,8 @@ pub struct Counters {
     pub stalls: AtomicU64,
     /// Last round trip in microseconds, smoothed; 0 before the first.
     pub round_trip: AtomicU64,
+    /// What was sent and received a tick ago.
+    ticked: AtomicU64,
 }
 
 impl Counters {
@@ -269,6 +290,7 @@ impl<T> Latest<T> {
 /// What the lane's task, its streams and its handle share.
 pub(super) struct Shared {
     settings: Settings,
+    home: Home,
     peer: Hello,
     queues: Mutex<Queues>,
     queued: AtomicUsize,
@@ -404,7 +426,7 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Makes a lane of an upgraded websocket. The future drives it and says why it ended; the receiver
+    /// Makes a lane of an upgraded websocket; it lives where it is made. The future drives it and says why it ended; the receiver
     /// gives the streams that the peer opens.
     pub fn new<S>(
         upgraded: Upgraded<S>,
@@ -412,7 +434,7 @@ impl Lane {
         settings: Settings,
     ) -> (Lane, mpsc::Receiver<Incoming>, impl Future<Output = LaneEnd> + Send)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Source + AsyncWrite + Unpin + Send,
     {
         // As many as there may be streams: a burst arrives whole before its handler has a turn.
         let (sender, receiver) =
@@ -420,6 +442,7 @@ impl Lane {
         let first = if upgraded.side == Side::Client { 1 } else { 2 };
         let shared = Arc::new(Shared {
             settings,
+            home: threads::current(),
             peer,
             queues: Mutex::new(Queues { next_id: first, ..Queues::default() }),
             queued: AtomicUsize::new(0),
@@ -533,6 +556,22 @@ impl Lane {
     pub fn load(&self) -> (usize, usize, u64) {
         let ever = self.shared.counters.streams.load(Ordering::Relaxed);
         (self.shared.queued.load(Ordering::Relaxed) / TURN, self.streams(), ever)
+    }
+
+    /// Payload bytes of both directions in about the last second.
+    pub fn recent(&self) -> u64 {
+        let Totals { sent, received, .. } = self.shared.counters.totals();
+        (sent + received).saturating_sub(self.shared.counters.ticked.load(Ordering::Relaxed))
+    }
+
+    /// True where a new stream would be refused, or would wait for all that is queued.
+    pub fn is_full(&self) -> bool {
+        self.streams() >= self.shared.peer.max_streams as usize || !self.shared.has_room()
+    }
+
+    /// The thread that it lives on.
+    pub fn home(&self) -> Home {
+        self.shared.home
     }
 
     /// Streams open now.

@@ -26,8 +26,9 @@ use crate::refusal::{Code, Refusal};
 
 /// Most bytes that one stream has queued in its lane before its socket is read again.
 const QUEUE: usize = 64 * 1024;
-/// Most bytes that one `send` takes.
-pub const LARGEST_SEND: usize = 64 * 1024;
+/// Most bytes that one `send` takes: as many as a message of the lane has room for. What is left over would be a
+/// message, a record and a packet of its own.
+pub const LARGEST_SEND: usize = lane::BATCH - frame::HEADER;
 
 /// Pieces up to this size are put together, on the wire and in queues.
 pub(super) const SMALL: usize = 2048;

@@ -2,39 +2,40 @@
 //!
 //! One task drives the socket both ways, so TLS needs no lock. What goes out is gathered into one
 //! websocket message of about [`BATCH`] bytes: what is urgent first (answers, credit, resets), then the
-//! ready streams in turn, [`TURN`] bytes each, more when one is alone. Bytes are written from the
+//! ready streams in turn, [some](Pace::turn) bytes each, more when one is alone. Bytes are written from the
 //! buffers that sockets were read into; what comes in is handed to its stream where TLS put it.
+
+mod pace;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
 
-use super::{Incoming, LaneEnd, Shared, TURN, Turn, Upgraded};
+use super::{BATCH, Incoming, LaneEnd, Shared, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit::{self, ReceiveWindow};
 use crate::tunnel::frame::{self, Header, Piece, Type, put_message};
 use crate::tunnel::message::{self, Capabilities, GoAway, Open, OpenOk, RoleIs};
 use crate::tunnel::policy::{Assembly, Push};
 use crate::tunnel::stream::{self, SMALL, Stream};
+use crate::tunnel::transport::Source;
 use crate::tunnel::websocket::{self, Event, Opcode, Side};
+use pace::Pace;
 
-/// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in
-/// one go. One byte more would be a record and a write of its own.
-const BATCH: usize = 4 * 16 * 1024 - 32;
-/// Bytes asked of the socket at once.
-const READ: usize = 64 * 1024;
-/// Times that one poll reads before other tasks get their turn.
-const READS_PER_POLL: usize = 16;
+/// Bytes that one poll reads before other tasks get their turn.
+const READ_PER_POLL: usize = 512 * 1024;
+/// What a piece counts for at least.
+const LEAST: usize = 2 * 1024;
 /// Time for the last words to a peer.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -52,6 +53,7 @@ pub(super) struct Driver<S> {
     /// The policy on its way in.
     assembly: Assembly,
     unflushed: bool,
+    pace: Pace,
     started: Instant,
     heard: Instant,
     tick: Interval,
@@ -59,7 +61,7 @@ pub(super) struct Driver<S> {
     silence: Pin<Box<Sleep>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
+impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
     pub(super) fn new(up: Upgraded<S>, shared: Arc<Shared>, incoming: mpsc::Sender<Incoming>) -> Self {
         let now = Instant::now();
         let mut tick = interval(shared.settings.ping);
@@ -74,6 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             policy: None,
             assembly: Assembly::default(),
             unflushed: false,
+            pace: Pace::new(now),
             started: now,
             heard: now,
             tick,
@@ -147,15 +150,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
     /// Reads and dispatches. `true`: there may be more.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, LaneEnd> {
         self.decode()?;
-        for _ in 0..READS_PER_POLL {
-            // A buffer is used up before the next is made: what was handed on still lives in it.
-            if self.up.read.capacity() - self.up.read.len() < READ / 4 {
-                self.up.read.reserve(READ);
-            }
-            match pin!(self.up.io.read_buf(&mut self.up.read)).poll(cx) {
+        let mut read = 0;
+        while read < READ_PER_POLL {
+            match Pin::new(&mut self.up.io).poll_source(cx, &mut self.up.read) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Ok(0)) => return Err(LaneEnd::Cut),
-                Poll::Ready(Ok(_)) => {}
+                // Many small pieces are as much work.
+                Poll::Ready(Ok(n)) => read += n.max(LEAST),
                 Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(LaneEnd::Cut),
                 Poll::Ready(Err(error)) => return Err(LaneEnd::Lost(error)),
             }
@@ -334,6 +335,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             self.silence.as_mut().reset(dead);
         }
         while self.tick.poll_tick(cx).is_ready() {
+            self.fit_unsent();
+            self.pace.tick(&self.shared.counters);
             let stamp = self.started.elapsed().as_micros() as u64;
             let mut queues = self.shared.queues();
             queues.ping = Some(stamp);
@@ -349,6 +352,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             self.shared.wake_waiting();
         }
         Poll::Pending
+    }
+
+    fn fit_unsent(&mut self) {
+        let sent = self.shared.counters.sent.load(Ordering::Relaxed);
+        if let Some(unsent) = self.pace.fit(sent, self.shared.round_trip()) {
+            self.up.io.keep_unsent(unsent);
+        }
     }
 
     /// Writes until there is nothing more or the socket is full. `Some`: the lane is to end.
@@ -463,7 +473,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
                 Some(Turn::Data(stream, alone)) => (stream, alone),
             };
             let room = BATCH - size - self.scratch.len() - frame::HEADER;
-            let taken = stream.take_data(if alone { room } else { room.min(TURN) });
+            let taken = stream.take_data(if alone { room } else { room.min(self.pace.turn()) });
             if let Some(data) = taken.data {
                 freed += data.len();
                 frame::put_header(&mut self.scratch, stream.id(), Type::Data, data.len());
@@ -488,7 +498,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Driver<S> {
             }
         }
         if freed > 0 {
-            self.shared.counters.sent.fetch_add(freed as u64, Ordering::Relaxed);
+            let sent = self.shared.counters.sent.fetch_add(freed as u64, Ordering::Relaxed);
+            if self.pace.is_due(sent) {
+                self.fit_unsent();
+            }
             self.shared.unqueue(freed);
             self.shared.wake_waiting();
         }

@@ -1,5 +1,6 @@
 //! Two lanes over an in-memory pipe, and one lane against a peer that misbehaves.
 
+mod batch;
 mod told;
 mod window;
 

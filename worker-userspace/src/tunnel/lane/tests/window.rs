@@ -75,9 +75,9 @@ async fn a_long_path_is_filled_soon() {
         (INITIAL as usize, 1, 2),
         // One round trip for the answer, which brings the usual window.
         (USUAL as usize, 3, 2),
-        (1 << 20, 7, 4),
-        (8 << 20, 13, 8),
-        (64 << 20, 23, 18),
+        (1 << 20, 5, 4),
+        (8 << 20, 9, 8),
+        (64 << 20, 19, 18),
     ] {
         assert_eq!(
             (time_of(n, true).await, time_of(n, false).await),

@@ -1,0 +1,106 @@
+//! What a lane has moved lately: how much the kernel is to keep unsent of it, and how busy it is.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::tunnel::lane::{BATCH, Counters, TURN, Totals};
+use crate::tunnel::transport;
+
+/// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
+const BYTES: u64 = 4 * 1024 * 1024;
+const SOON: Duration = Duration::from_millis(20);
+
+pub(super) struct Pace {
+    fitted: Instant,
+    /// Payload bytes sent by then.
+    sent: u64,
+    unsent: u32,
+    /// Payload bytes sent and received before the last tick.
+    moved: u64,
+}
+
+impl Pace {
+    pub(super) fn new(now: Instant) -> Pace {
+        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO), moved: 0 }
+    }
+
+    /// True where so much was sent that it is to be fitted before the next tick. Costs no look at a clock.
+    pub(super) fn is_due(&self, sent: u64) -> bool {
+        sent - self.sent > BYTES
+    }
+
+    /// Bytes that a stream may send while others wait: the faster the lane, the less time they take.
+    pub(super) fn turn(&self) -> usize {
+        (self.unsent as usize / 8).clamp(TURN, BATCH)
+    }
+
+    /// How much the kernel is to keep unsent from now on, where that is not as before.
+    pub(super) fn fit(&mut self, sent: u64, round_trip: Duration) -> Option<u32> {
+        let elapsed = self.fitted.elapsed();
+        if elapsed < SOON {
+            return None;
+        }
+        self.fitted += elapsed;
+        let before = std::mem::replace(&mut self.sent, sent);
+        let unsent = transport::unsent((sent - before) as f64 / elapsed.as_secs_f64(), round_trip);
+        (std::mem::replace(&mut self.unsent, unsent) != unsent).then_some(unsent)
+    }
+
+    /// Who chooses a lane looks at what it has moved since the tick before this.
+    pub(super) fn tick(&mut self, counters: &Counters) {
+        let Totals { sent, received, .. } = counters.totals();
+        let before = std::mem::replace(&mut self.moved, sent + received);
+        counters.ticked.store(before, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fast_lane_has_more_unsent_and_an_idle_one_little_again() {
+        let mut pace = Pace::new(Instant::now());
+        let mut sent = 0;
+        let mut after = async |rate: u64, time: Duration, round_trip: Duration| {
+            tokio::time::advance(time).await;
+            sent += rate * time.as_millis() as u64 / 1000;
+            let fitted = (pace.is_due(sent), pace.fit(sent, round_trip));
+            assert!((TURN..=BATCH).contains(&pace.turn()));
+            assert!(pace.turn() == TURN || rate > 32_000_000, "{rate}");
+            fitted
+        };
+        let soon = Duration::from_millis(100);
+        let (near, far) = (Duration::from_millis(1), Duration::from_millis(60));
+        assert_eq!(after(1_000_000, soon, near).await, (false, None), "as little as before");
+        assert_eq!(after(100_000_000, soon, near).await, (true, Some(400_000)));
+        assert_eq!(after(100_000_000, soon, near).await, (true, None));
+        assert_eq!(after(100_000_000, soon, far).await, (true, Some(1_500_000)), "a quarter of the way");
+        assert_eq!(after(10_000_000_000, soon, near).await, (true, Some(2 * 1024 * 1024)), "there is an end");
+        assert_eq!(
+            after(10_000_000_000, Duration::from_millis(1), near).await,
+            (true, None),
+            "too soon to tell"
+        );
+        assert_eq!(after(0, Duration::from_secs(1), near).await.1, Some(128 * 1024));
+    }
+
+    #[tokio::test]
+    async fn what_was_moved_long_ago_does_not_count() {
+        let counters = Counters::default();
+        let mut pace = Pace::new(Instant::now());
+        let recent = || {
+            let Totals { sent, received, .. } = counters.totals();
+            sent + received - counters.ticked.load(Ordering::Relaxed)
+        };
+        counters.sent.store(300, Ordering::Relaxed);
+        counters.received.store(700, Ordering::Relaxed);
+        assert_eq!(recent(), 1000);
+        pace.tick(&counters);
+        assert_eq!(recent(), 1000, "up to a tick ago");
+        pace.tick(&counters);
+        assert_eq!(recent(), 0);
+    }
+}
