@@ -22,7 +22,7 @@ pub mod limits {
     /// Source ports of both families' loopback, each with its place.
     pub const PLACES: usize = 2 * 65_536;
     /// Captured connections without such a place that wait to be accepted.
-    pub const FLOWS: usize = 16_384;
+    pub const FLOWS: usize = 65_536;
     /// Targets that are known to be down.
     pub const DOWN: usize = 4096;
     /// Resolvers for which a local port stands.
@@ -188,7 +188,7 @@ pub struct Flow {
     pub group: u16,
     /// The port of ours that the connection was sent to, host byte order.
     pub listener: u16,
-    /// Some of [`Flow::FRESH`], [`Flow::V6_SOCKET`], [`Flow::DNS`].
+    /// Some of [`Flow::FRESH`], [`Flow::V6_SOCKET`], [`Flow::DNS`]; in the upper half [what ties it together](Flow::tie).
     pub flags: u32,
 }
 
@@ -200,6 +200,26 @@ impl Flow {
     pub const V6_SOCKET: u32 = 2;
     /// A connection to a resolver's port 53.
     pub const DNS: u32 = 4;
+    /// The upper half of the flags: a place is written and read without a lock, and a record that is of two is none.
+    #[inline(always)]
+    pub fn tie(&self) -> u32 {
+        let Dest { addr: Addr { words: [a, b, c, d] }, port, .. } = self.dest;
+        let ports = u32::from(port) << 16 | u32::from(self.listener);
+        let all = [a, b, c, d, ports, self.rule, self.tgid, self.cgroup as u32];
+        let mut tie = u32::from(self.group);
+        let mut at = 0;
+        while at < all.len() {
+            tie = (tie ^ all[at]).wrapping_mul(0x9e37_79b1).rotate_left(13);
+            at += 1;
+        }
+        tie << 16
+    }
+
+    /// Whether all of it was written at once.
+    pub fn is_whole(&self) -> bool {
+        self.flags & 0xffff_0000 == self.tie()
+    }
+
     /// What an empty place of PLACES holds: no listener of ours has port 0.
     pub const NONE: Flow = Flow {
         cgroup: 0,
@@ -232,8 +252,9 @@ impl FlowKey {
         FlowKey { source: source.ip().into(), port: source.port(), listener }
     }
 
-    /// The place in PLACES of a connection to the forwarder from loopback, as almost all are. No two have the same at a
-    /// time, as long as there is one forwarder: so a place is written and read without a lock.
+    /// The place in PLACES of a connection to the forwarder from loopback, as almost all are. As long as there is one
+    /// forwarder, no two that live have the same: so a place is written and read without a lock. The next one's record may
+    /// come where a connection was reset and its port taken again at once; see [`Flow::is_whole`].
     #[inline(always)]
     pub fn place(&self) -> Option<u32> {
         let port = u32::from(self.port);
@@ -528,6 +549,30 @@ mod tests {
         assert_eq!(apart.len(), all.len());
         for text in ["127.0.0.2:1", "192.0.2.1:1", "[::]:1", "[2001:db8::1]:1"] {
             assert_eq!(place(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_two_is_none() {
+        let flow = |target: &str, tgid| {
+            let target: SocketAddr = target.parse().unwrap();
+            let dest = Dest::new(target.ip().into(), target.port());
+            let flow = Flow { dest, tgid, rule: 7, group: 1, listener: 40_000, cgroup: 9, ..Flow::NONE };
+            Flow { flags: Flow::FRESH | flow.tie(), ..flow }
+        };
+        let (one, other) = (flow("192.0.2.1:443", 100), flow("[2001:db8::1]:8443", 200));
+        assert!(one.is_whole() && other.is_whole());
+        assert!(!Flow::NONE.is_whole() || Flow::NONE.tie() == 0);
+        // Each word by itself from the other one, or from what an empty place holds.
+        for next in [other, Flow::NONE] {
+            assert!(!Flow { dest: next.dest, ..one }.is_whole());
+            assert!(!Flow { tgid: next.tgid, ..one }.is_whole());
+            assert!(!Flow { flags: next.flags, ..one }.is_whole());
+            let mut dest = one.dest;
+            for word in 0..4 {
+                dest.addr.words[word] = next.dest.addr.words[word];
+                assert_eq!(Flow { dest, ..one }.is_whole(), dest == one.dest);
+            }
         }
     }
 

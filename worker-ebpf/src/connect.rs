@@ -191,7 +191,7 @@ fn remember(call: &Call, dest: &Dest, listener: u16, flags: u32, rule: &PortRule
         (*flow).rule = rule.rule;
         (*flow).group = rule.group;
         (*flow).listener = listener;
-        (*flow).flags = flags | Flow::FRESH;
+        (*flow).flags = flags | Flow::FRESH | (*flow).tie();
         if let Some(parent) = mptcp_parent(sock) {
             count(Counter::Mptcp);
             let copy = stored_or_zeroed(&ORIG, parent);

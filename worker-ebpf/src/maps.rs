@@ -54,8 +54,8 @@ pub static ORIG: SkStorage<Flow> = SkStorage::new();
 #[btf_map]
 pub static MARK: SkStorage<u32> = SkStorage::new();
 
-/// Source port on loopback of a connection to the forwarder → where it was going. Only sock_ops writes, the forwarder takes.
-/// An array, since a hash's entry costs half as much as all else that is done for a connection.
+/// Source port on loopback of a connection to the forwarder → where it was going. sock_ops writes, the forwarder
+/// takes and empties. An array, since a hash's entry costs half as much as all else that is done for a connection.
 #[btf_map]
 pub static PLACES: Array<Flow, { limits::PLACES }> = Array::new();
 

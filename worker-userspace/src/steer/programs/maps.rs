@@ -109,7 +109,7 @@ impl Maps {
     fn placed(&self, key: &FlowKey) -> Result<Option<(u32, Flow)>, MapError> {
         let Some(place) = key.place() else { return Ok(None) };
         let flow = lock(&self.places).get(&place, 0)?;
-        Ok((flow.listener == key.listener).then_some((place, flow)))
+        Ok((flow.listener == key.listener && flow.is_whole()).then_some((place, flow)))
     }
 
     /// Marks a socket of ours.
