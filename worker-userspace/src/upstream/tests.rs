@@ -185,10 +185,8 @@ async fn each_step_has_its_deadline() {
 
     let (address, _proxy) = scripted(&["HTTP/1.1 200 OK\r\n"]).await;
     let error = upstream(address, None).connect(&target(), Instant::now() + SHORT).await.unwrap_err();
-    assert!(
-        error.to_string().contains("did not connect to vcenter.corp.example:443 within 100ms"),
-        "{error}"
-    );
+    // What was left of the time when it was dialled.
+    assert!(error.to_string().contains("did not connect to vcenter.corp.example:443 within "), "{error}");
     assert_eq!(
         error.refusal().connect_errno(),
         libc::ETIMEDOUT,
