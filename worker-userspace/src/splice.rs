@@ -33,6 +33,10 @@ mod wire;
 /// First size of a read; it doubles while reads fill it.
 const FIRST_READ: usize = 8 * 1024;
 
+/// Pieces that are written at once: as many full records as a lane reads in its turn (512 KiB), and some. One left over
+/// would be a call and a packet.
+const PIECES: usize = 36;
+
 /// How long what came before a reset waits for room at its receiver.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
@@ -241,7 +245,19 @@ async fn stream_to_wire<W: Wire>(
 ) -> Result<(), Refusal> {
     while stream.receive(chunks).await? {
         while !chunks.is_empty() {
-            let n = written(wire, stream, || wire.try_write(&slices(chunks)).and_then(some)).await?;
+            let write = || {
+                stream.take_arrived(chunks);
+                if chunks.is_empty() {
+                    // What had been given back went with a reset; `receive` says why.
+                    return Ok(0);
+                }
+                let n = wire.try_write(&slices(chunks)).and_then(some);
+                if n.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                    stream.give_back(chunks);
+                }
+                n
+            };
+            let n = written(wire, stream, write).await?;
             advance(chunks, n);
             meter.fetch_add(n as u64, Ordering::Relaxed);
             stream.consumed(n);
@@ -313,8 +329,8 @@ fn last_answer<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) {
 }
 
 /// The first chunks, for one call. Those that are missing are empty.
-fn slices(chunks: &VecDeque<BytesMut>) -> [IoSlice<'_>; 16] {
-    let mut slices = [IoSlice::new(&[]); 16];
+fn slices(chunks: &VecDeque<BytesMut>) -> [IoSlice<'_>; PIECES] {
+    let mut slices = [IoSlice::new(&[]); PIECES];
     for (slice, chunk) in slices.iter_mut().zip(chunks) {
         *slice = IoSlice::new(chunk);
     }
@@ -353,13 +369,22 @@ async fn stream_to_stream(from: &Stream, to: &Stream, meter: &AtomicU64) -> Resu
         if !more {
             break;
         }
-        while let Some(mut chunk) = chunks.pop_front() {
-            let allowed = tokio::select! {
-                // What came before a reset goes before it, where it need not wait.
-                biased;
-                allowed = to.sendable() => allowed?,
-                refusal = from.failed() => return Err(refusal),
+        while !chunks.is_empty() {
+            let allowed = match to.sendable_now().await {
+                Some(allowed) => allowed?,
+                None => {
+                    from.give_back(&mut chunks);
+                    let allowed = tokio::select! {
+                        // What came before a reset goes before it, where it need not wait.
+                        biased;
+                        allowed = to.sendable() => allowed?,
+                        refusal = from.failed() => return Err(refusal),
+                    };
+                    from.take_arrived(&mut chunks);
+                    allowed
+                }
             };
+            let Some(mut chunk) = chunks.pop_front() else { break };
             if chunk.len() > allowed {
                 chunks.push_front(chunk.split_off(allowed));
             }

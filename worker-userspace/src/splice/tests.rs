@@ -1,8 +1,10 @@
 //! Copying between lanes over in-memory pipes.
 
+use std::cell::Cell;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use tokio::io::{AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -146,4 +148,127 @@ async fn what_copies_takes_little_room() {
     assert!(size <= 576, "{size} bytes");
     let size = size_of_val(&splice_over(Way::Plain(socket), &near, &meter, Reads::Down));
     assert!(size <= 640, "{size} bytes");
+}
+
+/// Sends until nothing more is taken, and says what.
+async fn fill(from: &Stream) -> Vec<u8> {
+    let mut sent = Vec::new();
+    while let Ok(room) = timeout(Duration::from_millis(300), from.sendable()).await {
+        let piece: Vec<u8> = (sent.len()..sent.len() + room.unwrap()).map(|n| (n % 251) as u8).collect();
+        from.send(BytesMut::from(&piece[..]));
+        sent.extend_from_slice(&piece);
+    }
+    sent
+}
+
+/// Reads as much as there is to be, in pieces.
+async fn drain_stream(from: &Stream, whole: usize) -> Vec<u8> {
+    let (mut arrived, mut chunks) = (Vec::new(), VecDeque::new());
+    while arrived.len() < whole {
+        assert!(timeout(SOON, from.receive(&mut chunks)).await.expect("no more comes").unwrap());
+        for chunk in chunks.drain(..) {
+            arrived.extend_from_slice(&chunk);
+            from.consumed(chunk.len());
+        }
+    }
+    arrived
+}
+
+/// There it is kept tight; in the hands of who copies it would keep the buffers that it was read into.
+#[tokio::test]
+async fn what_a_socket_does_not_take_waits_in_the_stream_and_arrives_whole() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let (near, far) = stream().await;
+    let near = Arc::new(near);
+    let copied = near.clone();
+    let spliced =
+        tokio::spawn(async move { splice(&mut socket, &copied, &Meter::default(), Reads::Up).await });
+    let sent = fill(&far).await;
+    let held = near.cutter().account().unwrap().held;
+    assert!(held > 100_000, "{held} bytes are held");
+    assert_eq!(near.waiting(), held, "all of it is in the stream");
+    far.finish();
+    let mut arrived = vec![0; sent.len()];
+    timeout(SOON, application.read_exact(&mut arrived)).await.unwrap().unwrap();
+    assert!(arrived == sent);
+    drop(application);
+    timeout(SOON, spliced).await.expect("an end").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_relay_can_not_pass_on_waits_in_the_stream_and_arrives_whole() {
+    let ((opener, near), (far, target)) = (stream().await, stream().await);
+    let near = Arc::new(near);
+    let copied = near.clone();
+    let relayed = tokio::spawn(async move { relay(&copied, &far, &Meter::default()).await });
+    let sent = fill(&opener).await;
+    let held = near.cutter().account().unwrap().held;
+    assert!(held > 100_000, "{held} bytes are held");
+    assert_eq!(near.waiting(), held, "all of it is in the stream");
+    assert!(drain_stream(&target, sent.len()).await == sent);
+    opener.finish();
+    target.finish();
+    timeout(SOON, relayed).await.expect("an end").unwrap().unwrap();
+}
+
+/// A socket that takes nothing at first, and while that is said the stream is cut.
+struct Late<'a> {
+    tcp: &'a TcpStream,
+    cut: &'a dyn Fn(),
+    asked: Cell<bool>,
+}
+
+impl Wire for Late<'_> {
+    fn tcp(&self) -> &TcpStream {
+        (self.cut)();
+        self.tcp
+    }
+
+    fn holds(&self) -> bool {
+        unreachable!("nobody reads")
+    }
+
+    fn try_read(&self, _: &mut BytesMut) -> io::Result<usize> {
+        unreachable!("nobody reads")
+    }
+
+    fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.asked.replace(true) {
+            false => Err(io::ErrorKind::WouldBlock.into()),
+            true => Ok(from.iter().map(|piece| piece.len()).sum()),
+        }
+    }
+
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn try_end(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn read_now(&self, _: &mut [u8]) -> io::Result<usize> {
+        unreachable!("nobody reads")
+    }
+
+    fn write_now(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+        unreachable!("nobody has last words")
+    }
+}
+
+#[tokio::test]
+async fn who_cuts_a_blocked_connection_is_named_though_its_socket_has_room_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (near, far) = stream().await;
+    far.send(BytesMut::from(&b"what is given back"[..]));
+    let cutter = near.cutter();
+    let cut = || cutter.reset(Refusal::new(Code::Closed, "closed by an administrator"));
+    let wire = Late { tcp: &application, cut: &cut, asked: Cell::new(false) };
+    let (meter, mut chunks) = (AtomicU64::new(0), VecDeque::new());
+    let copied = stream_to_wire(&near, &wire, &mut chunks, &meter);
+    let refusal = timeout(SOON, copied).await.unwrap().unwrap_err();
+    assert_eq!(refusal.code, Code::Closed, "{refusal}");
 }

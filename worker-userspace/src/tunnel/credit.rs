@@ -133,11 +133,12 @@ impl ReceiveWindow {
 
     /// Counts bytes that arrived.
     pub fn on_received(&mut self, n: usize) -> Result<(), OverCredit> {
-        self.received += n as u64;
-        match self.received.checked_sub(self.granted) {
-            Some(over) if over > 0 => Err(OverCredit { over }),
-            _ => Ok(()),
+        let received = self.received + n as u64;
+        if received > self.granted {
+            return Err(OverCredit { over: received - self.granted });
         }
+        self.received = received;
+        Ok(())
     }
 
     /// Counts bytes that moved on. True where [`grant`](Self::grant) is due: about a quarter of the window is used, which
@@ -179,6 +180,11 @@ impl ReceiveWindow {
     /// Bytes that arrived and did not move on.
     pub fn held(&self) -> u64 {
         self.received - self.consumed
+    }
+
+    /// Bytes that ever arrived.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// The window, in bytes.

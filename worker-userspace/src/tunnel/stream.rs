@@ -9,10 +9,13 @@
 //!
 //! Lock order: a stream's lock may be held when the lane's is taken, never the other way round.
 
+mod cutter;
+mod queue;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
@@ -23,6 +26,9 @@ use super::frame::{self, Type};
 use super::lane;
 use super::message::{self, Open, OpenOk};
 use crate::refusal::{Code, Refusal};
+
+pub use cutter::{Account, Cutter};
+use queue::{Arrived, append};
 
 /// Most bytes that one stream has queued in its lane before its socket is read again.
 const QUEUE: usize = 64 * 1024;
@@ -59,7 +65,7 @@ struct State {
     in_urgent: bool,
     // From the peer.
     window: ReceiveWindow,
-    queue: VecDeque<BytesMut>,
+    arrived: Arrived,
     fin_received: bool,
     recv_waker: Option<Waker>,
     /// The peer's `OPEN` has no answer yet.
@@ -133,7 +139,7 @@ impl Shared {
             credit_due: None,
             last_words: None,
             window,
-            queue: VecDeque::new(),
+            arrived: Arrived::default(),
             fin_received: false,
             recv_waker: None,
             answer: None,
@@ -217,7 +223,8 @@ impl Shared {
         if state.failure.is_some() {
             return Ok(());
         }
-        append(&mut state.queue, bytes);
+        let State { arrived, window, .. } = &mut *state;
+        arrived.add(bytes, window);
         let waker = state.recv_waker.take();
         drop(state);
         waker.into_iter().for_each(Waker::wake);
@@ -297,7 +304,7 @@ impl Shared {
             }
         }
         state.failure = Some(Box::new(refusal));
-        state.queue.clear();
+        state.arrived.clear();
         state.wake_all();
         drop(state);
         self.lane.forget(self.id);
@@ -314,18 +321,6 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.window.release(&self.lane.settings().budget);
-    }
-}
-
-/// Queues a piece so that what is queued takes little more memory than it counts for: a socket is read into more
-/// room than there are bytes, and of what a peer sends a small piece would keep the whole read buffer alive.
-fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
-    match queue.back_mut() {
-        Some(last) if last.len() + piece.len() <= SMALL => last.extend_from_slice(&piece),
-        _ if piece.len() <= SMALL || piece.capacity() > 4 * piece.len() => {
-            queue.push_back(BytesMut::from(&piece[..]));
-        }
-        _ => queue.push_back(piece),
     }
 }
 
@@ -374,7 +369,7 @@ impl Stream {
 
     /// What resets the stream from elsewhere.
     pub fn cutter(&self) -> Cutter {
-        Cutter(Arc::downgrade(&self.shared))
+        Cutter::of(&self.shared)
     }
 
     /// Waits for the peer's answer to our `OPEN`.
@@ -490,9 +485,25 @@ impl Stream {
         poll_fn(|cx| self.poll_receive(cx, into)).await
     }
 
+    /// Bytes that wait and are not taken, for tests.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> u64 {
+        self.shared.state().arrived.pieces().iter().map(|piece| piece.len() as u64).sum()
+    }
+
     /// Moves what arrived to `into`, which may be nothing.
     pub fn take_arrived(&self, into: &mut VecDeque<BytesMut>) {
-        into.append(&mut self.shared.state().queue);
+        self.shared.state().arrived.take(into);
+    }
+
+    /// What was received and can't move on now waits here again, before what came meanwhile. Here alone it gets buffers of its
+    /// own when it waits for long.
+    pub fn give_back(&self, from: &mut VecDeque<BytesMut>) {
+        let mut state = self.shared.state();
+        if state.failure.is_none() {
+            let State { arrived, window, .. } = &mut *state;
+            arrived.put_back(from, window);
+        }
     }
 
     fn poll_receive(
@@ -501,10 +512,7 @@ impl Stream {
         into: &mut VecDeque<BytesMut>,
     ) -> Poll<Result<bool, Refusal>> {
         let mut state = self.shared.state();
-        if !state.queue.is_empty() {
-            into.append(&mut state.queue);
-            // An idle stream keeps no queue.
-            state.queue = VecDeque::new();
+        if state.arrived.take(into) {
             return Poll::Ready(Ok(true));
         }
         if let Some(refusal) = &state.failure {
@@ -559,43 +567,6 @@ impl Drop for Stream {
         } else if !done {
             self.reset(Refusal::new(Code::Reset, "the stream's other side is gone"));
         }
-    }
-}
-
-/// What waits in a stream at this end, and what may.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Account {
-    /// Bytes that the peer may have on the way to here: the stream's credit.
-    pub window: u32,
-    /// Bytes that arrived and did not move on.
-    pub held: u64,
-    /// Bytes that wait to be sent to the peer.
-    pub queued: usize,
-}
-
-/// Resets a stream whose handle another task holds; that one finds it failed. Does not keep it alive.
-#[derive(Clone)]
-pub struct Cutter(Weak<Shared>);
-
-impl Cutter {
-    /// As [`Stream::reset`], where the stream is still there.
-    pub fn reset(&self, refusal: Refusal) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.end(Type::Reset, refusal);
-        }
-    }
-
-    /// What waits in the stream, where it is still there.
-    pub fn account(&self) -> Option<Account> {
-        let shared = self.0.upgrade()?;
-        let State { window, pending_bytes, .. } = &*shared.state();
-        Some(Account { window: window.window(), held: window.held(), queued: *pending_bytes })
-    }
-}
-
-impl fmt::Debug for Cutter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Cutter")
     }
 }
 

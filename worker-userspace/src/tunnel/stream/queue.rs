@@ -1,0 +1,195 @@
+//! What waits in a stream, in pieces. However long it waits, it takes no more memory than it is allowed to count for.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+
+use super::SMALL;
+use crate::tunnel::credit::ReceiveWindow;
+
+/// What a lane hands on in its turn, twice: so many bytes wait where all is well, and are copied fast enough where not.
+const LONG: u64 = 1024 * 1024;
+
+/// Queues a piece. A socket is read into more room than there are bytes, and of what a peer sends a small piece would keep
+/// the whole read buffer alive.
+pub(super) fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
+    match queue.back_mut() {
+        Some(last) if last.len() + piece.len() <= SMALL => last.extend_from_slice(&piece),
+        _ if piece.len() <= SMALL || piece.capacity() > 4 * piece.len() => queue.push_back(copy(&piece)),
+        _ => queue.push_back(piece),
+    }
+}
+
+fn copy(piece: &BytesMut) -> BytesMut {
+    BytesMut::from(&piece[..])
+}
+
+/// What came and was not taken.
+///
+/// Pieces live in the buffers that the lane's socket was read into, and each keeps all of its buffer. That costs nothing while
+/// they move on; of a stream that nobody reads they would keep far more than they count for. So where half of a window
+/// waits, or [`LONG`], its pieces get buffers of their own, each piece once.
+#[derive(Debug, Default)]
+pub(super) struct Arrived {
+    pieces: VecDeque<BytesMut>,
+    bytes: u64,
+    /// Offset in the stream up to which pieces have buffers of their own.
+    own: u64,
+}
+
+impl Arrived {
+    /// Adds what came, which `window` has counted.
+    pub(super) fn add(&mut self, piece: BytesMut, window: &ReceiveWindow) {
+        self.bytes += piece.len() as u64;
+        append(&mut self.pieces, piece);
+        self.fit(window);
+    }
+
+    /// Moves all to `into`. `false`: there was nothing.
+    pub(super) fn take(&mut self, into: &mut VecDeque<BytesMut>) -> bool {
+        // An idle stream keeps no queue.
+        let mut pieces = std::mem::take(&mut self.pieces);
+        if std::mem::take(&mut self.bytes) == 0 {
+            return false;
+        }
+        match into.is_empty() {
+            true => *into = pieces,
+            false => into.append(&mut pieces),
+        }
+        true
+    }
+
+    /// Puts what was taken and has not moved on before all else; nothing of what was taken is elsewhere.
+    pub(super) fn put_back(&mut self, from: &mut VecDeque<BytesMut>, window: &ReceiveWindow) {
+        let mut pieces = std::mem::take(from);
+        // The rest of a piece still lives in a read buffer, and would take all of it once more where it is added to.
+        if let Some(rest) = pieces.front_mut().filter(|rest| rest.len() <= SMALL) {
+            *rest = copy(rest);
+        }
+        pieces.append(&mut self.pieces);
+        (self.pieces, self.bytes) = (pieces, window.held());
+        debug_assert_eq!(self.bytes, self.pieces.iter().map(|piece| piece.len() as u64).sum::<u64>());
+        self.fit(window);
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        (self.pieces, self.bytes) = (VecDeque::new(), 0);
+    }
+
+    #[cfg(test)]
+    pub(super) fn pieces(&self) -> &VecDeque<BytesMut> {
+        &self.pieces
+    }
+
+    fn fit(&mut self, window: &ReceiveWindow) {
+        // Where some of it is taken, it is about to move on.
+        let all_is_here = self.bytes == window.held();
+        if !all_is_here || self.bytes <= LONG.min(u64::from(window.window() / 2)) {
+            return;
+        }
+        let received = window.received();
+        let mut end = received;
+        // From the newest on: those before `own` are.
+        for piece in self.pieces.iter_mut().rev() {
+            if end <= self.own {
+                break;
+            }
+            end -= piece.len() as u64;
+            *piece = copy(piece);
+        }
+        self.own = received;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::credit::Budget;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    /// Where the bytes of each piece are.
+    fn places(arrived: &Arrived) -> Vec<*const u8> {
+        arrived.pieces.iter().map(|piece| piece.as_ptr()).collect()
+    }
+
+    /// A stream's usual window, and the offset that its peer may send up to.
+    fn window(budget: &Budget) -> (ReceiveWindow, u64) {
+        let mut window = ReceiveWindow::new(budget).unwrap();
+        let limit = window.lift(budget).unwrap();
+        (window, limit)
+    }
+
+    #[test]
+    fn what_waits_long_keeps_no_read_buffer_and_is_copied_once() {
+        let (mut window, _) = window(&Budget::new(1 << 30));
+        let half = window.window() as usize / 2;
+        let mut buffer = BytesMut::zeroed(4 * half);
+        let mut arrived = Arrived::default();
+        let mut add = |arrived: &mut Arrived, window: &mut ReceiveWindow| {
+            let piece = buffer.split_to(half / 4);
+            let place = piece.as_ptr();
+            window.on_received(piece.len()).unwrap();
+            arrived.add(piece, window);
+            place
+        };
+        let read: Vec<_> = (0..4).map(|_| add(&mut arrived, &mut window)).collect();
+        assert_eq!(places(&arrived), read, "half of a window is where it was read");
+        let fifth = add(&mut arrived, &mut window);
+        let own = places(&arrived);
+        assert!(own.iter().zip(read.iter().chain([&fifth])).all(|(own, read)| own != read));
+        add(&mut arrived, &mut window);
+        assert_eq!(places(&arrived)[..5], own, "not again");
+        let mut taken = VecDeque::new();
+        assert!(arrived.take(&mut taken) && !arrived.take(&mut taken));
+        window.on_consumed(taken.pop_front().unwrap().len());
+        arrived.put_back(&mut taken, &window);
+        assert_eq!(places(&arrived)[..4], own[1..], "nor when it was given back");
+    }
+
+    proptest! {
+        /// Nothing is lost, altered or swapped by giving back, whatever is written of it.
+        #[test]
+        fn bytes_stay_in_their_order(steps in vec((1_usize..40_000, 0_usize..60_000), 1..60)) {
+            let budget = Budget::new(1 << 30);
+            let (mut window, mut limit) = window(&budget);
+            let (mut arrived, mut taken) = (Arrived::default(), VecDeque::new());
+            let (mut next, mut seen) = (0_u64, 0_u64);
+            let byte = |at: u64| (at % 251) as u8;
+            for (come, mut go) in steps {
+                // Before it is taken, and while it is.
+                for come in [come, come / 2] {
+                    let come = come.min((limit - next) as usize);
+                    if come > 0 {
+                        let piece: Vec<u8> = (next..next + come as u64).map(byte).collect();
+                        next += come as u64;
+                        window.on_received(come).unwrap();
+                        arrived.add(piece[..].into(), &window);
+                    }
+                    if taken.is_empty() {
+                        arrived.take(&mut taken);
+                    }
+                }
+                while go > 0 && let Some(mut piece) = taken.pop_front() {
+                    let part = piece.split_to(go.min(piece.len()));
+                    go -= part.len();
+                    if window.on_consumed(part.len()) {
+                        limit = window.grant(Instant::now(), Duration::from_millis(1), &budget);
+                    }
+                    for &found in &part {
+                        prop_assert_eq!(found, byte(seen));
+                        seen += 1;
+                    }
+                    if !piece.is_empty() {
+                        taken.push_front(piece);
+                    }
+                }
+                arrived.put_back(&mut taken, &window);
+                prop_assert_eq!(seen + window.held(), next);
+            }
+        }
+    }
+}
