@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::certificate::{Facts, facts};
 use super::expiry::{Expiry, Source};
-use super::negotiate::negotiate;
+use super::negotiate::{more, negotiate};
 use super::stream::Stream;
 use super::verify::{PEER, Telling};
 use super::{ALPN, TlsError};
@@ -228,12 +228,10 @@ impl Read {
 
 /// Reads a client's first message, and says whether it offers our protocol. All that was read is given back.
 async fn hello(tcp: &mut TcpStream) -> io::Result<(bool, BytesMut)> {
-    let (mut incoming, mut acceptor) = (BytesMut::with_capacity(4096), Acceptor::default());
+    let (mut incoming, mut acceptor) = (BytesMut::new(), Acceptor::default());
     loop {
         let before = incoming.len();
-        if tcp.read_buf(&mut incoming).await? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
-        }
+        more(tcp, &mut incoming).await?;
         let mut new = &incoming[before..];
         while !new.is_empty() {
             acceptor.read_tls(&mut new)?;

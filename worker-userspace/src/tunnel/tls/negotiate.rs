@@ -6,7 +6,7 @@ use bytes::{Buf, BytesMut};
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{Error, ExtractedSecrets, PeerMisbehaved};
+use rustls::{Error, ExtractedSecrets};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::stream::{Begun, Keys, Stream};
@@ -80,6 +80,18 @@ where
     Stream::new(io, begun)
 }
 
+/// Reads what comes next.
+///
+/// # Errors
+/// An end, which no handshake has.
+pub(super) async fn more(io: &mut (impl AsyncRead + Unpin), incoming: &mut BytesMut) -> io::Result<()> {
+    incoming.reserve(READ);
+    match io.read_buf(incoming).await? {
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof")),
+        _ => Ok(()),
+    }
+}
+
 enum Next {
     Nothing,
     Send,
@@ -139,12 +151,10 @@ where
             Next::Read | Next::Done => {
                 // rustls bounds messages, not what they come in.
                 if incoming.len() > MOST {
-                    return Err(invalid(Error::PeerMisbehaved(PeerMisbehaved::TooManyEmptyFragments)));
+                    let text = format!("a handshake that is not over after {MOST} bytes");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                 }
-                incoming.reserve(READ);
-                if io.read_buf(&mut incoming).await? == 0 {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"));
-                }
+                more(io, &mut incoming).await?;
             }
             Next::Failed(error) => {
                 // The alert that says so waits already. Asked a second time, rustls would read on.
