@@ -155,12 +155,17 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             match Pin::new(&mut self.up.io).poll_source(cx, &mut self.up.read) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Ok(0)) => return Err(LaneEnd::Cut),
-                // Many small pieces are as much work.
-                Poll::Ready(Ok(n)) => read += n.max(LEAST),
+                Poll::Ready(Ok(n)) => {
+                    // A clock for each piece would be as much as its decoding.
+                    if read == 0 {
+                        self.heard = Instant::now();
+                    }
+                    // Many small pieces are as much work.
+                    read += n.max(LEAST);
+                }
                 Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(LaneEnd::Cut),
                 Poll::Ready(Err(error)) => return Err(LaneEnd::Lost(error)),
             }
-            self.heard = Instant::now();
             self.decode()?;
         }
         Ok(true)
