@@ -15,11 +15,10 @@ use dworker::egress::policy::Policy;
 use dworker::inspect::ledger::Ledger;
 use dworker::route::Router;
 use dworker::target::Target;
-use dworker::tunnel::credit;
 use dworker::tunnel::dial::{Appliance, Words};
 use dworker::tunnel::handshake::{Dial, authorization};
 use dworker::tunnel::lane::Settings;
-use dworker::tunnel::message::{Capabilities, Hello, VERSION};
+use dworker::tunnel::message::Hello;
 use dworker::tunnel::tls;
 use dworker::worker::{Parts, Uplink};
 use rustls::pki_types::CertificateDer;
@@ -66,7 +65,7 @@ impl Workers {
                     key: authorization(key.reveal()).context("a key")?,
                     proxy: None,
                 },
-                hello: hello(&settings),
+                hello: Hello::of(rand::random(), "simulated".into(), settings.max_streams),
                 lanes: LANES,
                 settings: settings.clone(),
                 dialler: Dialler::new(Policy::new(None, &[]), UP),
@@ -88,20 +87,6 @@ impl Workers {
         }
         println!("up");
         std::future::pending().await
-    }
-}
-
-fn hello(settings: &Settings) -> Hello {
-    Hello {
-        version: VERSION,
-        node: rand::random(),
-        session: rand::random(),
-        lane: 0,
-        name: "simulated".into(),
-        software: env!("CARGO_PKG_VERSION").into(),
-        initial_credit: credit::INITIAL,
-        max_streams: settings.max_streams,
-        capabilities: Capabilities::OURS,
     }
 }
 

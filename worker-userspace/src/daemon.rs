@@ -52,10 +52,10 @@ use crate::steer::names::has_steered;
 use crate::steer::pins::{Pins, PinsError};
 use crate::steer::steering::SteerError;
 use crate::threads::{self, Threads};
-use crate::tunnel::credit::{self, Budget};
+use crate::tunnel::credit::Budget;
 use crate::tunnel::handshake::{Dial, Unprepared};
 use crate::tunnel::lane::Settings;
-use crate::tunnel::message::{Capabilities, Hello, VERSION};
+use crate::tunnel::message::Hello;
 use crate::tunnel::tls::TlsError;
 use crate::tunnel::tls::expiry::Expiry;
 use crate::web::layers;
@@ -214,17 +214,8 @@ impl Daemon {
             .map_err(|source| StartError::System { doing: "starting the threads of lanes", source })?;
         let budget = Arc::new(Budget::new(budget()));
         let settings = Settings { budget, threads: threads.clone(), ..Settings::default() };
-        let hello = Hello {
-            version: VERSION,
-            node: node::id(&config.state_dir).map_err(state)?,
-            session: rand::random(),
-            lane: 0,
-            name: node::host_name(),
-            software: env!("CARGO_PKG_VERSION").to_owned(),
-            initial_credit: credit::INITIAL,
-            max_streams: settings.max_streams,
-            capabilities: Capabilities::OURS,
-        };
+        let node = node::id(&config.state_dir).map_err(state)?;
+        let hello = Hello::of(node, node::host_name(), settings.max_streams);
         let mut roles = Roles {
             config: config.clone(),
             started: Instant::now(),

@@ -10,6 +10,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::refusal::{Code, Refusal};
 use crate::target::{Host, Target};
+use crate::tunnel::credit;
 
 /// The protocol's version. Peers speak the lower of their two.
 pub const VERSION: u16 = 1;
@@ -84,6 +85,23 @@ pub struct Hello {
     pub max_streams: u32,
     /// What this end knows beyond version 1; nothing where the peer does not say.
     pub capabilities: Capabilities,
+}
+
+impl Hello {
+    /// What this software says of a process that begins now.
+    pub fn of(node: Id, name: String, max_streams: u32) -> Hello {
+        Hello {
+            version: VERSION,
+            node,
+            session: rand::random(),
+            lane: 0,
+            name,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            initial_credit: credit::INITIAL,
+            max_streams,
+            capabilities: Capabilities::OURS,
+        }
+    }
 }
 
 #[cfg(test)]
