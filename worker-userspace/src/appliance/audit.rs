@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::store::Store;
 use crate::config::mask_secrets;
@@ -60,13 +60,20 @@ struct Shared {
     live: broadcast::Sender<Arc<Event>>,
     /// Events that were not kept and that no event tells of yet.
     lost: AtomicU64,
+    /// Tells a writer that gathers that a batch is there, or that somebody waits.
+    enough: Notify,
 }
 
 impl Audit {
     /// An audit that writes to `store` until `drain` stops; then it writes what is recorded already, and ends.
     pub fn start(store: Arc<dyn Store>, limits: Limits, drain: &Drain) -> Audit {
         let (queue, messages) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { store, live: broadcast::Sender::new(LIVE), lost: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            store,
+            live: broadcast::Sender::new(LIVE),
+            lost: AtomicU64::new(0),
+            enough: Notify::new(),
+        });
         let writer = Writer::new(messages, shared.clone(), limits);
         drain.spawn("audit", writer.run(drain.clone()));
         Audit { queue, shared }
@@ -76,6 +83,8 @@ impl Audit {
     pub fn record(&self, event: NewEvent) {
         if self.queue.try_send(Message::Event(stamp(event))).is_err() {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        } else if self.queue.capacity() == QUEUE - writer::BATCH {
+            self.shared.enough.notify_one();
         }
     }
 
@@ -88,6 +97,7 @@ impl Audit {
     pub async fn flush(&self) {
         let (done, kept) = oneshot::channel();
         if self.queue.send(Message::Flush(done)).await.is_ok() {
+            self.shared.enough.notify_one();
             // Where the writer has ended there is nothing to wait for.
             let _ = kept.await;
         }

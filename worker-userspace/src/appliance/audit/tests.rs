@@ -121,7 +121,40 @@ async fn recording_never_waits_and_what_is_lost_is_counted() {
     assert_eq!(events.len(), QUEUE + 1);
     assert_eq!(lost.iter().map(|e| e.text.as_str()).collect::<Vec<_>>(), ["7 events were not kept"]);
     // All of it in few transactions.
-    assert_eq!(store.saves.load(Ordering::SeqCst), 1 + QUEUE.div_ceil(256) as u64);
+    assert_eq!(store.saves.load(Ordering::SeqCst), 1 + QUEUE.div_ceil(writer::BATCH) as u64);
+    assert_eq!(drain.finish().await, 0);
+}
+
+/// Each time that the writer is woken costs who records as much as the event; who waits does not wait for that.
+#[tokio::test(start_paused = true)]
+async fn events_that_come_one_by_one_are_kept_together_and_who_asks_is_not_kept_waiting() {
+    let store = Slow::new(1000);
+    let (audit, drain) = audit(store.clone());
+    let began = tokio::time::Instant::now();
+    for i in 0..20 {
+        audit.record(event(format!("{i}")));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(audit.queue.capacity(), QUEUE - 19, "the first alone has woken the writer");
+    assert_eq!(store.texts().len(), 0, "they are gathered still");
+    audit.flush().await;
+    assert_eq!(began.elapsed(), Duration::from_millis(20), "as soon as somebody asks");
+    assert_eq!((store.texts().len(), store.saves.load(Ordering::SeqCst)), (20, 1));
+    audit.record(event("last"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(store.texts().len(), 21, "nobody has to ask");
+    // A burst is kept as it comes: what fills the queue is lost.
+    let began = tokio::time::Instant::now();
+    for i in 0..4 * QUEUE {
+        audit.record(event(format!("{i}")));
+        if i % 64 == 0 {
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    audit.flush().await;
+    assert_eq!(store.texts().len(), 21 + 4 * QUEUE);
     assert_eq!(drain.finish().await, 0);
 }
 

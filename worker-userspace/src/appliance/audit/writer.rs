@@ -12,9 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use super::{Event, EventKind, Limits, NewEvent, Shared, clean, oldest, stamp};
 use crate::drain::Drain;
 
-/// Events of one transaction.
-const BATCH: usize = 256;
-/// How long the first event of a batch waits for others: each batch costs a write to the disk.
+/// Events of one transaction; an administrator's save waits behind it. Live views have room for them.
+pub(super) const BATCH: usize = 256;
+/// How long the first event of a batch waits for others: each batch costs a write to the disk, and each time that the writer
+/// is woken costs whoever records as much as the event itself.
 const GATHER: Duration = Duration::from_millis(50);
 /// How long a batch waits that the store refused.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -95,16 +96,22 @@ impl Writer {
         }
     }
 
-    /// Waits a moment for more, unless somebody waits for what is there.
+    /// Waits a moment for more, unless somebody waits for what is there or it is enough; then takes it.
     async fn gather(&mut self, batch: &mut Vec<Message>, drain: &Drain) {
-        let until = tokio::time::sleep(GATHER);
-        tokio::pin!(until);
-        while batch.len() < BATCH && !matches!(batch.last(), Some(Message::Flush(_))) {
+        let asked = batch.iter().any(|message| matches!(message, Message::Flush(_)));
+        if !asked && batch.len() + self.messages.len() < BATCH {
+            // Not by the queue, which would tell of each event. Who asked and was answered may have left a word behind: then
+            // one batch is written sooner.
             tokio::select! {
-                n = self.messages.recv_many(batch, BATCH - batch.len()) => if n == 0 { return },
-                () = &mut until => return,
-                () = drain.stopping() => return,
+                () = tokio::time::sleep(GATHER) => {}
+                () = self.shared.enough.notified() => {}
+                () = drain.stopping() => {}
             }
+        }
+        while batch.len() < BATCH
+            && let Ok(message) = self.messages.try_recv()
+        {
+            batch.push(message);
         }
     }
 
