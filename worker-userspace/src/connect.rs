@@ -35,6 +35,11 @@ pub fn interleaved(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 pub async fn first(
     mut addresses: VecDeque<SocketAddr>,
 ) -> Result<(TcpStream, SocketAddr), Option<(SocketAddr, io::Error)>> {
+    if let [address] = *addresses.make_contiguous() {
+        // Nobody to race with: no task of its own.
+        let connected = TcpStream::connect(address).await;
+        return connected.map(|socket| (socket, address)).map_err(|error| Some((address, error)));
+    }
     let mut attempts = JoinSet::new();
     let mut last = None;
     loop {
