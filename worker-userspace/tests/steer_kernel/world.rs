@@ -15,7 +15,7 @@ use dworker::steer::probe;
 use dworker::steer::programs::Programs;
 use dworker::steer::rules::{Rule, Rules};
 use ipnet::{Ipv4Net, Ipv6Net};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use socket2::SockRef;
 
@@ -27,6 +27,8 @@ const PREFIX: &str = "dworker-steer-kernel-";
 const CHILD: &str = "child";
 /// An interface that is no loopback.
 pub(crate) const DEVICE: &str = "dw0";
+/// Where systems mount the bpf file system.
+const BPF: &str = "/sys/fs/bpf";
 /// How long something may take that should be there already.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -35,9 +37,11 @@ pub(crate) fn enter() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect(
         "these tests make network namespaces and load programs: run them as root (sudo cargo xtask test)",
     );
-    // The bpf file system that a daemon mounts stays in here, and what is pinned in it ends with this process.
+    // The bpf file system that a daemon mounts stays in here, and what is pinned in it ends with this process. The
+    // system's own is none of these tests'.
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing).expect("mounts of our own");
+    while umount2(BPF, MntFlags::MNT_DETACH).is_ok() {}
     sweep();
     for line in [
         "link set lo up".to_owned(),
@@ -54,7 +58,7 @@ pub(crate) fn enter() {
 /// A directory for what outlives a daemon, another one with each call. No bpf file system is there at first.
 pub(crate) fn pins() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    Path::new("/sys/fs/bpf").join(format!("dworker-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    Path::new(BPF).join(format!("dworker-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Runs a tool and returns what it prints.
