@@ -10,25 +10,28 @@ use super::{Carrier, End};
 use crate::world::{Place, TARGET, TARGET_HOST};
 
 pub(super) const UP: Duration = Duration::from_secs(30);
-/// Websockets of a worker: what is lost in one does not hold up the streams of the others.
-pub(super) const LANES: u8 = 4;
 
-/// An appliance that steers its own host, and one worker that dials the target.
+/// An appliance that steers its own host, and one worker that dials the target, as they are installed.
 pub(crate) fn one_hop<'a>(lab: &Lab, appliance: &'a Host, worker: &Host) -> Result<Carrier<'a>> {
-    one_hop_with(lab, appliance, worker, &[TARGET_HOST])
+    one_hop_with(lab, appliance, worker, &[TARGET_HOST], None)
 }
 
-/// As [`one_hop`], with other proxy hosts.
+/// As [`one_hop`], with other proxy hosts, or with so many websockets.
 pub(crate) fn one_hop_with<'a>(
     lab: &Lab,
     appliance: &'a Host,
     worker: &Host,
     proxy_hosts: &[&str],
+    lanes: Option<u8>,
 ) -> Result<Carrier<'a>> {
     let group = Group::new("site-a", proxy_hosts.iter().copied())?;
     let config = Config::new().appliance(&lab.appliance_identity()?, &[&group]).steer(&[appliance.cgroup()]);
     let first = appliance.daemon("appliance", config)?;
-    let config = Config::new().worker(&group, lab.pki().ca_file(), [TARGET_HOST]).set("lanes", LANES);
+    let config = Config::new().worker(&group, lab.pki().ca_file(), [TARGET_HOST]);
+    let config = match lanes {
+        Some(lanes) => config.set("lanes", lanes),
+        None => config,
+    };
     let second = worker.daemon("worker", config)?;
     first.wait_for_group("site-a", UP)?;
     Ok(Carrier {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tests::{Command, Config, Group, Host, Lab};
 
-use super::dworker::{LANES, UP};
+use super::dworker::UP;
 use super::others::listening;
 use super::{Carrier, End};
 use crate::world::{Place, TARGET, TARGET_HOST, own};
@@ -80,8 +80,7 @@ fn beside(lab: &Lab, host: &Host, address: IpAddr, socks: SocketAddr) -> Result<
     let appliance = host.daemon("socks-appliance", config)?;
     let config = Config::new()
         .worker(&group, lab.pki().ca_file(), [TARGET_HOST])
-        .set("appliance_url", format!("https://{listen}"))
-        .set("lanes", LANES);
+        .set("appliance_url", format!("https://{listen}"));
     let worker = host.daemon("socks-worker", config)?;
     appliance.wait_for_group("site-a", UP).context("behind SOCKS")?;
     Ok([appliance, worker].map(|daemon| End::Daemon(Box::new(daemon))))

@@ -73,7 +73,7 @@ pub(super) fn rules(plan: &Plan, results: &mut Results) -> Result<()> {
         for count in POINTS {
             let hosts = hooks::proxy_hosts(count);
             let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-            let carrier: Carrier<'_> = carrier::one_hop_with(&lab, host, host, &hosts)?;
+            let carrier: Carrier<'_> = carrier::one_hop_with(&lab, host, host, &hosts, None)?;
             let load = plan.load(&carrier, What::Connects { at_once: 16 });
             let seen = carrier.place.run(load.clone())?;
             ensure!(seen.failures == 0, "{} connections failed", seen.failures);

@@ -26,7 +26,7 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
     let _aside = aside(host)?;
     let hosts = proxy_hosts(RULES);
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-    let carrier = carrier::one_hop_with(&lab, host, host, &hosts)?;
+    let carrier = carrier::one_hop_with(&lab, host, host, &hosts, None)?;
     for _ in 0..plan.rounds {
         let load = |to, what| Load { to, ..plan.load(&carrier, what) };
         let connects = What::Connects { at_once: 16 };

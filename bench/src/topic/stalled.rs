@@ -10,52 +10,76 @@ use crate::carrier::{self, Carrier, End};
 use crate::load::{Direction, Load, What};
 use crate::processes;
 use crate::results::{Better, Results};
-use crate::world;
+use crate::world::{self, Running};
 
 /// So many that what each takes is seen to a per cent; `status` shows all of them.
 const STALLED: usize = 512;
 /// So many beside those that are read.
 const BESIDE: usize = 64;
+/// The most that the kernel keeps in one direction of a socket.
+const SOCKET: usize = 256 * 1024;
 /// How long they may take until they have all that they get.
 const FULL: Duration = Duration::from_secs(30);
 
-/// What others lose beside them, and how much is held for each: by the appliance's own account, beside the credit that
-/// it gave, and by the memory that both ends grew by.
+/// How much is held for each, and what others lose beside them.
 pub(super) fn stalled(plan: &Plan, results: &mut Results) -> Result<()> {
     for _ in 0..plan.rounds {
-        let lab = world::lab(None)?;
-        let host = lab.appliance();
-        let _target = world::target(host)?;
-        // Daemons that are new: what others have used before would be used again, and not be seen.
-        let carrier = carrier::one_hop(&lab, host, host)?;
-        let what = |connections| What::Stalled { connections };
-        let memory =
-            || carrier.pids().iter().map(|pid| processes::memory(&[*pid])).collect::<Result<Vec<f64>>>();
-        let before = memory()?;
-        let hold = Load { time: FULL + Duration::from_secs(5), ..plan.load(&carrier, what(STALLED)) };
-        let running = carrier.place.start(hold)?;
-        let sums = full(&carrier)?;
-        let more: Vec<f64> = memory()?.iter().zip(before).map(|(after, before)| after - before).collect();
-        drop(running);
-        let mut add = |measure: &str, sum: f64| {
-            results.add(measure, "B", Better::Less, "dworker", sum / STALLED as f64);
-        };
-        for (end, more) in ["appliance", "worker"].iter().zip(&more) {
-            add(&format!("memory of a stalled stream, {end}"), *more);
-        }
-        add("memory of a stalled stream", more.iter().sum());
-        add("held of a stalled stream", sums.held as f64);
-        add("credit of a stalled stream", sums.credit as f64);
-
-        let others = What::Bulk { streams: 4, direction: Direction::Down };
-        let without = carrier.place.run(plan.load(&carrier, others))?;
-        results.add("bulk without stalled", "B/s", Better::More, "dworker", without.rate);
-        let hold = Load { time: plan.time + Duration::from_secs(2), ..plan.load(&carrier, what(BESIDE)) };
-        let running = carrier.place.start(hold)?;
-        let with = carrier.place.run(plan.load(&carrier, others))?;
-        results.add("bulk beside stalled", "B/s", Better::More, "dworker", with.rate);
-        running.end()?;
+        held(plan, results)?;
+        beside(plan, results)?;
     }
+    Ok(())
+}
+
+fn hold(plan: &Plan, carrier: &Carrier<'_>, connections: usize) -> Result<Running> {
+    let time = FULL + plan.time + Duration::from_secs(5);
+    carrier.place.start(Load { time, ..plan.load(carrier, What::Stalled { connections }) })
+}
+
+/// How much is held for each: by the appliance's own account, beside the credit that it gave, and by the memory that both
+/// ends grew by.
+fn held(plan: &Plan, results: &mut Results) -> Result<()> {
+    let lab = world::lab(None)?;
+    let host = lab.appliance();
+    // Else the kernel's memory for all connections is used up before the streams' credit is, and the rest trickles.
+    for (name, first) in [("tcp_rmem", 131_072), ("tcp_wmem", 65_536)] {
+        host.netns().sysctl(&format!("net/ipv4/{name}"), &format!("4096 {first} {SOCKET}"))?;
+    }
+    let _target = world::target(host)?;
+    // Daemons that are new: what others have used before would be used again, and not be seen.
+    let carrier = carrier::one_hop(&lab, host, host)?;
+    let memory = || carrier.pids().iter().map(|pid| processes::memory(&[*pid])).collect::<Result<Vec<f64>>>();
+    let before = memory()?;
+    let running = hold(plan, &carrier, STALLED)?;
+    let sums = full(&carrier, STALLED)?;
+    let more: Vec<f64> = memory()?.iter().zip(before).map(|(after, before)| after - before).collect();
+    drop(running);
+    let mut add = |measure: &str, sum: f64| {
+        results.add(measure, "B", Better::Less, "dworker", sum / STALLED as f64);
+    };
+    for (end, more) in ["appliance", "worker"].iter().zip(&more) {
+        add(&format!("memory of a stalled stream, {end}"), *more);
+    }
+    add("memory of a stalled stream", more.iter().sum());
+    add("held of a stalled stream", sums.held as f64);
+    add("credit of a stalled stream", sums.credit as f64);
+    Ok(())
+}
+
+/// What others lose beside them.
+fn beside(plan: &Plan, results: &mut Results) -> Result<()> {
+    let lab = world::lab(None)?;
+    let host = lab.appliance();
+    let _target = world::target(host)?;
+    let carrier = carrier::one_hop(&lab, host, host)?;
+    let others = What::Bulk { streams: 4, direction: Direction::Down };
+    let without = carrier.place.run(plan.load(&carrier, others))?;
+    results.add("bulk without stalled", "B/s", Better::More, "dworker", without.rate);
+    let running = hold(plan, &carrier, BESIDE)?;
+    // What they take until they stall is not what they cost while they do.
+    full(&carrier, BESIDE)?;
+    let with = carrier.place.run(plan.load(&carrier, others))?;
+    results.add("bulk beside stalled", "B/s", Better::More, "dworker", with.rate);
+    drop(running);
     Ok(())
 }
 
@@ -69,18 +93,18 @@ struct Sums {
     held: u64,
 }
 
-/// Waits until no stream gets any more, and says what they have.
-fn full(carrier: &Carrier<'_>) -> Result<Sums> {
+/// Waits until none of so many streams gets any more, and says what they have.
+fn full(carrier: &Carrier<'_>, streams: usize) -> Result<Sums> {
     let Some(End::Daemon(appliance)) = carrier.ends.first() else { bail!("no appliance carries") };
     let (began, mut before) = (Instant::now(), Sums::default());
     loop {
         let sums = sums(&appliance.status()?)?;
-        if sums == before && sums.streams == STALLED && sums.held > 0 {
+        if sums == before && sums.streams == streams && sums.held > 0 {
             return Ok(sums);
         }
         if began.elapsed() > FULL {
             bail!(
-                "after {FULL:?} {STALLED} streams that nobody reads still get more: {sums:?}, {before:?} before"
+                "after {FULL:?} {streams} streams that nobody reads still get more: {sums:?}, {before:?} before"
             );
         }
         before = sums;
