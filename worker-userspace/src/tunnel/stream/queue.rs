@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::BytesMut;
 
 use super::SMALL;
-use crate::tunnel::credit::ReceiveWindow;
+use crate::tunnel::credit::{self, ReceiveWindow};
 
 /// What a lane hands on in its turn, twice: so many bytes wait where all is well, and are copied fast enough where not.
 const LONG: u64 = 1024 * 1024;
@@ -28,13 +28,17 @@ fn copy(piece: &BytesMut) -> BytesMut {
 ///
 /// Pieces live in the buffers that the lane's socket was read into, and each keeps all of its buffer. That costs nothing while
 /// they move on; of a stream that nobody reads they would keep far more than they count for. So where half of a window
-/// waits, or [`LONG`], its pieces get buffers of their own, each piece once.
+/// waits, or [`LONG`], its pieces get buffers of their own, each piece once; but not of a stream that is fast and moves,
+/// for which each copy is a part of its time.
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
     pieces: VecDeque<BytesMut>,
     bytes: u64,
     /// Offset in the stream up to which pieces have buffers of their own.
     own: u64,
+    /// How much had moved on when that last changed, and how much had come by then.
+    moved: u64,
+    since: u64,
 }
 
 impl Arrived {
@@ -89,6 +93,15 @@ impl Arrived {
             return;
         }
         let received = window.received();
+        let moved = received - window.held();
+        if self.moved != moved {
+            (self.moved, self.since) = (moved, received);
+        }
+        let stands_still = received - self.since >= LONG.min(u64::from(window.window() / 8));
+        // A window is larger than usual only where a stream is fast.
+        if window.window() > credit::USUAL && !stands_still {
+            return;
+        }
         let mut end = received;
         // From the newest on: those before `own` are.
         for piece in self.pieces.iter_mut().rev() {
@@ -148,6 +161,51 @@ mod tests {
         window.on_consumed(taken.pop_front().unwrap().len());
         arrived.put_back(&mut taken, &window);
         assert_eq!(places(&arrived)[..4], own[1..], "nor when it was given back");
+    }
+
+    /// Delivers a megabyte in each millisecond until its window is large.
+    fn fast(window: &mut ReceiveWindow, budget: &Budget) -> u64 {
+        let (mut now, mut limit) = (Instant::now(), window.received());
+        for _ in 0..20 {
+            now += Duration::from_millis(1);
+            let n = (limit - window.received()) as usize;
+            window.on_received(n).unwrap();
+            window.on_consumed(n);
+            limit = window.grant(now, Duration::from_millis(1), budget);
+        }
+        limit
+    }
+
+    #[tokio::test]
+    async fn of_a_fast_stream_pieces_are_copied_only_when_it_stands_still() {
+        let budget = Budget::new(1 << 30);
+        let (mut window, _) = window(&budget);
+        let limit = fast(&mut window, &budget);
+        assert!(limit - window.received() > 8 * LONG, "{}", window.window());
+        let piece = 4096;
+        let mut arrived = Arrived::default();
+        let come = |arrived: &mut Arrived, window: &mut ReceiveWindow, bytes: u64| {
+            let mut copied = 0;
+            for _ in 0..bytes / piece {
+                let read = BytesMut::zeroed(2 * piece as usize).split_to(piece as usize);
+                let place = read.as_ptr();
+                window.on_received(read.len()).unwrap();
+                arrived.add(read, window);
+                copied += usize::from(arrived.pieces.back().unwrap().as_ptr() != place);
+            }
+            copied
+        };
+        assert_eq!(come(&mut arrived, &mut window, LONG + LONG / 2), 0);
+        // Something moves on now and then.
+        for _ in 0..4 {
+            let first = arrived.pieces.pop_front().unwrap().len();
+            window.on_consumed(first);
+            arrived.bytes -= first as u64;
+            assert_eq!(come(&mut arrived, &mut window, LONG / 2), 0);
+        }
+        // And then no more.
+        assert!(come(&mut arrived, &mut window, 2 * LONG) > 0);
+        assert_eq!(arrived.own, window.received());
     }
 
     proptest! {
