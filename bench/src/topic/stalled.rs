@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ::tests::Host;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
@@ -16,8 +17,10 @@ use crate::world::{self, Running};
 const STALLED: usize = 512;
 /// So many beside those that are read.
 const BESIDE: usize = 64;
-/// The most that the kernel keeps in one direction of a socket.
-const SOCKET: usize = 256 * 1024;
+/// The most that the kernel keeps in one direction of a socket: of all of them, and of the few beside others. Without such a
+/// bound its memory for all connections is used up before the streams' credit is: the rest trickles, and who is
+/// beside them has small windows, with dworker or without.
+const SOCKET: [usize; 2] = [256 * 1024, 1024 * 1024];
 /// How long they may take until they have all that they get.
 const FULL: Duration = Duration::from_secs(30);
 
@@ -26,6 +29,13 @@ pub(super) fn stalled(plan: &Plan, results: &mut Results) -> Result<()> {
     for _ in 0..plan.rounds {
         held(plan, results)?;
         beside(plan, results)?;
+    }
+    Ok(())
+}
+
+fn bound(host: &Host, most: usize) -> Result<()> {
+    for (name, first) in [("tcp_rmem", 131_072), ("tcp_wmem", 65_536)] {
+        host.netns().sysctl(&format!("net/ipv4/{name}"), &format!("4096 {first} {most}"))?;
     }
     Ok(())
 }
@@ -40,10 +50,7 @@ fn hold(plan: &Plan, carrier: &Carrier<'_>, connections: usize) -> Result<Runnin
 fn held(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
-    // Else the kernel's memory for all connections is used up before the streams' credit is, and the rest trickles.
-    for (name, first) in [("tcp_rmem", 131_072), ("tcp_wmem", 65_536)] {
-        host.netns().sysctl(&format!("net/ipv4/{name}"), &format!("4096 {first} {SOCKET}"))?;
-    }
+    bound(host, SOCKET[0])?;
     let _target = world::target(host)?;
     // Daemons that are new: what others have used before would be used again, and not be seen.
     let carrier = carrier::one_hop(&lab, host, host)?;
@@ -69,6 +76,7 @@ fn held(plan: &Plan, results: &mut Results) -> Result<()> {
 fn beside(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
+    bound(host, SOCKET[1])?;
     let _target = world::target(host)?;
     let carrier = carrier::one_hop(&lab, host, host)?;
     let others = What::Bulk { streams: 4, direction: Direction::Down };
