@@ -7,12 +7,12 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::inspect::ledger::Meter;
 use crate::refusal::{Code, Refusal};
+use crate::tunnel::pieces::{Slices, advance};
 use crate::tunnel::stream::{LARGEST_SEND, Stream};
 use crate::tunnel::transport::Way;
 use secured::Secured;
@@ -246,12 +247,14 @@ async fn stream_to_wire<W: Wire>(
     while stream.receive(chunks).await? {
         while !chunks.is_empty() {
             let write = || {
-                stream.take_arrived(chunks);
+                if chunks.is_empty() {
+                    stream.take_arrived(chunks);
+                }
                 if chunks.is_empty() {
                     // What had been given back went with a reset; `receive` says why.
                     return Ok(0);
                 }
-                let n = wire.try_write(&slices(chunks)).and_then(some);
+                let n = wire.try_write(&Slices::<PIECES>::of(chunks)).and_then(some);
                 if n.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
                     stream.give_back(chunks);
                 }
@@ -305,7 +308,7 @@ fn some(n: usize) -> io::Result<usize> {
 fn last_words<W: Wire>(wire: &W, chunks: &mut VecDeque<BytesMut>, meter: &AtomicU64) {
     // What fails here is the failure that is reported already, or a lack of room. Where no chunk is left, the wire itself
     // may still have some of it.
-    while let Ok(n) = wire.write_now(&slices(chunks)) {
+    while let Ok(n) = wire.write_now(&Slices::<PIECES>::of(chunks)) {
         if n == 0 {
             return;
         }
@@ -325,27 +328,6 @@ fn last_answer<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) {
         buffer.truncate(n);
         meter.fetch_add(n as u64, Ordering::Relaxed);
         stream.send(buffer);
-    }
-}
-
-/// The first chunks, for one call. Those that are missing are empty.
-fn slices(chunks: &VecDeque<BytesMut>) -> [IoSlice<'_>; PIECES] {
-    let mut slices = [IoSlice::new(&[]); PIECES];
-    for (slice, chunk) in slices.iter_mut().zip(chunks) {
-        *slice = IoSlice::new(chunk);
-    }
-    slices
-}
-
-fn advance(chunks: &mut VecDeque<BytesMut>, mut n: usize) {
-    while n > 0 {
-        let Some(front) = chunks.front_mut() else { return };
-        let taken = n.min(front.len());
-        front.advance(taken);
-        n -= taken;
-        if front.is_empty() {
-            chunks.pop_front();
-        }
     }
 }
 

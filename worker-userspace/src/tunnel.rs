@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`frame`] | the protocol's frames as bytes | no |
 //! | [`message`] | the fields of `HELLO`, `WELCOME`, `OPEN`, `OPEN_OK`, `OPEN_ERR`, `RESET`, `GOAWAY`, `ROLE` | no |
+//! | `pieces` | pieces that wait to be written | no |
 //! | [`policy`] | what a worker is to carry: the parts of `POLICY` | no |
 //! | [`websocket`] | RFC 6455 framing after the handshake | no |
 //! | [`credit`] | flow control by absolute offsets, window tuning, the process budget | no |
@@ -20,6 +21,7 @@ pub mod frame;
 pub mod handshake;
 pub mod lane;
 pub mod message;
+pub(crate) mod pieces;
 pub mod policy;
 pub mod session;
 pub mod stream;

@@ -1,6 +1,7 @@
 //! Copying between lanes over in-memory pipes.
 
 use std::cell::Cell;
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -33,6 +34,13 @@ pub(super) async fn stream() -> (Stream, Stream) {
     far.accept(OpenOk { address: "192.0.2.1:443".parse().unwrap(), dial: Duration::ZERO, proxied: false });
     near.opened().await.unwrap();
     (near, far)
+}
+
+/// A connection: the peer's end, and ours.
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (peer, listener.accept().await.unwrap().0)
 }
 
 #[tokio::test]
@@ -72,9 +80,7 @@ pub(super) async fn until_nothing_is_unsent(socket: &TcpStream) {
 
 /// A spliced connection whose application has ended its direction, and the far end of its stream.
 async fn ended_by_the_application() -> (TcpStream, Stream, JoinHandle<Result<(), Refusal>>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut socket, _) = listener.accept().await.unwrap();
+    let (mut application, mut socket) = sockets().await;
     let (near, far) = stream().await;
     let spliced = tokio::spawn(async move { splice(&mut socket, &near, &Meter::default(), Reads::Up).await });
     application.shutdown().await.unwrap();
@@ -106,9 +112,7 @@ async fn a_reset_behind_a_fin_is_noticed_while_the_target_is_quiet() {
 
 #[tokio::test]
 async fn what_came_before_a_reset_arrives_before_it_however_much_it_is() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut target = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut socket, _) = listener.accept().await.unwrap();
+    let (mut target, mut socket) = sockets().await;
     let (near, far) = stream().await;
     SockRef::from(&socket).set_recv_buffer_size(4 << 20).unwrap();
     let answer: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
@@ -140,9 +144,7 @@ async fn what_came_before_a_reset_arrives_before_it_however_much_it_is() {
 /// Thousands of connections are idle at once, each in such a future.
 #[tokio::test]
 async fn what_copies_takes_little_room() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (socket, _) = listener.accept().await.unwrap();
+    let (mut application, socket) = sockets().await;
     let ((near, _far), meter) = (stream().await, Meter::default());
     let size = size_of_val(&splice(&mut application, &near, &meter, Reads::Up));
     assert!(size <= 576, "{size} bytes");
@@ -177,9 +179,7 @@ async fn drain_stream(from: &Stream, whole: usize) -> Vec<u8> {
 /// There it is kept tight; in the hands of who copies it would keep the buffers that it was read into.
 #[tokio::test]
 async fn what_a_socket_does_not_take_waits_in_the_stream_and_arrives_whole() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (mut socket, _) = listener.accept().await.unwrap();
+    let (mut application, mut socket) = sockets().await;
     let (near, far) = stream().await;
     let near = Arc::new(near);
     let copied = near.clone();
@@ -260,8 +260,7 @@ impl Wire for Late<'_> {
 
 #[tokio::test]
 async fn who_cuts_a_blocked_connection_is_named_though_its_socket_has_room_again() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (application, _ours) = sockets().await;
     let (near, far) = stream().await;
     far.send(BytesMut::from(&b"what is given back"[..]));
     let cutter = near.cutter();

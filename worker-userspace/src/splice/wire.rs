@@ -65,7 +65,7 @@ impl Wire for TcpStream {
     fn try_write(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {
         match from {
             // One piece alone costs the kernel less by a call of its own.
-            [one, rest @ ..] if rest.first().is_none_or(|next| next.is_empty()) => self.try_write(one),
+            [one] => self.try_write(one),
             all => self.try_write_vectored(all),
         }
     }

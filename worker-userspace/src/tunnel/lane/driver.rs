@@ -9,7 +9,7 @@ mod pace;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,6 +26,7 @@ use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit::{self, ReceiveWindow};
 use crate::tunnel::frame::{self, Header, Piece, Type, put_message};
 use crate::tunnel::message::{self, Capabilities, GoAway, Open, OpenOk, RoleIs};
+use crate::tunnel::pieces::{Slices, advance};
 use crate::tunnel::policy::{Assembly, Push};
 use crate::tunnel::stream::{self, SMALL, Stream};
 use crate::tunnel::transport::Source;
@@ -36,6 +37,8 @@ use pace::Pace;
 const READ_PER_POLL: usize = 512 * 1024;
 /// What a piece counts for at least.
 const LEAST: usize = 2 * 1024;
+/// Pieces of a message that are written at once.
+const PIECES: usize = 32;
 /// Time for the last words to a peer.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -417,26 +420,13 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
     }
 
     fn poll_write_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut slices = [IoSlice::new(&[]); 32];
-        let mut count = 0;
-        for (slice, piece) in slices.iter_mut().zip(&self.out) {
-            *slice = IoSlice::new(piece);
-            count += 1;
-        }
-        let mut n = ready!(Pin::new(&mut self.up.io).poll_write_vectored(cx, &slices[..count]))?;
+        let slices = Slices::<PIECES>::of(&self.out);
+        let n = ready!(Pin::new(&mut self.up.io).poll_write_vectored(cx, &slices))?;
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.unflushed = true;
-        while n > 0 {
-            let Some(front) = self.out.front_mut() else { break };
-            let taken = n.min(front.len());
-            front.advance(taken);
-            n -= taken;
-            if front.is_empty() {
-                self.out.pop_front();
-            }
-        }
+        advance(&mut self.out, n);
         Poll::Ready(Ok(()))
     }
 
