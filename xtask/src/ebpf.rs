@@ -179,10 +179,10 @@ fn build_linker() -> Result<PathBuf> {
         return Ok(linker);
     }
     say(&format!("building bpf-linker {LINKER_VERSION}, which links programs for the kernel (a minute)"));
-    run(clean("/usr/bin/cargo")
+    run(prerequisites::quick(clean("/usr/bin/cargo").arg("install"))
         .env("RUSTC", "/usr/bin/rustc")
         .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}"))
-        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
+        .args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
         .args(["--no-default-features", "--features", &format!("llvm-{LLVM}"), "--root"])
         .arg(root().join("target/tools")))
     .context("building bpf-linker")?;

@@ -49,3 +49,14 @@ pub(crate) fn lint(options: &Lint) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    /// Where they differ, what the fuzz targets depend on is checked once more: for minutes.
+    #[test]
+    fn fuzz_targets_are_checked_with_the_profile_of_the_workspace() {
+        let profile = |manifest: &'static str| manifest.split_once("\n[profile.dev]\n").expect("a profile").1;
+        let workspace = profile(include_str!("../../Cargo.toml"));
+        assert_eq!(profile(include_str!("../../fuzz/Cargo.toml")), workspace);
+    }
+}
