@@ -41,6 +41,15 @@ pub(crate) fn cpu(pids: &[u32]) -> f64 {
     with_children(pids).into_iter().filter_map(stat).map(ticks).sum::<f64>() / TICKS
 }
 
+/// Pages that the kernel has for the connections of the whole machine.
+pub(crate) fn tcp_pages() -> Result<u64> {
+    let path = "/proc/net/sockstat";
+    let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    let line = text.lines().find(|line| line.starts_with("TCP:")).context("no line of TCP in sockstat")?;
+    let pages = line.rsplit_once(" mem ").context("no memory in sockstat")?.1;
+    pages.trim().parse().with_context(|| format!("reading {line}"))
+}
+
 /// Bytes of memory that they have to themselves, and their part of what they share.
 pub(crate) fn memory(pids: &[u32]) -> Result<f64> {
     let mut sum = 0.0;

@@ -51,10 +51,14 @@ const fn own(measure: &'static str, other: &'static str) -> Of {
     Of::Ratio((measure, "dworker"), (other, "dworker"))
 }
 
+const fn beside_stalled(carrier: &'static str) -> Of {
+    Of::Ratio(("bulk beside stalled", carrier), ("bulk without stalled", carrier))
+}
+
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// All promises.
-pub(crate) const ALL: [Target; 37] = [
+pub(crate) const ALL: [Target; 39] = [
     at_least(1, "one stream up, of the bare pipe", beside("bulk up 1", "pipe"), 1.1),
     at_least(1, "one stream down, of the bare pipe", beside("bulk down 1", "pipe"), 1.1),
     at_least(2, "8 streams up, of the bare pipe", beside("bulk up 8", "pipe"), 1.1),
@@ -76,7 +80,7 @@ pub(crate) const ALL: [Target; 37] = [
         own("requests beside bulk p99", "requests alone p99"),
         3.0,
     ),
-    at_least(9, "others beside stalled streams", own("bulk beside stalled", "bulk without stalled"), 0.95),
+    at_least(9, "others beside stalled streams", beside_stalled("dworker"), 0.95),
     at_most(
         9,
         "bytes held for a stalled stream, in its credit",
@@ -124,6 +128,8 @@ pub(crate) const ALL: [Target; 37] = [
         beside("bulk 8 at 1 % loss, 20 ms, default lanes", "direct"),
         Better::More,
     ),
+    shown("others beside stalled connections, direct", beside_stalled("direct"), Better::More),
+    shown("others beside stalled connections, bare pipe", beside_stalled("pipe"), Better::More),
     shown("one stream up, of nginx", beside("bulk up 1", "nginx"), Better::More),
     shown("one stream up, of stunnel", beside("bulk up 1", "stunnel"), Better::More),
     shown("one stream up, of ssh", beside("bulk up 1", "ssh"), Better::More),

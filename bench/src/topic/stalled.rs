@@ -72,23 +72,49 @@ fn held(plan: &Plan, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// What others lose beside them.
+/// What others lose beside them; and what they lose where TCP alone or the bare pipe carries all of them, since of that the
+/// kernel has its part.
 fn beside(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
     bound(host, SOCKET[1])?;
     let _target = world::target(host)?;
-    let carrier = carrier::one_hop(&lab, host, host)?;
-    let others = What::Bulk { streams: 4, direction: Direction::Down };
-    let without = carrier.place.run(plan.load(&carrier, others))?;
-    results.add("bulk without stalled", "B/s", Better::More, "dworker", without.rate);
-    let running = hold(plan, &carrier, BESIDE)?;
-    // What they take until they stall is not what they cost while they do.
-    full(&carrier, BESIDE)?;
-    let with = carrier.place.run(plan.load(&carrier, others))?;
-    results.add("bulk beside stalled", "B/s", Better::More, "dworker", with.rate);
-    drop(running);
+    for name in ["direct", "pipe", "dworker"] {
+        let carrier = carrier::start(name, &[], &lab, host)?;
+        let others = What::Bulk { streams: 4, direction: Direction::Down };
+        let without = carrier.place.run(plan.load(&carrier, others))?;
+        results.add("bulk without stalled", "B/s", Better::More, name, without.rate);
+        let before = processes::tcp_pages()?;
+        let running = hold(plan, &carrier, BESIDE)?;
+        // What they take until they stall is not what they cost while they do.
+        match carrier.ends.first() {
+            Some(End::Daemon(_)) => drop(full(&carrier, BESIDE)?),
+            _ => still(before)?,
+        }
+        let with = carrier.place.run(plan.load(&carrier, others))?;
+        results.add("bulk beside stalled", "B/s", Better::More, name, with.rate);
+        drop(running);
+    }
     Ok(())
+}
+
+/// Waits until the kernel has more than so many pages for connections, and gets no more.
+fn still(idle: u64) -> Result<()> {
+    let began = Instant::now();
+    let mut last = [idle; 3];
+    loop {
+        let now = processes::tcp_pages()?;
+        if now > idle && last.iter().all(|before| *before == now) {
+            return Ok(());
+        }
+        if began.elapsed() > FULL {
+            bail!(
+                "after {FULL:?} connections that nobody reads still get more: {now} pages, {last:?} before"
+            );
+        }
+        last = [last[1], last[2], now];
+        std::thread::sleep(Duration::from_millis(300));
+    }
 }
 
 /// Bytes of all open streams.
