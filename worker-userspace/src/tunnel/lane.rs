@@ -7,6 +7,7 @@
 //! with a reason, never more; all that a lane queues is bounded.
 
 mod driver;
+mod load;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,8 @@ use super::transport::Source;
 use super::websocket::{self, Side, WebsocketError};
 use crate::refusal::{Code, Refusal};
 use crate::threads::{self, Home, Threads};
+
+pub use load::Load;
 
 /// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in
 /// one go. One byte more would be a record and a write of its own.
@@ -195,8 +198,9 @@ pub struct Counters {
     pub stalls: AtomicU64,
     /// Last round trip in microseconds, smoothed; 0 before the first.
     pub round_trip: AtomicU64,
-    /// What was sent and received a tick ago.
-    ticked: AtomicU64,
+    /// Times that the lane was chosen for a stream that was to be opened later.
+    chosen: AtomicU64,
+    ticked: load::Tick,
 }
 
 impl Counters {
@@ -550,18 +554,6 @@ impl Lane {
             }
             changed.await;
         }
-    }
-
-    /// How busy the lane is, for choosing one: bytes queued, streams open, streams ever.
-    pub fn load(&self) -> (usize, usize, u64) {
-        let ever = self.shared.counters.streams.load(Ordering::Relaxed);
-        (self.shared.queued.load(Ordering::Relaxed) / TURN, self.streams(), ever)
-    }
-
-    /// Payload bytes of both directions in about the last second.
-    pub fn recent(&self) -> u64 {
-        let Totals { sent, received, .. } = self.shared.counters.totals();
-        (sent + received).saturating_sub(self.shared.counters.ticked.load(Ordering::Relaxed))
     }
 
     /// True where a new stream would be refused, or would wait for all that is queued.

@@ -7,7 +7,7 @@ use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::lane::{Lane, Totals};
+use super::lane::{Lane, Load, Totals};
 use super::message::{Hello, Open};
 use super::stream::Stream;
 use crate::refusal::{Code, Refusal};
@@ -79,27 +79,35 @@ impl Session {
         self.least_busy_of(|_| true)
     }
 
-    /// Where a new stream's socket had best live.
+    /// Where a new stream's socket had best live. Who asks is about to open one.
     pub fn home(&self) -> Home {
-        self.least_busy()?.home()
+        let lane = self.least_busy()?;
+        lane.choose();
+        lane.home()
     }
 
-    /// The least busy of some. Lanes share threads: one beside a lane that is busy is busy, too.
+    /// The least busy of some. Lanes share threads: one beside a lane that is busy is busy, too. What was opened a moment ago
+    /// counts for as much as the busiest thread has moved: where much has been moved of late, all that is opened at once would
+    /// go to the one that had moved a little less.
     fn least_busy_of(&self, which: impl Fn(&Lane) -> bool) -> Option<Arc<Lane>> {
         let lanes = self.lock();
-        let recent = |home| -> u64 {
-            lanes.up.iter().filter(|lane| lane.home() == home).map(|lane| lane.recent() / MUCH).sum()
+        let loads: Vec<(Home, Load)> = lanes.up.iter().map(|lane| (lane.home(), lane.load())).collect();
+        let of = |home| {
+            let here = loads.iter().filter(|(other, _)| *other == home);
+            here.fold((0, 0), |(moved, fresh), (_, load)| (moved + load.moved / MUCH, fresh + load.fresh))
         };
-        let load = |lane: &Arc<Lane>| {
-            let (queued, streams, ever) = lane.load();
-            (queued, recent(lane.home()), streams, ever)
+        let most = loads.iter().map(|(home, _)| of(*home).0).max()?;
+        let key = |(home, load): &(Home, Load)| {
+            let (moved, fresh) = of(*home);
+            (load.queued, moved.saturating_add(fresh.saturating_mul(most)), load.streams, load.chosen)
         };
         lanes
             .up
             .iter()
-            .filter(|lane| !lane.is_closing() && which(lane))
-            .min_by_key(|lane| load(lane))
-            .cloned()
+            .zip(&loads)
+            .filter(|(lane, _)| !lane.is_closing() && which(lane))
+            .min_by_key(|(_, load)| key(load))
+            .map(|(lane, _)| lane.clone())
     }
 
     /// Opens a stream on the least busy lane: of those that live where this is asked, unless they are full.
@@ -196,6 +204,31 @@ mod tests {
         let opening = async move { session.open(open()).unwrap() };
         let _last = threads.at(1).spawn(opening).await.unwrap();
         assert_eq!(streams(&guards)[0] + streams(&guards)[2], 7);
+    }
+
+    #[tokio::test]
+    async fn what_is_opened_at_once_goes_to_all_threads_whatever_was_a_moment_ago() {
+        let (threads, _running) = Threads::of(2).unwrap();
+        let (session, guards, _far) = session(&threads, &[Some(0), Some(1)]).await;
+        for (guard, moved) in guards.iter().zip([40_u64 << 20, 15 << 20]) {
+            guard.lane().counters().received.store(moved, Ordering::Relaxed);
+        }
+        let kept: Vec<Stream> = (0..8).map(|_| session.open(open()).unwrap()).collect();
+        assert_eq!(streams(&guards), [4, 4]);
+        // Whoever asks for a home opens a little later: what was asked for counts.
+        let mut homes: Vec<Home> = (0..8).map(|_| session.home()).collect();
+        homes.sort();
+        assert_eq!(homes, [[Some(0); 4], [Some(1); 4]].concat());
+        drop(kept);
+    }
+
+    #[tokio::test]
+    async fn homes_that_are_asked_for_at_once_are_all_threads() {
+        let (threads, _running) = Threads::of(2).unwrap();
+        let (session, _guards, _far) = session(&threads, &[Some(0), Some(1)]).await;
+        let mut homes: Vec<Home> = (0..4).map(|_| session.home()).collect();
+        homes.sort();
+        assert_eq!(homes, [Some(0), Some(0), Some(1), Some(1)]);
     }
 
     #[tokio::test]

@@ -1,11 +1,10 @@
 //! What a lane has moved lately: how much the kernel is to keep unsent of it, and how busy it is.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::tunnel::lane::{BATCH, Counters, TURN, Totals};
+use crate::tunnel::lane::{BATCH, Counters, TURN};
 use crate::tunnel::transport;
 
 /// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
@@ -17,13 +16,13 @@ pub(super) struct Pace {
     /// Payload bytes sent by then.
     sent: u64,
     unsent: u32,
-    /// Payload bytes sent and received before the last tick.
-    moved: u64,
+    /// What the last tick found.
+    ticked: (u64, u64),
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Pace {
-        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO), moved: 0 }
+        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO), ticked: (0, 0) }
     }
 
     /// True where so much was sent that it is to be fitted before the next tick. Costs no look at a clock.
@@ -48,16 +47,16 @@ impl Pace {
         (std::mem::replace(&mut self.unsent, unsent) != unsent).then_some(unsent)
     }
 
-    /// Who chooses a lane looks at what it has moved since the tick before this.
+    /// Who chooses a lane looks at what it has done since the tick before this.
     pub(super) fn tick(&mut self, counters: &Counters) {
-        let Totals { sent, received, .. } = counters.totals();
-        let before = std::mem::replace(&mut self.moved, sent + received);
-        counters.ticked.store(before, Ordering::Relaxed);
+        self.ticked = counters.tick(self.ticked);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -91,16 +90,13 @@ mod tests {
     async fn what_was_moved_long_ago_does_not_count() {
         let counters = Counters::default();
         let mut pace = Pace::new(Instant::now());
-        let recent = || {
-            let Totals { sent, received, .. } = counters.totals();
-            sent + received - counters.ticked.load(Ordering::Relaxed)
-        };
         counters.sent.store(300, Ordering::Relaxed);
         counters.received.store(700, Ordering::Relaxed);
-        assert_eq!(recent(), 1000);
+        counters.streams.store(3, Ordering::Relaxed);
+        assert_eq!(counters.recent(), (1000, 3));
         pace.tick(&counters);
-        assert_eq!(recent(), 1000, "up to a tick ago");
+        assert_eq!(counters.recent(), (1000, 3), "up to a tick ago");
         pace.tick(&counters);
-        assert_eq!(recent(), 0);
+        assert_eq!(counters.recent(), (0, 0));
     }
 }
