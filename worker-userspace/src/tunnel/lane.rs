@@ -198,7 +198,7 @@ pub struct Counters {
     pub stalls: AtomicU64,
     /// Last round trip in microseconds, smoothed; 0 before the first.
     pub round_trip: AtomicU64,
-    /// Times that the lane was chosen for a stream that was to be opened later.
+    /// Streams that are about to be opened on the lane.
     chosen: AtomicU64,
     ticked: load::Tick,
 }
@@ -498,7 +498,7 @@ impl Lane {
         let last = queues.next_id > LAST_ID;
         drop(queues);
         waker.into_iter().for_each(Waker::wake);
-        shared.counters.streams.fetch_add(1, Ordering::Relaxed);
+        shared.counters.open();
         if last {
             self.go_away(LAST_STREAMS, "its stream numbers are used up");
         }

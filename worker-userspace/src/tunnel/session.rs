@@ -99,7 +99,7 @@ impl Session {
         let most = loads.iter().map(|(home, _)| of(*home).0).max()?;
         let key = |(home, load): &(Home, Load)| {
             let (moved, fresh) = of(*home);
-            (load.queued, moved.saturating_add(fresh.saturating_mul(most)), load.streams, load.chosen)
+            (load.queued, moved.saturating_add(fresh.saturating_mul(most)), load.streams, load.ever)
         };
         lanes
             .up
@@ -149,32 +149,39 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::Duration;
     use tokio::io::{DuplexStream, duplex};
+    use tokio::time::sleep;
 
     use super::*;
     use crate::threads::Threads;
     use crate::tunnel::lane::{Settings, Upgraded};
     use crate::tunnel::websocket::Side;
 
+    /// Adds a lane on this home, and says what keeps it up.
+    async fn add(session: &Arc<Session>, threads: &Threads, home: Home) -> (LaneGuard, DuplexStream) {
+        let (near, far) = duplex(1000);
+        let make = async move {
+            let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
+            let (lane, _, driver) = Lane::new(upgraded, Hello::sample(), Settings::default());
+            tokio::spawn(driver);
+            lane
+        };
+        let lane = match home {
+            Some(number) => threads.at(number).spawn(make).await.unwrap(),
+            None => make.await,
+        };
+        (session.add(lane), far)
+    }
+
     /// A session with a lane on each of these homes, and what keeps the lanes up.
     async fn session(threads: &Threads, homes: &[Home]) -> (Arc<Session>, Vec<LaneGuard>, Vec<DuplexStream>) {
         let session = Arc::new(Session::new(Hello::sample()));
-        let (mut guards, mut far) = (Vec::new(), Vec::new());
+        let (mut guards, mut all) = (Vec::new(), Vec::new());
         for home in homes {
-            let (near, other) = duplex(1000);
-            far.push(other);
-            let make = async move {
-                let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
-                let (lane, _, driver) = Lane::new(upgraded, Hello::sample(), Settings::default());
-                tokio::spawn(driver);
-                lane
-            };
-            let lane = match home {
-                Some(number) => threads.at(*number).spawn(make).await.unwrap(),
-                None => make.await,
-            };
-            guards.push(session.add(lane));
+            let (guard, far) = add(&session, threads, *home).await;
+            guards.push(guard);
+            all.push(far);
         }
-        (session, guards, far)
+        (session, guards, all)
     }
 
     fn open() -> Open {
@@ -223,12 +230,55 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_thread_that_is_slow_to_open_gets_no_more_than_the_other() {
+        let (threads, _running) = Threads::of(2).unwrap();
+        let (session, guards, _far) = session(&threads, &[Some(0), Some(1)]).await;
+        for guard in &guards {
+            guard.lane().counters().received.store(10 << 20, Ordering::Relaxed);
+        }
+        let (mut kept, mut slow) = (Vec::new(), 0);
+        for _ in 0..12 {
+            match session.home() {
+                Some(0) => slow += 1,
+                _ => {
+                    let session = session.clone();
+                    let opening = async move { session.open(open()).unwrap() };
+                    kept.push(threads.at(1).spawn(opening).await.unwrap());
+                }
+            }
+        }
+        assert_eq!((slow, kept.len()), (6, 6));
+    }
+
+    #[tokio::test]
     async fn homes_that_are_asked_for_at_once_are_all_threads() {
         let (threads, _running) = Threads::of(2).unwrap();
         let (session, _guards, _far) = session(&threads, &[Some(0), Some(1)]).await;
         let mut homes: Vec<Home> = (0..4).map(|_| session.home()).collect();
         homes.sort();
         assert_eq!(homes, [Some(0), Some(0), Some(1), Some(1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_are_compared_by_what_they_did_in_the_same_time() {
+        let threads = Threads::default();
+        let (session, mut guards, mut far) = session(&threads, &[None]).await;
+        let pause = Duration::from_millis(50);
+        sleep(7 * pause).await;
+        let (later, kept) = add(&session, &threads, None).await;
+        guards.push(later);
+        far.push(kept);
+        sleep(7 * pause).await;
+        for guard in &guards {
+            guard.lane().counters().received.store(5 << 20, Ordering::Relaxed);
+        }
+        for waited in 0..=60 {
+            let moved: Vec<u64> = guards.iter().map(|guard| guard.lane().load().moved).collect();
+            assert_eq!(moved[0], moved[1], "{waited}");
+            assert_eq!(moved[0], if waited < 20 { 5 << 20 } else { moved[0] });
+            sleep(pause).await;
+        }
+        assert_eq!(guards[0].lane().load().moved, 0);
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::{BATCH, Incoming, LaneEnd, Shared, Turn, Upgraded};
 use crate::refusal::{Code, Refusal};
@@ -59,7 +59,7 @@ pub(super) struct Driver<S> {
     pace: Pace,
     started: Instant,
     heard: Instant,
-    tick: Interval,
+    tick: Pin<Box<Sleep>>,
     /// When the peer is dead, unless it was heard of meanwhile.
     silence: Pin<Box<Sleep>>,
 }
@@ -67,8 +67,7 @@ pub(super) struct Driver<S> {
 impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
     pub(super) fn new(up: Upgraded<S>, shared: Arc<Shared>, incoming: mpsc::Sender<Incoming>) -> Self {
         let now = Instant::now();
-        let mut tick = interval(shared.settings.ping);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let tick = Box::pin(sleep(Duration::ZERO));
         let silence = Box::pin(sleep(shared.settings.dead));
         Driver {
             up,
@@ -342,7 +341,9 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             }
             self.silence.as_mut().reset(dead);
         }
-        while self.tick.poll_tick(cx).is_ready() {
+        while self.tick.as_mut().poll(cx).is_ready() {
+            let next = pace::beat(&self.shared.peer.session, self.shared.settings.ping, Instant::now());
+            self.tick.as_mut().reset(next);
             self.fit_unsent();
             self.pace.tick(&self.shared.counters);
             let stamp = self.started.elapsed().as_micros() as u64;

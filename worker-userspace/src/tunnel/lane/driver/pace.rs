@@ -1,15 +1,28 @@
 //! What a lane has moved lately: how much the kernel is to keep unsent of it, and how busy it is.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::tunnel::lane::{BATCH, Counters, TURN};
+use crate::tunnel::message::Id;
 use crate::tunnel::transport;
 
 /// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
 const BYTES: u64 = 4 * 1024 * 1024;
 const SOON: Duration = Duration::from_millis(20);
+
+/// When lanes of this session tick next, each `every`. All of them tick together, since who chooses one compares what they
+/// did lately: of one that ticked a moment before the others nothing were recent. Sessions do not.
+pub(super) fn beat(session: &Id, every: Duration, now: Instant) -> Instant {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let every = (every.as_micros() as u64).max(1);
+    let elapsed = now.saturating_duration_since(*BEGAN.get_or_init(|| now)).as_micros() as u64;
+    let [a, b, c, d, ..] = *session;
+    let ahead = u64::from(u32::from_le_bytes([a, b, c, d])) % every;
+    now + Duration::from_micros(every - (elapsed + ahead) % every)
+}
 
 pub(super) struct Pace {
     fitted: Instant,
@@ -84,6 +97,23 @@ mod tests {
             "too soon to tell"
         );
         assert_eq!(after(0, Duration::from_secs(1), near).await.1, Some(128 * 1024));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sessions_lanes_tick_together() {
+        let every = Duration::from_secs(1);
+        let ids: [Id; 3] = [[0; 16], [7; 16], [255; 16]];
+        let first = ids.map(|id| beat(&id, every, Instant::now()));
+        assert!(first[0] != first[1] && first[1] != first[2], "{first:?}");
+        for millis in [0, 1, 333, 999, 1000, 1001, 86_400_500] {
+            let now = Instant::now() + Duration::from_millis(millis);
+            for (id, first) in ids.iter().zip(first) {
+                let next = beat(id, every, now);
+                assert!(next > now && next <= now + every, "{now:?} {next:?}");
+                assert_eq!((next - first.min(next)).subsec_micros(), 0, "{first:?} {next:?}");
+            }
+        }
+        assert!(beat(&ids[2], Duration::ZERO, Instant::now()) > Instant::now());
     }
 
     #[tokio::test]
