@@ -178,7 +178,7 @@ fn build_linker() -> Result<PathBuf> {
     if output(Command::new(&linker).arg("--version")).is_ok_and(|v| v.trim().ends_with(LINKER_VERSION)) {
         return Ok(linker);
     }
-    say(&format!("building bpf-linker {LINKER_VERSION}, which links programs for the kernel (a minute)"));
+    say(&format!("building bpf-linker {LINKER_VERSION}: it links programs for the kernel"));
     run(prerequisites::quick(clean("/usr/bin/cargo").arg("install"))
         .env("RUSTC", "/usr/bin/rustc")
         .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}"))

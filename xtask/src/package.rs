@@ -34,7 +34,7 @@ pub(crate) struct Package {
     /// A package of the development build, for this very system: quick, and for the test only.
     #[arg(long)]
     quick: bool,
-    /// Make no rpm, whose tool takes minutes to build.
+    /// Make no rpm, whose tool has to be built first.
     #[arg(long)]
     no_rpm: bool,
     /// Try what was made, in a Debian that is booted for it. Needs root.

@@ -34,7 +34,7 @@ use super::websocket::{self, Side, WebsocketError};
 use crate::refusal::{Code, Refusal};
 use crate::threads::{self, Home, Threads};
 
-pub use load::Load;
+pub(crate) use load::Load;
 
 /// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in
 /// one go. One byte more would be a record and a write of its own.
@@ -199,7 +199,7 @@ pub struct Counters {
     /// Last round trip in microseconds, smoothed; 0 before the first.
     pub round_trip: AtomicU64,
     /// Streams that are about to be opened on the lane.
-    chosen: AtomicU64,
+    promised: AtomicU64,
     ticked: load::Tick,
 }
 

@@ -13,7 +13,7 @@ use super::stream::Stream;
 use crate::refusal::{Code, Refusal};
 use crate::threads::{self, Home};
 
-/// Lanes that have moved less in the last second are idle.
+/// Lanes that have moved less in the last second or two are idle.
 const MUCH: u64 = 1024 * 1024;
 
 /// The lanes that one run of a peer's process has with us.
@@ -76,49 +76,53 @@ impl Session {
 
     /// The lane that a new stream goes to, wherever that is opened.
     pub fn least_busy(&self) -> Option<Arc<Lane>> {
-        self.least_busy_of(|_| true)
+        least_busy_of(&self.lock().up, |_| true, |load| load.ever).cloned()
     }
 
     /// Where a new stream's socket had best live. Who asks is about to open one.
     pub fn home(&self) -> Home {
-        let lane = self.least_busy()?;
-        lane.choose();
-        lane.home()
-    }
-
-    /// The least busy of some. Lanes share threads: one beside a lane that is busy is busy, too. What was opened a moment ago
-    /// counts for as much as the busiest thread has moved: where much has been moved of late, all that is opened at once would
-    /// go to the one that had moved a little less.
-    fn least_busy_of(&self, which: impl Fn(&Lane) -> bool) -> Option<Arc<Lane>> {
         let lanes = self.lock();
-        let loads: Vec<(Home, Load)> = lanes.up.iter().map(|lane| (lane.home(), lane.load())).collect();
-        let of = |home| {
-            let here = loads.iter().filter(|(other, _)| *other == home);
-            here.fold((0, 0), |(moved, fresh), (_, load)| (moved + load.moved / MUCH, fresh + load.fresh))
-        };
-        let most = loads.iter().map(|(home, _)| of(*home).0).max()?;
-        let key = |(home, load): &(Home, Load)| {
-            let (moved, fresh) = of(*home);
-            (load.queued, moved.saturating_add(fresh.saturating_mul(most)), load.streams, load.ever)
-        };
-        lanes
-            .up
-            .iter()
-            .zip(&loads)
-            .filter(|(lane, _)| !lane.is_closing() && which(lane))
-            .min_by_key(|(_, load)| key(load))
-            .map(|(lane, _)| lane.clone())
+        let lane = least_busy_of(&lanes.up, |_| true, |load| load.ever + load.promised)?;
+        lane.promise();
+        lane.home()
     }
 
     /// Opens a stream on the least busy lane: of those that live where this is asked, unless they are full.
     pub fn open(&self, open: Open) -> Result<Stream, Refusal> {
         let here = threads::current();
-        let near = here.and_then(|_| self.least_busy_of(|lane| lane.home() == here && !lane.is_full()));
+        let near = here.and_then(|_| {
+            let near = |lane: &Lane| lane.home() == here && !lane.is_full();
+            least_busy_of(&self.lock().up, near, |load| load.ever).cloned()
+        });
         match near.or_else(|| self.least_busy()) {
             Some(lane) => lane.open(open),
             None => Err(Refusal::new(Code::TunnelLost, format!("no lane to {} is up", self.peer.name))),
         }
     }
+}
+
+/// The least busy of some; of those that are as busy, the one with the least `otherwise`. Lanes share threads: one beside a
+/// lane that is busy is busy, too. What was opened a moment ago counts for as much as the busiest thread has moved: where much
+/// has been moved of late, all that is opened at once would go to the one that had moved a little less.
+fn least_busy_of(
+    lanes: &[Arc<Lane>],
+    which: impl Fn(&Lane) -> bool,
+    otherwise: impl Fn(&Load) -> u64,
+) -> Option<&Arc<Lane>> {
+    let loads: Vec<(Home, Load)> = lanes.iter().map(|lane| (lane.home(), lane.load())).collect();
+    let of = |home| {
+        let here = loads.iter().filter(|(other, _)| *other == home);
+        here.fold((0, 0), |(moved, fresh), (_, load)| {
+            (moved + load.moved / MUCH, fresh + load.fresh + load.promised)
+        })
+    };
+    let most = loads.iter().map(|(home, _)| of(*home).0).max()?;
+    let key = |(home, load): &(Home, Load)| {
+        let (moved, fresh) = of(*home);
+        (load.queued, moved.saturating_add(fresh.saturating_mul(most)), load.streams, otherwise(load))
+    };
+    let candidates = lanes.iter().zip(&loads).filter(|(lane, _)| !lane.is_closing() && which(lane));
+    candidates.min_by_key(|(_, load)| key(load)).map(|(lane, _)| lane)
 }
 
 /// Takes its lane out of the session when dropped.
@@ -148,7 +152,7 @@ mod tests {
     use bytes::BytesMut;
     use std::sync::atomic::Ordering;
     use std::time::Duration;
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
     use tokio::time::sleep;
 
     use super::*;
@@ -156,12 +160,18 @@ mod tests {
     use crate::tunnel::lane::{Settings, Upgraded};
     use crate::tunnel::websocket::Side;
 
-    /// Adds a lane on this home, and says what keeps it up.
-    async fn add(session: &Arc<Session>, threads: &Threads, home: Home) -> (LaneGuard, DuplexStream) {
+    /// Adds a lane on this home that ticks at once and then each `ping`, and says what keeps it up.
+    async fn add(
+        session: &Arc<Session>,
+        threads: &Threads,
+        home: Home,
+        ping: Duration,
+    ) -> (LaneGuard, DuplexStream) {
         let (near, far) = duplex(1000);
         let make = async move {
             let upgraded = Upgraded::new(near, Side::Server, BytesMut::new());
-            let (lane, _, driver) = Lane::new(upgraded, Hello::sample(), Settings::default());
+            let settings = Settings { ping, dead: 3 * ping, ..Settings::default() };
+            let (lane, _, driver) = Lane::new(upgraded, Hello::sample(), settings);
             tokio::spawn(driver);
             lane
         };
@@ -177,7 +187,9 @@ mod tests {
         let session = Arc::new(Session::new(Hello::sample()));
         let (mut guards, mut all) = (Vec::new(), Vec::new());
         for home in homes {
-            let (guard, far) = add(&session, threads, *home).await;
+            // Its first tick sends a ping, and no other comes while the test lasts.
+            let (guard, mut far) = add(&session, threads, *home, Duration::from_secs(3600)).await;
+            far.read_u8().await.unwrap();
             guards.push(guard);
             all.push(far);
         }
@@ -262,23 +274,54 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lanes_are_compared_by_what_they_did_in_the_same_time() {
         let threads = Threads::default();
-        let (session, mut guards, mut far) = session(&threads, &[None]).await;
-        let pause = Duration::from_millis(50);
+        let session = Arc::new(Session::new(Hello::sample()));
+        let (pause, second) = (Duration::from_millis(50), Duration::from_secs(1));
+        let (first, _far) = add(&session, &threads, None, second).await;
         sleep(7 * pause).await;
-        let (later, kept) = add(&session, &threads, None).await;
-        guards.push(later);
-        far.push(kept);
+        let (later, _far) = add(&session, &threads, None, second).await;
         sleep(7 * pause).await;
+        let guards = [first, later];
         for guard in &guards {
             guard.lane().counters().received.store(5 << 20, Ordering::Relaxed);
         }
         for waited in 0..=60 {
             let moved: Vec<u64> = guards.iter().map(|guard| guard.lane().load().moved).collect();
             assert_eq!(moved[0], moved[1], "{waited}");
-            assert_eq!(moved[0], if waited < 20 { 5 << 20 } else { moved[0] });
+            assert!(waited >= 20 || moved[0] == 5 << 20, "a second is recent");
             sleep(pause).await;
         }
         assert_eq!(guards[0].lane().load().moved, 0);
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_makes_no_thread_busy() {
+        let (threads, _running) = Threads::of(2).unwrap();
+        let (session, guards, _far) = session(&threads, &[Some(0), Some(1)]).await;
+        guards[0].lane().counters().received.store(50 << 20, Ordering::Relaxed);
+        for _ in 0..10 {
+            let stream = session.open(open()).unwrap();
+            assert_eq!(streams(&guards), [0, 1], "short ones stay away from who is busy");
+            drop(stream);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_promise_is_kept_once_whichever_lane_of_its_thread_keeps_it() {
+        let (threads, _running) = Threads::of(2).unwrap();
+        let (session, guards, _far) = session(&threads, &[Some(0), Some(0), Some(1)]).await;
+        for guard in &guards {
+            guard.lane().counters().received.store(10 << 20, Ordering::Relaxed);
+        }
+        let (mut kept, mut homes) = (Vec::new(), [0, 0]);
+        for _ in 0..12 {
+            let home = session.home().unwrap();
+            homes[home] += 1;
+            let session = session.clone();
+            let opening = async move { session.open(open()).unwrap() };
+            kept.push(threads.at(home).spawn(opening).await.unwrap());
+        }
+        let promised: u64 = guards.iter().map(|guard| guard.lane().load().promised).sum();
+        assert_eq!(promised, 0, "{homes:?}");
     }
 
     #[tokio::test]

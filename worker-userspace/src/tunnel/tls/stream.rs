@@ -22,6 +22,8 @@ use super::record::{self, Fault, Kind, Opener, Sealer};
 const BATCH: usize = 4;
 /// Bytes that the socket is asked for: few at first, then as many as a peer's batch has.
 const READ: [usize; 2] = [4 * 1024, BATCH * (record::MOST + record::OVERHEAD)];
+/// So many reads of little one after the other end a burst: a long record alone may have a short rest.
+const LITTLE: u32 = 16;
 /// Records without data that a peer may send one after the other.
 const QUIET: u32 = 32;
 /// Most bytes of a message of the handshake that comes behind it.
@@ -102,6 +104,8 @@ struct Session {
     /// How much the socket is asked for, and how long the next record is, as far as is known.
     read: usize,
     needed: usize,
+    /// Reads of little, one after the other.
+    little: u32,
     /// Room that was made for what comes.
     buffer: usize,
     reading: Reading,
@@ -150,6 +154,7 @@ impl<S> Stream<S> {
             opened,
             read: READ[0],
             needed: 0,
+            little: 0,
             buffer: 0,
             reading: if ended { Reading::Ended } else { Reading::Open },
             message: BytesMut::new(),
@@ -330,16 +335,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                 self.session.incoming.reserve(self.session.buffer);
             }
             let room = self.session.incoming.capacity() - self.session.incoming.len();
-            // Else it is the rest of a record, which may be short however much comes.
-            let is_whole = self.session.incoming.is_empty();
             let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.session.incoming))?;
             if n == 0 {
                 let cut = "the connection was cut: it ended without TLS's farewell";
                 self.session.reading = Reading::Failed(io::ErrorKind::UnexpectedEof, cut.into());
             } else if n == room {
-                self.session.read = READ[1];
-            } else if n < READ[0] / 4 && is_whole {
-                self.session.read = READ[0];
+                (self.session.read, self.session.little) = (READ[1], 0);
+            } else if n < READ[0] / 4 {
+                self.session.little = self.session.little.saturating_add(1);
+                if self.session.little >= LITTLE {
+                    self.session.read = READ[0];
+                }
+            } else {
+                self.session.little = 0;
             }
         }
     }

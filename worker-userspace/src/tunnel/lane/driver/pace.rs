@@ -13,15 +13,19 @@ use crate::tunnel::transport;
 const BYTES: u64 = 4 * 1024 * 1024;
 const SOON: Duration = Duration::from_millis(20);
 
-/// When lanes of this session tick next, each `every`. All of them tick together, since who chooses one compares what they
-/// did lately: of one that ticked a moment before the others nothing were recent. Sessions do not.
+/// When lanes with this session of a peer tick next, each `every`. They tick together, since who chooses one compares what
+/// they did lately: of one that ticked a moment before the others it were a second, of these two. Sessions do not.
 pub(super) fn beat(session: &Id, every: Duration, now: Instant) -> Instant {
-    static BEGAN: OnceLock<Instant> = OnceLock::new();
-    let every = (every.as_micros() as u64).max(1);
-    let elapsed = now.saturating_duration_since(*BEGAN.get_or_init(|| now)).as_micros() as u64;
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    let origin = *ORIGIN.get_or_init(|| now);
+    let every = (every.as_micros() as i64).max(1);
+    let elapsed = match now.checked_duration_since(origin) {
+        Some(since) => since.as_micros() as i64,
+        None => -((origin - now).as_micros() as i64),
+    };
     let [a, b, c, d, ..] = *session;
-    let ahead = u64::from(u32::from_le_bytes([a, b, c, d])) % every;
-    now + Duration::from_micros(every - (elapsed + ahead) % every)
+    let ahead = i64::from(u32::from_le_bytes([a, b, c, d]));
+    now + Duration::from_micros((every - (elapsed + ahead).rem_euclid(every)) as u64)
 }
 
 pub(super) struct Pace {

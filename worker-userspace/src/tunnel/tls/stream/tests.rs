@@ -364,7 +364,7 @@ async fn what_a_burst_needed_is_given_back() {
         },
         async { other.read_exact(&mut come).await.unwrap() }
     );
-    for _ in 0..3 {
+    for _ in 0..LITTLE + 2 {
         ours.write_all(b"ping").await.unwrap();
         ours.flush().await.unwrap();
         other.read_exact(&mut come[..4]).await.unwrap();
