@@ -42,7 +42,7 @@ impl End {
 }
 
 impl Carrier<'_> {
-    /// The processes, those not counted that they started.
+    /// The processes, without those that they started.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.ends.iter().map(End::pid).collect()
     }
@@ -86,8 +86,8 @@ pub(crate) fn start<'a>(name: &str, peers: &[Peer], lab: &Lab, host: &'a Host) -
         "nginx" => others::nginx(lab, host),
         "stunnel" => others::stunnel(lab, host),
         "ssh" => others::ssh(host),
-        _ => match peers.iter().find(|peer| peer.name == name) {
-            Some(peer) => others::given(peer, lab, host),
+        _ => match peers.iter().position(|peer| peer.name == name) {
+            Some(at) => others::given(&peers[at], at, lab, host),
             None => bail!("there is no carrier {name:?}: it is one of {}", ALL.join(", ")),
         },
     }

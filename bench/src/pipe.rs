@@ -1,5 +1,5 @@
-//! The bare pipe: TCP in TLS and nothing more, each connection in one of its own. The practical limit of TLS in
-//! userspace, with the same library and the same defaults as dworker has.
+//! The bare pipe: TCP in TLS and nothing more, each connection in one of its own. The simplest that one could write, with
+//! the same library and the same defaults as dworker has.
 
 use std::io;
 use std::net::SocketAddr;

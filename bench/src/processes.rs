@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 const TICKS: f64 = 100.0;
 
 /// These processes and all that they started.
-fn with_children(pids: &[u32]) -> Vec<u32> {
+pub(crate) fn with_children(pids: &[u32]) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

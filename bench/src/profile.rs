@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::carrier::Carrier;
+use crate::processes;
 
 /// Symbols that are shown.
 const SHOWN: usize = 25;
@@ -29,7 +30,8 @@ impl Profile {
         std::fs::create_dir_all(&self.directory)?;
         let title = format!("{}-{title}", carrier.name).replace(' ', "-");
         let file = self.directory.join(format!("{title}.perf"));
-        let pids: Vec<String> = carrier.pids().iter().map(u32::to_string).collect();
+        let pids: Vec<String> =
+            processes::with_children(&carrier.pids()).iter().map(u32::to_string).collect();
         let perf = Command::new("perf")
             // Virtual machines have no hardware counters.
             .args(["record", "-q", "-e", "cpu-clock", "-F", "2000", "-g", "-p", &pids.join(","), "-o"])
@@ -52,8 +54,9 @@ impl Profiling {
         let report = Command::new("perf")
             .args(["report", "-q", "--stdio", "--no-children", "-g", "none", "--percent-limit", "0.5", "-i"])
             .arg(&self.file)
-            .args(["--sort", "symbol"])
+            .args(["--sort", "pid,symbol"])
             .output()?;
+        ensure!(report.status.success(), "perf report: {}", String::from_utf8_lossy(&report.stderr));
         println!("profile of {} ({}):", self.title, self.file.display());
         let text = String::from_utf8_lossy(&report.stdout).into_owned();
         text.lines().filter(|line| !line.trim().is_empty()).take(SHOWN).for_each(|line| println!("  {line}"));

@@ -27,9 +27,12 @@ pub(crate) struct Bench {
 
 /// Builds with optimisation and measures.
 pub(crate) fn bench(options: &Bench) -> Result<()> {
-    say("building with optimisation");
     if options.arguments == ["registry"] {
         return run(cargo("bench").args(["--locked", "-p", "worker-userspace", "--bench", "registry"]));
+    }
+    if options.arguments.iter().any(|argument| argument == "--list") {
+        ebpf::build()?;
+        return run(cargo("run").args(["--quiet", "--locked", "--package", "bench", "--", "--list"]));
     }
     prerequisites::root_for("bench")?;
     prerequisites::lab()?;
@@ -37,6 +40,7 @@ pub(crate) fn bench(options: &Bench) -> Result<()> {
         prerequisites::apt(&PACKAGES, "dworker is measured beside them")?;
     }
     ebpf::build()?;
+    say("building with optimisation");
     run(cargo("build").args(["--release", "--workspace", "--bins", "--locked"]))?;
     run(std::process::Command::new(target_directory().join("release/bench"))
         .current_dir(crate::root())

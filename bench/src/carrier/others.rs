@@ -43,6 +43,10 @@ pub(super) fn listening(host: &Host, process: &Process, at: SocketAddr) -> Resul
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+    // Who found its port taken is gone, and somebody else was asked.
+    if !process.is_running() {
+        bail!("it ended: {}{}", process.stdout(), process.stderr());
+    }
     Ok(())
 }
 
@@ -141,9 +145,9 @@ pub(crate) fn ssh(host: &Host) -> Result<Carrier<'_>> {
     both("ssh", host, (near, far), [server, client])
 }
 
-/// A tool that the command line names.
-pub(crate) fn given<'a>(peer: &Peer, lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
-    let (near, far) = ports(4);
+/// A tool that the command line names, as the nth of those.
+pub(crate) fn given<'a>(peer: &Peer, nth: usize, lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+    let (near, far) = ports(4 + u16::try_from(nth)?);
     let identity = lab.appliance_identity()?;
     let shell = |line: &str| {
         Command::new("sh")

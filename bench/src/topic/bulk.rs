@@ -32,7 +32,7 @@ pub(super) fn relay(plan: &Plan, results: &mut Results) -> Result<()> {
         for carrier in [&one, &two] {
             for (direction, way) in DIRECTIONS {
                 let what = What::Bulk { streams: 1, direction };
-                let seen = carrier.place.run(plan.load(carrier, what))?;
+                let (seen, _) = plan.run(&format!("relay-{way}"), carrier, what)?;
                 results.add(&format!("relay {way}"), "B/s", Better::More, &carrier.name, seen.rate);
             }
         }

@@ -27,7 +27,7 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
     let hosts = proxy_hosts(RULES);
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
     let carrier = carrier::one_hop_with(&lab, host, host, &hosts, None)?;
-    for _ in 0..plan.rounds {
+    for round in 0..plan.rounds {
         let load = |to, what| Load { to, ..plan.load(&carrier, what) };
         let connects = What::Connects { at_once: 16 };
         let inside = Place::captured(host);
@@ -37,7 +37,10 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
             results.add(&format!("connect hook, {kind}"), "ns", Better::Less, "dworker", cost.connect);
             results.add(&format!("hooks together, {kind}"), "ns", Better::Less, "dworker", cost.together);
         }
-        for (place, name) in [(outside, "outside"), (inside, "inside")] {
+        let mut places = [(outside, "outside"), (inside, "inside")];
+        // None is always the second.
+        places.rotate_left(round % 2);
+        for (place, name) in places {
             let bulk = What::Bulk { streams: 1, direction: Direction::Down };
             let seen = place.run(load(ASIDE, bulk))?;
             results.add("direct bulk", "B/s", Better::More, name, seen.rate);

@@ -85,8 +85,7 @@ fn beside(plan: &Plan, results: &mut Results) -> Result<()> {
         }
         let carrier = carrier::start(name, &[], &lab, host)?;
         let others = What::Bulk { streams: 4, direction: Direction::Down };
-        let without = carrier.place.run(plan.load(&carrier, others))?;
-        results.add("bulk without stalled", "B/s", Better::More, name, without.rate);
+        let (without, _) = plan.run("bulk-without-stalled", &carrier, others)?;
         let before = processes::tcp_pages()?;
         let running = hold(plan, &carrier, BESIDE)?;
         // What they take until they stall is not what they cost while they do.
@@ -101,8 +100,10 @@ fn beside(plan: &Plan, results: &mut Results) -> Result<()> {
                 }
             }
         }
-        let with = carrier.place.run(plan.load(&carrier, others))?;
-        results.add("bulk beside stalled", "B/s", Better::More, name, with.rate);
+        let (with, _) = plan.run("bulk-beside-stalled", &carrier, others)?;
+        for (measure, seen) in [("bulk without stalled", without), ("bulk beside stalled", with)] {
+            results.add(measure, "B/s", Better::More, name, seen.rate);
+        }
         drop(running);
     }
     Ok(())
