@@ -38,7 +38,7 @@ pub(super) fn hooks(plan: &Plan, results: &mut Results) -> Result<()> {
             results.add(&format!("hooks together, {kind}"), "ns", Better::Less, "dworker", cost.together);
         }
         let mut places = [(outside, "outside"), (inside, "inside")];
-        // None is always the second.
+        // Neither is always the second.
         places.rotate_left(round % 2);
         for (place, name) in places {
             let bulk = What::Bulk { streams: 1, direction: Direction::Down };

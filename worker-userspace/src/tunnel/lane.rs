@@ -198,9 +198,7 @@ pub struct Counters {
     pub stalls: AtomicU64,
     /// Last round trip in microseconds, smoothed; 0 before the first.
     pub round_trip: AtomicU64,
-    /// Streams that are about to be opened on the lane.
-    promised: AtomicU64,
-    ticked: load::Tick,
+    recent: load::Recent,
 }
 
 impl Counters {

@@ -109,6 +109,12 @@ fn least_busy_of(
     which: impl Fn(&Lane) -> bool,
     otherwise: impl Fn(&Load) -> u64,
 ) -> Option<&Arc<Lane>> {
+    let free = |lane: &&Arc<Lane>| !lane.is_closing() && which(lane);
+    let first = lanes.iter().find(free)?;
+    // Most threads have one lane of a session: there is nothing to compare.
+    if lanes.iter().filter(free).nth(1).is_none() {
+        return Some(first);
+    }
     let loads: Vec<(Home, Load)> = lanes.iter().map(|lane| (lane.home(), lane.load())).collect();
     let of = |home| {
         let here = loads.iter().filter(|(other, _)| *other == home);
@@ -121,7 +127,7 @@ fn least_busy_of(
         let (moved, fresh) = of(*home);
         (load.queued, moved.saturating_add(fresh.saturating_mul(most)), load.streams, otherwise(load))
     };
-    let candidates = lanes.iter().zip(&loads).filter(|(lane, _)| !lane.is_closing() && which(lane));
+    let candidates = lanes.iter().zip(&loads).filter(|(lane, _)| free(lane));
     candidates.min_by_key(|(_, load)| key(load)).map(|(lane, _)| lane)
 }
 

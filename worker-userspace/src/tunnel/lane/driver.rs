@@ -21,7 +21,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::{BATCH, Incoming, LaneEnd, Shared, Turn, Upgraded};
+use super::{BATCH, Incoming, LaneEnd, Shared, Turn, Upgraded, load};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit::{self, ReceiveWindow};
 use crate::tunnel::frame::{self, Header, Piece, Type, put_message};
@@ -342,10 +342,10 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             self.silence.as_mut().reset(dead);
         }
         while self.tick.as_mut().poll(cx).is_ready() {
-            let next = pace::beat(&self.shared.peer.session, self.shared.settings.ping, Instant::now());
+            let next = load::beat(&self.shared.peer.session, self.shared.settings.ping, Instant::now());
             self.tick.as_mut().reset(next);
             self.fit_unsent();
-            self.pace.tick(&self.shared.counters);
+            self.shared.counters.tick();
             let stamp = self.started.elapsed().as_micros() as u64;
             let mut queues = self.shared.queues();
             queues.ping = Some(stamp);

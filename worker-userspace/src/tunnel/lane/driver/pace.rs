@@ -1,45 +1,26 @@
-//! What a lane has moved lately: how much the kernel is to keep unsent of it, and how busy it is.
+//! What a lane has moved lately: how much the kernel is to keep unsent of it, and how long a stream's turn is.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::tunnel::lane::{BATCH, Counters, TURN};
-use crate::tunnel::message::Id;
+use crate::tunnel::lane::{BATCH, TURN};
 use crate::tunnel::transport;
 
 /// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
 const BYTES: u64 = 4 * 1024 * 1024;
 const SOON: Duration = Duration::from_millis(20);
 
-/// When lanes with this session of a peer tick next, each `every`. They tick together, since who chooses one compares what
-/// they did lately: of one that ticked a moment before the others it were a second, of these two. Sessions do not.
-pub(super) fn beat(session: &Id, every: Duration, now: Instant) -> Instant {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    let origin = *ORIGIN.get_or_init(|| now);
-    let every = (every.as_micros() as i64).max(1);
-    let elapsed = match now.checked_duration_since(origin) {
-        Some(since) => since.as_micros() as i64,
-        None => -((origin - now).as_micros() as i64),
-    };
-    let [a, b, c, d, ..] = *session;
-    let ahead = i64::from(u32::from_le_bytes([a, b, c, d]));
-    now + Duration::from_micros((every - (elapsed + ahead).rem_euclid(every)) as u64)
-}
-
 pub(super) struct Pace {
     fitted: Instant,
     /// Payload bytes sent by then.
     sent: u64,
     unsent: u32,
-    /// What the last tick found.
-    ticked: (u64, u64),
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Pace {
-        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO), ticked: (0, 0) }
+        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO) }
     }
 
     /// True where so much was sent that it is to be fitted before the next tick. Costs no look at a clock.
@@ -63,17 +44,10 @@ impl Pace {
         let unsent = transport::unsent((sent - before) as f64 / elapsed.as_secs_f64(), round_trip);
         (std::mem::replace(&mut self.unsent, unsent) != unsent).then_some(unsent)
     }
-
-    /// Who chooses a lane looks at what it has done since the tick before this.
-    pub(super) fn tick(&mut self, counters: &Counters) {
-        self.ticked = counters.tick(self.ticked);
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -101,36 +75,5 @@ mod tests {
             "too soon to tell"
         );
         assert_eq!(after(0, Duration::from_secs(1), near).await.1, Some(128 * 1024));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_sessions_lanes_tick_together() {
-        let every = Duration::from_secs(1);
-        let ids: [Id; 3] = [[0; 16], [7; 16], [255; 16]];
-        let first = ids.map(|id| beat(&id, every, Instant::now()));
-        assert!(first[0] != first[1] && first[1] != first[2], "{first:?}");
-        for millis in [0, 1, 333, 999, 1000, 1001, 86_400_500] {
-            let now = Instant::now() + Duration::from_millis(millis);
-            for (id, first) in ids.iter().zip(first) {
-                let next = beat(id, every, now);
-                assert!(next > now && next <= now + every, "{now:?} {next:?}");
-                assert_eq!((next - first.min(next)).subsec_micros(), 0, "{first:?} {next:?}");
-            }
-        }
-        assert!(beat(&ids[2], Duration::ZERO, Instant::now()) > Instant::now());
-    }
-
-    #[tokio::test]
-    async fn what_was_moved_long_ago_does_not_count() {
-        let counters = Counters::default();
-        let mut pace = Pace::new(Instant::now());
-        counters.sent.store(300, Ordering::Relaxed);
-        counters.received.store(700, Ordering::Relaxed);
-        counters.streams.store(3, Ordering::Relaxed);
-        assert_eq!(counters.recent(), (1000, 3));
-        pace.tick(&counters);
-        assert_eq!(counters.recent(), (1000, 3), "up to a tick ago");
-        pace.tick(&counters);
-        assert_eq!(counters.recent(), (0, 0));
     }
 }
