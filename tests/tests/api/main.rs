@@ -2,6 +2,7 @@
 //! told by an event, and nothing that was saved is lost.
 
 mod cli;
+mod document;
 mod full;
 mod hostile;
 mod keys;

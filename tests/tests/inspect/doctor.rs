@@ -189,25 +189,34 @@ impl<'l> House<'l> {
     }
 }
 
-#[test]
-fn each_fault_is_found_alone_and_nothing_where_all_is_well() -> Result<()> {
+/// Plants faults in a house where all is well; it is well again behind them.
+fn plant(faults: impl FnOnce(&mut House<'_>, &[Patient<'_>; 2]) -> Result<()>) -> Result<()> {
     let lab = Lab::new()?;
     let mut house = House::new(&lab)?;
     lab.explain(|| {
-        let [appliance, site] = house.patients();
+        let patients = house.patients();
+        faults(&mut house, &patients)?;
+        patients.iter().try_for_each(Patient::finds_nothing)
+    })
+}
+
+#[test]
+fn nothing_is_found_where_all_is_well_and_a_look_leaves_nothing() -> Result<()> {
+    plant(|house, patients| {
+        let [appliance, site] = patients;
         let start = Instant::now();
         appliance.finds_nothing()?;
         println!("a look takes {:.1?}", start.elapsed());
         site.finds_nothing()?;
-        let before = left(&lab, &house.appliance)?;
+        let before = left(house.lab, &house.appliance)?;
         appliance.finds_nothing()?;
         site.finds_nothing()?;
-        assert_eq!(left(&lab, &house.appliance)?, before, "a look leaves nothing");
+        assert_eq!(left(house.lab, &house.appliance)?, before, "a look leaves nothing");
         for daemon in [&house.appliance, &house.worker] {
             let log = daemon.log();
             assert!(!log.contains("WARN") && !log.contains("ERROR"), "a look is nothing to tell of: {log}");
         }
-        let plain = lab.appliance().dworker(["doctor", "--config"])?.arg(&appliance.config).check()?;
+        let plain = appliance.host.dworker(["doctor", "--config"])?.arg(&appliance.config).check()?;
         for part in [
             "ok       canary                 each hook fires",
             "notice   targets-untried        not tried: *.wild.corp.example",
@@ -216,13 +225,40 @@ fn each_fault_is_found_alone_and_nothing_where_all_is_well() -> Result<()> {
         ] {
             assert!(plain.contains(part), "no {part:?} in {plain}");
         }
-
-        at_the_appliance(&mut house, &appliance)?;
-        appliance.finds_nothing()?;
-        site::at_the_site(&house, &site)?;
-        site.finds_nothing()?;
-        without_a_daemon(&mut house, &appliance)
+        Ok(())
     })
+}
+
+// Each fault is found, and that one alone.
+
+#[test]
+fn what_is_wrong_with_steering_is_found() -> Result<()> {
+    plant(|house, [patient, _]| steering(house, patient))
+}
+
+#[test]
+fn what_is_wrong_with_names_is_found() -> Result<()> {
+    plant(|_, [patient, _]| names(patient))
+}
+
+#[test]
+fn what_is_wrong_with_the_machine_and_the_files_is_found() -> Result<()> {
+    plant(|_, [patient, _]| machine(patient))
+}
+
+#[test]
+fn what_is_wrong_with_certificates_and_workers_is_found() -> Result<()> {
+    plant(workers)
+}
+
+#[test]
+fn what_is_wrong_at_the_site_is_found() -> Result<()> {
+    plant(|house, [_, patient]| site::at_the_site(house, patient))
+}
+
+#[test]
+fn that_there_is_no_daemon_is_found() -> Result<()> {
+    plant(|house, [patient, _]| without_a_daemon(house, patient))
 }
 
 #[test]
@@ -262,10 +298,9 @@ fn what_is_excluded_is_not_missed_and_a_reload_mends_what_was_detached() -> Resu
     })
 }
 
-fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> {
+fn steering(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> {
     let lab = house.lab;
     let host = lab.appliance();
-    // Steering.
     for (program, hook) in [("dw_recvmsg4", "cgroup_udp4_recvmsg"), ("dw_connect4", "cgroup_inet4_connect")] {
         let id = link(&house.appliance.status()?, program)?;
         Command::new("bpftool").args(["link", "detach", "id", &id]).check()?;
@@ -312,8 +347,11 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
         let _second = host.daemon("second", config)?;
         patient.finds("two daemons", "two-daemons", "error", &["dw_connect4"])?;
     }
+    Ok(())
+}
 
-    // Names.
+fn names(patient: &Patient<'_>) -> Result<()> {
+    let host = patient.host;
     host.set_hosts("127.0.0.1 localhost\n::1 localhost\n10.77.3.30 echo.corp.example\n")?;
     patient.finds("a name in hosts", "hosts-file", "warning", &["echo.corp.example", "10.77.3.30"])?;
     host.set_hosts("127.0.0.1 localhost echo.corp.example\n::1 localhost\n")?;
@@ -341,9 +379,11 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     host.set_resolv_conf(&resolver)?;
     host.netns().ip("address add 240.64.7.1/24 dev lo")?;
     patient.finds("an overlap", "synthetic-overlap", "error", &["240.64.7.1", "steer.synthetic4"])?;
-    host.netns().ip("address del 240.64.7.1/24 dev lo")?;
+    host.netns().ip("address del 240.64.7.1/24 dev lo")
+}
 
-    // Machine and process.
+fn machine(patient: &Patient<'_>) -> Result<()> {
+    let host = patient.host;
     let state = host.directory().join("appliance-state").display().to_string();
     let script = format!("mount --bind {state} {state} && mount -o remount,bind,ro {state}");
     patient.finds_behind(
@@ -390,9 +430,11 @@ fn at_the_appliance(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     patient.finds_with("pins on no bpf file system", &changed, "", ("bpffs", "error"), &[&pins])?;
     let slip = patient.with(&[("drian", "\"10s\"")], "")?;
     let output = patient.command(&slip)?.arg("--socket").arg(host.socket("appliance")).output()?;
-    patient.found("a slip", output, "configuration", "error", &["drian"])?;
+    patient.found("a slip", output, "configuration", "error", &["drian"])
+}
 
-    // Certificates.
+fn workers(house: &mut House<'_>, [patient, _]: &[Patient<'_>; 2]) -> Result<()> {
+    let lab = house.lab;
     let ending = lab.pki().issue(&["appliance.example"], Validity::Ending)?;
     let saved = [fs::read(&house.identity.certificate)?, fs::read(&house.identity.key)?];
     fs::copy(&ending.certificate, &house.identity.certificate)?;
@@ -438,6 +480,5 @@ fn without_a_daemon(house: &mut House<'_>, patient: &Patient<'_>) -> Result<()> 
     assert_eq!(ids, ["daemon", "names-file", "left-behind"], "{wrong:#?}");
     fs::write(&names, saved)?;
     house.appliance.start()?;
-    house.appliance.wait_for_group("site-a", SOON)?;
-    patient.finds_nothing()
+    house.appliance.wait_for_group("site-a", SOON)
 }
