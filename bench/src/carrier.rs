@@ -5,6 +5,8 @@ mod others;
 mod plain;
 mod steered;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use anyhow::{Result, bail};
 use tests::{Daemon, Host, Lab, Process};
 
@@ -21,7 +23,7 @@ pub(crate) struct Carrier<'a> {
     /// Where clients run.
     pub(crate) place: Place<'a>,
     /// Where they connect to.
-    pub(crate) to: std::net::SocketAddr,
+    pub(crate) to: SocketAddr,
     /// What carries, each end by itself.
     pub(crate) ends: Vec<End>,
 }
@@ -48,7 +50,39 @@ impl Carrier<'_> {
     }
 }
 
-/// The names of all that can be started on one host, the reference first.
+/// Between which hosts is carried.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    /// Where clients are, and the end that they connect to.
+    pub(crate) near: &'a Host,
+    /// Where the target is reached from.
+    pub(crate) far: &'a Host,
+    /// The far host's address, as the near one has it.
+    pub(crate) at: IpAddr,
+}
+
+impl<'a> Way<'a> {
+    /// Both ends and the target on one host: the shortest there is.
+    pub(crate) fn within(host: &'a Host) -> Way<'a> {
+        Way { near: host, far: host, at: Ipv4Addr::LOCALHOST.into() }
+    }
+
+    /// From the appliance's host to the site.
+    pub(crate) fn across(lab: &'a Lab) -> Way<'a> {
+        Way { near: lab.appliance(), far: lab.site(), at: tests::net::SITE.v4.into() }
+    }
+
+    /// Where the nth tool's client listens, and its server.
+    fn ports(&self, tool: u16) -> (SocketAddr, SocketAddr) {
+        let port = 2001 + 10 * tool;
+        ((Ipv4Addr::LOCALHOST, port).into(), (self.at, port + 1).into())
+    }
+}
+
+/// Whom the others are compared with.
+pub(crate) const OURS: &str = "dworker";
+
+/// The names of all that can be started, the reference first.
 pub(crate) const ALL: [&str; 6] = ["direct", "pipe", "dworker", "nginx", "stunnel", "ssh"];
 
 /// A tool that no registry has, given by a command line.
@@ -77,17 +111,17 @@ impl Peer {
     }
 }
 
-/// Starts a carrier on `host`, whose target is there already.
-pub(crate) fn start<'a>(name: &str, peers: &[Peer], lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+/// Starts a carrier, whose target is there already.
+pub(crate) fn start<'a>(name: &str, peers: &[Peer], lab: &Lab, way: Way<'a>) -> Result<Carrier<'a>> {
     match name {
-        "direct" => Ok(plain::direct(host)),
-        "pipe" => plain::pipe(lab, host),
-        "dworker" => one_hop(lab, host, host),
-        "nginx" => others::nginx(lab, host),
-        "stunnel" => others::stunnel(lab, host),
-        "ssh" => others::ssh(host),
+        "direct" => Ok(plain::direct(way.near)),
+        "pipe" => plain::pipe(lab, way),
+        "dworker" => one_hop(lab, way.near, way.far),
+        "nginx" => others::nginx(lab, way),
+        "stunnel" => others::stunnel(lab, way),
+        "ssh" => others::ssh(way),
         _ => match peers.iter().position(|peer| peer.name == name) {
-            Some(at) => others::given(&peers[at], at, lab, host),
+            Some(at) => others::given(&peers[at], at, lab, way),
             None => bail!("there is no carrier {name:?}: it is one of {}", ALL.join(", ")),
         },
     }

@@ -52,8 +52,8 @@ struct Bench {
     #[arg(long, value_delimiter = ',')]
     carriers: Vec<String>,
     /// One more to measure: 'NAME=SERVER COMMAND;CLIENT COMMAND'. Both find LISTEN (where the client is to
-    /// listen), SERVER (where the server is to), the ports of these as LISTEN_PORT and SERVER_PORT, TARGET, CA, CERTIFICATE
-    /// and KEY in their environment. Part of bulk, connects and requests.
+    /// listen), SERVER (where the server is to: over a path, on another host), the ports of these as LISTEN_PORT and
+    /// SERVER_PORT, TARGET, CA, CERTIFICATE and KEY in their environment. Part of all topics that compare carriers.
     #[arg(long = "peer")]
     peers: Vec<carrier::Peer>,
     /// Look where the time goes, with perf: bulk, relay, connects, requests and stalled. The numbers are worse then.
@@ -143,7 +143,7 @@ fn measure(bench: Bench) -> Result<()> {
         peers: bench.peers,
         profile: bench.profile.then(|| profile::Profile { directory: bench.out.join("profile") }),
     };
-    let mut results = results::Results::default();
+    let mut results = results::Results::of(results::Run::here(plan.rounds, plan.time, &plan.carriers));
     let mut failed = Vec::new();
     for topic in topics {
         eprintln!("bench: {}: {}", topic.name, topic.what);
@@ -151,10 +151,11 @@ fn measure(bench: Bench) -> Result<()> {
         // What the others brought in many minutes is not thrown away.
         if let Err(error) = (topic.run)(&plan, &mut results) {
             eprintln!("bench: {}: {error:#}", topic.name);
-            failed.push(topic.name);
+            failed.push(topic.name.to_owned());
         }
     }
     report::report(&results, &bench.out, &bench.before)?;
+    failed.extend_from_slice(results.left_out());
     ensure!(failed.is_empty(), "not measured, or not wholly: {}", failed.join(", "));
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What is printed and kept of a run.
 
+mod beside;
 mod plot;
 
 use std::fs;
@@ -13,6 +14,7 @@ use crate::targets::{self, Promise};
 /// Prints the tables, says what has moved since the run `before`, and writes `results.json` and a plot of each topic
 /// into `out`.
 pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()> {
+    println!("{}", results.run);
     for (name, measure) in &results.measures {
         println!("\n{name} ({})", measure.unit);
         for (carrier, samples) in &measure.samples {
@@ -30,6 +32,7 @@ pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()>
         }
         knees(growth).iter().for_each(|line| println!("  KNEE: {line}"));
     }
+    beside::print(results);
     println!();
     for target in &targets::ALL {
         let Some((summary, kept)) = target.judge(results) else { continue };
@@ -44,8 +47,9 @@ pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()>
     }
     if before.exists() {
         let text = fs::read_to_string(before).with_context(|| format!("reading {}", before.display()))?;
-        let earlier = serde_json::from_str(&text).with_context(|| format!("reading {}", before.display()))?;
-        println!("\nmoved since {}:", before.display());
+        let earlier: Results =
+            serde_json::from_str(&text).with_context(|| format!("reading {}", before.display()))?;
+        println!("\nmoved since {} ({}):", before.display(), earlier.run);
         moved(results, &earlier).iter().for_each(|line| println!("  {line}"));
     }
     fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;

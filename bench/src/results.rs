@@ -1,10 +1,12 @@
 //! What was measured: samples of each measure by each carrier, in the order of the rounds.
 
 mod growth;
+mod run;
 
 use std::collections::BTreeMap;
 
 pub(crate) use growth::{Curve, Growth, Shape};
+pub(crate) use run::Run;
 use serde::{Deserialize, Serialize};
 
 /// Which values are good.
@@ -31,6 +33,8 @@ pub(crate) struct Measure {
 /// All that was measured, by name.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Results {
+    #[serde(default)]
+    pub(crate) run: Run,
     pub(crate) measures: BTreeMap<String, Measure>,
     /// What becomes of a measure while something grows, by name.
     #[serde(default)]
@@ -38,12 +42,31 @@ pub(crate) struct Results {
     /// What is being measured.
     #[serde(skip)]
     topic: String,
+    /// Of what nothing, or not all, was measured.
+    #[serde(skip)]
+    left_out: Vec<String>,
 }
 
 impl Results {
+    /// Nothing yet.
+    pub(crate) fn of(run: Run) -> Results {
+        Results { run, ..Results::default() }
+    }
+
     /// What is added from now on belongs to this topic.
     pub(crate) fn begin(&mut self, topic: &str) {
         topic.clone_into(&mut self.topic);
+    }
+
+    /// Says that of this carrier nothing more is measured in this topic.
+    pub(crate) fn leave_out(&mut self, carrier: &str, error: &anyhow::Error) {
+        eprintln!("bench: {}: {carrier} is left out: {error:#}", self.topic);
+        self.left_out.push(format!("{carrier} in {}", self.topic));
+    }
+
+    /// What was left out.
+    pub(crate) fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// Adds what a round brought.

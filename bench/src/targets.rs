@@ -51,14 +51,10 @@ const fn own(measure: &'static str, other: &'static str) -> Of {
     Of::Ratio((measure, "dworker"), (other, "dworker"))
 }
 
-const fn beside_stalled(carrier: &'static str) -> Of {
-    Of::Ratio(("bulk beside stalled", carrier), ("bulk without stalled", carrier))
-}
-
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// All promises.
-pub(crate) const ALL: [Target; 39] = [
+pub(crate) const ALL: [Target; 31] = [
     at_least(1, "one stream up, of the bare pipe", beside("bulk up 1", "pipe"), 1.1),
     at_least(1, "one stream down, of the bare pipe", beside("bulk down 1", "pipe"), 1.1),
     at_least(2, "8 streams up, of the bare pipe", beside("bulk up 8", "pipe"), 1.1),
@@ -80,7 +76,7 @@ pub(crate) const ALL: [Target; 39] = [
         own("requests beside bulk p99", "requests alone p99"),
         3.0,
     ),
-    at_least(9, "others beside stalled streams", beside_stalled("dworker"), 0.95),
+    at_least(9, "others beside stalled streams", value("others beside stalled"), 0.95),
     at_most(
         9,
         "bytes held for a stalled stream, in its credit",
@@ -128,15 +124,7 @@ pub(crate) const ALL: [Target; 39] = [
         beside("bulk 8 at 1 % loss, 20 ms, default lanes", "direct"),
         Better::More,
     ),
-    shown("others beside stalled connections, direct", beside_stalled("direct"), Better::More),
-    shown("others beside stalled connections, bare pipe", beside_stalled("pipe"), Better::More),
-    shown("one stream up, of nginx", beside("bulk up 1", "nginx"), Better::More),
-    shown("one stream up, of stunnel", beside("bulk up 1", "stunnel"), Better::More),
-    shown("one stream up, of ssh", beside("bulk up 1", "ssh"), Better::More),
-    shown("connections, of the bare pipe", beside("connects", "pipe"), Better::More),
     shown("connections, of redsocks and SOCKS", beside("steered connects", "redsocks"), Better::More),
-    shown("CPU of a connection, in the bare pipe's", beside("cpu of a connection", "pipe"), Better::Less),
-    shown("CPU of a message, in the bare pipe's", beside("cpu of a message", "pipe"), Better::Less),
 ];
 
 impl Target {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::carrier::{self, Carrier, Peer};
+use crate::carrier::{self, Carrier, Peer, Way};
 use crate::load::{Load, Seen, What};
 use crate::processes;
 use crate::profile::Profile;
@@ -64,9 +64,38 @@ impl Plan {
         }
     }
 
-    /// Starts all carriers on a host.
-    fn start<'a>(&self, lab: &tests::Lab, host: &'a tests::Host) -> Result<Vec<Carrier<'a>>> {
-        self.carriers.iter().map(|name| carrier::start(name, &self.peers, lab, host)).collect()
+    /// Starts one of the carriers.
+    fn start<'a>(
+        &self,
+        name: &str,
+        lab: &tests::Lab,
+        way: Way<'a>,
+        results: &mut Results,
+    ) -> Result<Option<Carrier<'a>>> {
+        let carrier = carrier::start(name, &self.peers, lab, way);
+        self.or_left_out(name, carrier, results)
+    }
+
+    /// What came of one of the carriers. Whatever dworker is compared with is left out where it fails, and that is said.
+    fn or_left_out<T>(&self, name: &str, outcome: Result<T>, results: &mut Results) -> Result<Option<T>> {
+        match outcome {
+            Err(error) if name != carrier::OURS => {
+                results.leave_out(name, &error);
+                Ok(None)
+            }
+            outcome => outcome.map(Some),
+        }
+    }
+
+    /// Starts all of them on a host.
+    fn start_all<'a>(
+        &self,
+        lab: &tests::Lab,
+        host: &'a tests::Host,
+        results: &mut Results,
+    ) -> Result<Vec<Carrier<'a>>> {
+        let start = |name: &String| self.start(name, lab, Way::within(host), results).transpose();
+        self.carriers.iter().filter_map(start).collect()
     }
 }
 

@@ -8,30 +8,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tests::{Command, Host, Lab, Process};
 
-use super::{Carrier, End, Peer};
+use super::{Carrier, End, Peer, Way};
 use crate::world::{Place, TARGET};
 
 const START: Duration = Duration::from_secs(10);
 
-/// Where the nth tool's client listens, and its server.
-fn ports(tool: u16) -> (SocketAddr, SocketAddr) {
-    (([127, 0, 0, 1], 2001 + 10 * tool).into(), ([127, 0, 0, 1], 2002 + 10 * tool).into())
-}
-
 /// Starts both ends, the server first; each is up when it listens.
 fn both<'a>(
     name: &str,
-    host: &'a Host,
+    way: Way<'a>,
     (near, far): (SocketAddr, SocketAddr),
     [server, client]: [Command; 2],
 ) -> Result<Carrier<'a>> {
     let mut ends = Vec::new();
-    for (command, at) in [(server, far), (client, near)] {
+    for (host, command, at) in [(way.far, server, far), (way.near, client, near)] {
         let process = host.uncaptured(command).spawn()?;
         listening(host, &process, at).with_context(|| format!("starting {name}"))?;
         ends.push(End::Process(process));
     }
-    Ok(Carrier { name: name.into(), place: Place::plain(host), to: near, ends })
+    Ok(Carrier { name: name.into(), place: Place::plain(way.near), to: near, ends })
 }
 
 /// Waits until somebody listens there.
@@ -51,10 +46,10 @@ pub(super) fn listening(host: &Host, process: &Process, at: SocketAddr) -> Resul
 }
 
 /// nginx's `stream` with TLS between its two halves.
-pub(crate) fn nginx<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
-    let (near, far) = ports(1);
+pub(crate) fn nginx<'a>(lab: &Lab, way: Way<'a>) -> Result<Carrier<'a>> {
+    let (near, far) = way.ports(1);
     let identity = lab.appliance_identity()?;
-    let directory = host.directory();
+    let directory = way.near.directory();
     let halves = [
         format!(
             "listen {far} ssl; proxy_pass {TARGET}; ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.3;",
@@ -81,12 +76,12 @@ pub(crate) fn nginx<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
         Ok(Command::new("/usr/sbin/nginx").arg("-p").arg(&own).arg("-c").arg(&file))
     };
     let [far_half, near_half] = halves;
-    both("nginx", host, (near, far), [half("far", far_half)?, half("near", near_half)?])
+    both("nginx", way, (near, far), [half("far", far_half)?, half("near", near_half)?])
 }
 
 /// stunnel at both ends.
-pub(crate) fn stunnel<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
-    let (near, far) = ports(2);
+pub(crate) fn stunnel<'a>(lab: &Lab, way: Way<'a>) -> Result<Carrier<'a>> {
+    let (near, far) = way.ports(2);
     let identity = lab.appliance_identity()?;
     let common = "foreground = yes\npid =\nsyslog = no\ndebug = err\nsslVersion = TLSv1.3\nsocket = l:TCP_NODELAY=1\n\
                   socket = r:TCP_NODELAY=1\n[it]\n";
@@ -102,18 +97,18 @@ pub(crate) fn stunnel<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
         ),
     ];
     let half = |half: &str, text: String| -> Result<Command> {
-        let file = host.directory().join(format!("stunnel-{half}.conf"));
+        let file = way.near.directory().join(format!("stunnel-{half}.conf"));
         fs::write(&file, format!("{common}{text}"))?;
         Ok(Command::new("stunnel4").arg(&file))
     };
     let [far_half, near_half] = halves;
-    both("stunnel", host, (near, far), [half("far", far_half)?, half("near", near_half)?])
+    both("stunnel", way, (near, far), [half("far", far_half)?, half("near", near_half)?])
 }
 
 /// OpenSSH's `-L`: many connections in one, as dworker has it.
-pub(crate) fn ssh(host: &Host) -> Result<Carrier<'_>> {
-    let (near, far) = ports(3);
-    let own = host.directory().join("ssh");
+pub(crate) fn ssh(way: Way<'_>) -> Result<Carrier<'_>> {
+    let (near, far) = way.ports(3);
+    let own = way.near.directory().join("ssh");
     fs::create_dir_all(&own)?;
     fs::set_permissions(&own, fs::Permissions::from_mode(0o700))?;
     let path = |name: &str| own.join(name).display().to_string();
@@ -122,14 +117,14 @@ pub(crate) fn ssh(host: &Host) -> Result<Carrier<'_>> {
     }
     fs::copy(own.join("user.pub"), own.join("authorized"))?;
     let host_key = fs::read_to_string(own.join("host.pub"))?;
-    fs::write(own.join("known"), format!("[127.0.0.1]:{} {host_key}", far.port()))?;
+    fs::write(own.join("known"), format!("[{}]:{} {host_key}", far.ip(), far.port()))?;
     // Where sshd keeps its unprivileged half.
     fs::create_dir_all("/run/sshd")?;
     let server = Command::new("/usr/sbin/sshd")
         .args(["-D", "-e", "-f", "/dev/null", "-p", &far.port().to_string(), "-h", &path("host")])
         .args([
             "-o",
-            "ListenAddress=127.0.0.1",
+            &format!("ListenAddress={}", far.ip()),
             "-o",
             "PidFile=none",
             "-o",
@@ -141,13 +136,13 @@ pub(crate) fn ssh(host: &Host) -> Result<Carrier<'_>> {
     let client = Command::new("ssh")
         .args(["-N", "-F", "/dev/null", "-i", &path("user"), "-p", &far.port().to_string()])
         .args(["-o", &format!("UserKnownHostsFile={}", path("known")), "-o", "ExitOnForwardFailure=yes"])
-        .args(["-L", &format!("{near}:{TARGET}"), "root@127.0.0.1"]);
-    both("ssh", host, (near, far), [server, client])
+        .args(["-L", &format!("{near}:{TARGET}"), &format!("root@{}", far.ip())]);
+    both("ssh", way, (near, far), [server, client])
 }
 
 /// A tool that the command line names, as the nth of those.
-pub(crate) fn given<'a>(peer: &Peer, nth: usize, lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
-    let (near, far) = ports(4 + u16::try_from(nth)?);
+pub(crate) fn given<'a>(peer: &Peer, nth: usize, lab: &Lab, way: Way<'a>) -> Result<Carrier<'a>> {
+    let (near, far) = way.ports(4 + u16::try_from(nth)?);
     let identity = lab.appliance_identity()?;
     let shell = |line: &str| {
         Command::new("sh")
@@ -161,5 +156,5 @@ pub(crate) fn given<'a>(peer: &Peer, nth: usize, lab: &Lab, host: &'a Host) -> R
             .env("CERTIFICATE", &identity.certificate)
             .env("KEY", &identity.key)
     };
-    both(&peer.name, host, (near, far), [shell(&peer.server), shell(&peer.client)])
+    both(&peer.name, way, (near, far), [shell(&peer.server), shell(&peer.client)])
 }

@@ -1,12 +1,11 @@
 //! The references: nothing at all, and the bare pipe.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 use tests::{Host, Lab};
 
-use super::{Carrier, End};
+use super::{Carrier, End, Way};
 use crate::world::{Place, TARGET, own};
 
 const START: Duration = Duration::from_secs(10);
@@ -17,10 +16,9 @@ pub(crate) fn direct(host: &Host) -> Carrier<'_> {
 }
 
 /// Both ends of the bare pipe.
-pub(crate) fn pipe<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
+pub(crate) fn pipe<'a>(lab: &Lab, way: Way<'a>) -> Result<Carrier<'a>> {
     let identity = lab.appliance_identity()?;
-    let (near, far): (SocketAddr, SocketAddr) =
-        (([127, 0, 0, 1], 2001).into(), ([127, 0, 0, 1], 2002).into());
+    let (near, far) = way.ports(0);
     let text = |path: &std::path::Path| path.display().to_string();
     let server = own([
         "pipe",
@@ -43,10 +41,10 @@ pub(crate) fn pipe<'a>(lab: &Lab, host: &'a Host) -> Result<Carrier<'a>> {
         &text(lab.pki().ca_file()),
     ])?;
     let mut ends = Vec::new();
-    for command in [server, client] {
+    for (host, command) in [(way.far, server), (way.near, client)] {
         let process = host.uncaptured(command).spawn()?;
         process.wait_for_line("listening", START)?;
         ends.push(End::Process(process));
     }
-    Ok(Carrier { name: "pipe".into(), place: Place::plain(host), to: near, ends })
+    Ok(Carrier { name: "pipe".into(), place: Place::plain(way.near), to: near, ends })
 }

@@ -15,7 +15,7 @@ pub(super) fn bulk(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
     let _target = world::target(host)?;
-    let carriers = plan.start(&lab, host)?;
+    let carriers = plan.start_all(&lab, host, results)?;
     for streams in [1, 8] {
         measure(plan, results, &carriers, streams)?;
     }

@@ -6,10 +6,10 @@ use anyhow::Result;
 use tests::{Lab, PathSettings};
 
 use super::Plan;
-use crate::carrier::{self, Carrier};
+use crate::carrier::{self, Carrier, Way};
 use crate::load::{Direction, Load, What};
 use crate::results::{Better, Results};
-use crate::world::{self, Place, TARGET, TARGET_HOST};
+use crate::world::{self, TARGET_HOST};
 
 /// 50 ms there and back: when the first byte comes, and how much of 1 Gbit/s one stream has after three seconds.
 pub(super) fn long(plan: &Plan, results: &mut Results) -> Result<()> {
@@ -17,7 +17,7 @@ pub(super) fn long(plan: &Plan, results: &mut Results) -> Result<()> {
     let wire = PathSettings { rate: Some(1_000_000_000), queue: 8 << 20, ..path };
     let lab = world::lab(Some(path))?;
     let _target = world::target(lab.site())?;
-    let carriers = across(&lab, None)?;
+    let carriers = across(plan, &lab, &plan.carriers, None, results)?;
     for _ in 0..plan.rounds {
         for carrier in &carriers {
             let seen = carrier.place.run(plan.load(carrier, What::FirstByte { times: 5 }))?;
@@ -43,14 +43,18 @@ pub(super) fn long(plan: &Plan, results: &mut Results) -> Result<()> {
 pub(super) fn loss(plan: &Plan, results: &mut Results) -> Result<()> {
     let path = PathSettings { delay: Duration::from_millis(10), loss: 0.01, ..PathSettings::default() };
     let what = What::Bulk { streams: 8, direction: Direction::Down };
-    for (lanes, measure) in
-        [(Some(4), "bulk 8 at 1 % loss, 20 ms"), (None, "bulk 8 at 1 % loss, 20 ms, default lanes")]
-    {
-        let lab = world::lab(Some(path))?;
-        let _target = world::target(lab.site())?;
-        let carriers = across(&lab, lanes)?;
-        for _ in 0..plan.rounds {
-            for carrier in &carriers {
+    let labs = [world::lab(Some(path))?, world::lab(Some(path))?];
+    let _targets = [world::target(labs[0].site())?, world::target(labs[1].site())?];
+    // The others have no such setting; direct TCP is what both are compared with.
+    let set: Vec<String> =
+        plan.carriers.iter().filter(|name| ["direct", "dworker"].contains(&name.as_str())).cloned().collect();
+    let measures = [
+        ("bulk 8 at 1 % loss, 20 ms", across(plan, &labs[0], &plan.carriers, Some(4), results)?),
+        ("bulk 8 at 1 % loss, 20 ms, default lanes", across(plan, &labs[1], &set, None, results)?),
+    ];
+    for _ in 0..plan.rounds {
+        for (measure, carriers) in &measures {
+            for carrier in carriers {
                 let time = plan.time.max(Duration::from_secs(5));
                 let load = Load { warm: Duration::from_secs(2), time, ..plan.load(carrier, what) };
                 let seen = carrier.place.run(load)?;
@@ -61,16 +65,24 @@ pub(super) fn loss(plan: &Plan, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Direct TCP and dworker from the appliance's host to the site.
-fn across(lab: &Lab, lanes: Option<u8>) -> Result<Vec<Carrier<'_>>> {
-    let (appliance, site) = (lab.appliance(), lab.site());
+/// Starts these from the appliance's host to the site, dworker with so many websockets.
+fn across<'a>(
+    plan: &Plan,
+    lab: &'a Lab,
+    names: &[String],
+    lanes: Option<u8>,
+    results: &mut Results,
+) -> Result<Vec<Carrier<'a>>> {
+    let way = Way::across(lab);
     lab.router().netns().ip(&format!("route add {TARGET_HOST}/32 via {}", tests::net::SITE.v4))?;
-    for host in [appliance, site] {
+    for host in [way.near, way.far] {
         // Else the kernel's default for what one connection may have on its way is the limit, not the path.
         host.netns().sysctl("net/ipv4/tcp_rmem", "4096 131072 33554432")?;
         host.netns().sysctl("net/ipv4/tcp_wmem", "4096 65536 33554432")?;
     }
-    let place = Place::plain(appliance);
-    let direct = Carrier { name: "direct".into(), place, to: TARGET, ends: Vec::new() };
-    Ok(vec![direct, carrier::one_hop_with(lab, appliance, site, &[TARGET_HOST], lanes)?])
+    let start = |name: &String| match name.as_str() {
+        "dworker" => Some(carrier::one_hop_with(lab, way.near, way.far, &[TARGET_HOST], lanes)),
+        name => plan.start(name, lab, way, results).transpose(),
+    };
+    names.iter().filter_map(start).collect()
 }

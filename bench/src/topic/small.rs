@@ -19,7 +19,7 @@ pub(super) fn connects(plan: &Plan, results: &mut Results) -> Result<()> {
     let host = lab.appliance();
     world::many_ports(host)?;
     let _target = world::target(host)?;
-    let carriers = plan.start(&lab, host)?;
+    let carriers = plan.start_all(&lab, host, results)?;
     for _ in 0..plan.rounds {
         for carrier in &carriers {
             let what = What::Connects { at_once: CONNECTIONS };
@@ -38,7 +38,7 @@ pub(super) fn requests(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
     let _target = world::target(host)?;
-    let carriers = plan.start(&lab, host)?;
+    let carriers = plan.start_all(&lab, host, results)?;
     for _ in 0..plan.rounds {
         for carrier in &carriers {
             let name = &carrier.name;

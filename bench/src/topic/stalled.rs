@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use ::tests::Host;
+use ::tests::{Host, Lab};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Plan;
-use crate::carrier::{self, Carrier, End};
+use crate::carrier::{self, Carrier, End, Way};
 use crate::load::{Direction, Load, What};
 use crate::processes;
 use crate::results::{Better, Results};
@@ -26,9 +26,11 @@ const FULL: Duration = Duration::from_secs(30);
 
 /// How much is held for each, and what others lose beside them.
 pub(super) fn stalled(plan: &Plan, results: &mut Results) -> Result<()> {
+    // Rounds are compared one by one: who was left out of one is left out of those after it.
+    let mut names = plan.carriers.clone();
     for _ in 0..plan.rounds {
         held(plan, results)?;
-        beside(plan, results)?;
+        beside(plan, &mut names, results)?;
     }
     Ok(())
 }
@@ -72,41 +74,41 @@ fn held(plan: &Plan, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// What others lose beside them; and what they lose where TCP alone or the bare pipe carries all of them, since of that the
-/// kernel has its part.
-fn beside(plan: &Plan, results: &mut Results) -> Result<()> {
+/// What others lose beside them, whoever carries all of them: of that the kernel has its part.
+fn beside(plan: &Plan, names: &mut Vec<String>, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
     bound(host, SOCKET[1])?;
     let _target = world::target(host)?;
-    for name in ["direct", "pipe", "dworker"] {
-        if name != "dworker" && !plan.carriers.iter().any(|wanted| wanted == name) {
-            continue;
+    for name in std::mem::take(names) {
+        let rates = with_and_without(plan, &name, &lab, results);
+        let Some(rates) = plan.or_left_out(&name, rates, results)? else { continue };
+        let Some((without, with)) = rates else { continue };
+        for (measure, rate) in [("bulk without stalled", without), ("bulk beside stalled", with)] {
+            results.add(measure, "B/s", Better::More, &name, rate);
         }
-        let carrier = carrier::start(name, &[], &lab, host)?;
-        let others = What::Bulk { streams: 4, direction: Direction::Down };
-        let (without, _) = plan.run("bulk-without-stalled", &carrier, others)?;
-        let before = processes::tcp_pages()?;
-        let running = hold(plan, &carrier, BESIDE)?;
-        // What they take until they stall is not what they cost while they do.
-        match carrier.ends.first() {
-            Some(End::Daemon(_)) => {
-                full(&carrier, BESIDE)?;
-            }
-            _ => {
-                if let Err(error) = still(before) {
-                    eprintln!("bench: {name} beside stalled connections is left out: {error:#}");
-                    continue;
-                }
-            }
-        }
-        let (with, _) = plan.run("bulk-beside-stalled", &carrier, others)?;
-        for (measure, seen) in [("bulk without stalled", without), ("bulk beside stalled", with)] {
-            results.add(measure, "B/s", Better::More, name, seen.rate);
-        }
-        drop(running);
+        results.add("others beside stalled", "of without", Better::More, &name, with / without);
+        names.push(name);
     }
     Ok(())
+}
+
+/// Bytes a second without stalled connections and beside them.
+fn with_and_without(plan: &Plan, name: &str, lab: &Lab, results: &mut Results) -> Result<Option<(f64, f64)>> {
+    let Some(carrier) = plan.start(name, lab, Way::within(lab.appliance()), results)? else {
+        return Ok(None);
+    };
+    let others = What::Bulk { streams: 4, direction: Direction::Down };
+    let (without, _) = plan.run("bulk-without-stalled", &carrier, others)?;
+    let before = processes::tcp_pages()?;
+    let _running = hold(plan, &carrier, BESIDE)?;
+    // What they take until they stall is not what they cost while they do.
+    match carrier.ends.first() {
+        Some(End::Daemon(_)) => full(&carrier, BESIDE).map(drop),
+        _ => still(before),
+    }?;
+    let (with, _) = plan.run("bulk-beside-stalled", &carrier, others)?;
+    Ok(Some((without.rate, with.rate)))
 }
 
 /// Waits until the kernel has more than so many pages for connections, and gets no more.

@@ -1,0 +1,82 @@
+//! dworker beside each of the others, in one table.
+
+use crate::carrier::OURS;
+use crate::results::{Better, Measure, Results};
+
+const WIDTH: usize = 8;
+
+/// One measure: what dworker has in parts of what each of the others has.
+struct Row<'a> {
+    measure: &'a str,
+    better: Better,
+    ratios: Vec<Option<f64>>,
+}
+
+/// Prints the table, where anybody was measured beside dworker.
+pub(super) fn print(results: &Results) {
+    let others = others(results);
+    let rows = rows(results, &others);
+    if rows.is_empty() {
+        return;
+    }
+    let heads: String = others.iter().map(|other| format!(" {other:>WIDTH$}")).collect();
+    println!("\n{:<48}{heads}", "what dworker has, in parts of what each has");
+    for row in rows {
+        let cell = |ratio: &Option<f64>| format!(" {:>WIDTH$}", ratio.map_or("-".to_owned(), super::number));
+        let cells: String = row.ratios.iter().map(cell).collect();
+        let better = if row.better == Better::Less { ", less is better" } else { "" };
+        println!("{:<48}{cells}", format!("{}{better}", row.measure));
+    }
+}
+
+/// Who was measured beside dworker.
+fn others(results: &Results) -> Vec<&str> {
+    let carriers = results.run.carriers.iter().map(String::as_str);
+    let beside = |other: &&str| {
+        let both = |of: &Measure| of.samples.contains_key(OURS) && of.samples.contains_key(*other);
+        *other != OURS && results.measures.values().any(both)
+    };
+    carriers.filter(beside).collect()
+}
+
+fn rows<'a>(results: &'a Results, others: &[&str]) -> Vec<Row<'a>> {
+    let row = |(measure, of): (&'a String, &Measure)| {
+        let ratio = |other: &&str| results.ratio((measure, OURS), (measure, other)).map(|ratio| ratio.median);
+        Row { measure, better: of.better, ratios: others.iter().map(ratio).collect() }
+    };
+    let rows = results.measures.iter().map(row);
+    rows.filter(|row| row.ratios.iter().any(Option::is_some)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Run;
+
+    #[test]
+    fn each_measure_that_another_has_too_is_a_row() {
+        let carriers = ["direct", "pipe", OURS, "nginx", "a-peer"].map(str::to_owned).into();
+        let mut results = Results::of(Run { carriers, ..Run::default() });
+        for (measure, carrier, value) in [
+            ("bulk", OURS, 3.0),
+            ("bulk", "a-peer", 2.0),
+            ("bulk", "pipe", 6.0),
+            ("connects", OURS, 1.0),
+            ("connects", "direct", 4.0),
+            ("memory", OURS, 1.0),
+            ("other", "pipe", 1.0),
+            ("other", "nginx", 1.0),
+            ("bulk", "part-of-a-topic", 1.0),
+        ] {
+            results.add(measure, "", Better::More, carrier, value);
+        }
+        let others = others(&results);
+        assert_eq!(others, ["direct", "pipe", "a-peer"]);
+        let rows = rows(&results, &others);
+        let found: Vec<_> = rows.iter().map(|row| (row.measure, row.ratios.clone())).collect();
+        assert_eq!(
+            found,
+            [("bulk", vec![None, Some(0.5), Some(1.5)]), ("connects", vec![Some(0.25), None, None])]
+        );
+    }
+}
