@@ -34,7 +34,7 @@ mod wire;
 /// First size of a read; it doubles while reads fill it.
 const FIRST_READ: usize = 8 * 1024;
 
-/// Pieces that are written at once: as many full records as a lane reads in its turn (512 KiB), and some. One left over
+/// Pieces that are written at once: as many full records as a lane reads in its longest turn (512 KiB), and some. One left over
 /// would be a call and a packet.
 const PIECES: usize = 36;
 
@@ -185,7 +185,11 @@ async fn wire_to_stream<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) -
             }
             Ok(n) => {
                 meter.fetch_add(n as u64, Ordering::Relaxed);
-                size = if n >= size { (size * 2).min(LARGEST_SEND) } else { size.min(n * 2).max(FIRST_READ) };
+                size = match n < wanted {
+                    true => size.min(n * 2).max(FIRST_READ),
+                    false if wanted < size => size,
+                    false => (size * 2).min(LARGEST_SEND),
+                };
                 stream.send(buffer);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

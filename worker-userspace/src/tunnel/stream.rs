@@ -28,13 +28,15 @@ use super::message::{self, Open, OpenOk};
 use crate::refusal::{Code, Refusal};
 
 pub use cutter::{Account, Cutter};
-use queue::{Arrived, append};
+use queue::{Arrived, Pending};
 
-/// Most bytes that one stream has queued in its lane before its socket is read again.
-const QUEUE: usize = 64 * 1024;
 /// Most bytes that one `send` takes: as many as a message of the lane has room for. What is left over would be a
 /// message, a record and a packet of its own.
 pub const LARGEST_SEND: usize = lane::BATCH - frame::HEADER;
+
+/// Where so much of a stream waits, a lane reads no more than that in its turn. Else one that reads faster than its bytes move on
+/// fills the whole window first, and what waits so long is not in the processor's cache any more.
+pub(super) const PLENTY: usize = 128 * 1024;
 
 /// Pieces up to this size are put together, on the wire and in queues.
 pub(super) const SMALL: usize = 2048;
@@ -51,8 +53,7 @@ enum Fin {
 struct State {
     // Towards the peer.
     credit: SendCredit,
-    pending: VecDeque<BytesMut>,
-    pending_bytes: usize,
+    pending: Pending,
     fin: Fin,
     in_ready: bool,
     in_waiting: bool,
@@ -106,7 +107,8 @@ pub(super) struct Shared {
 
 /// What [`Shared::take_data`] gives the lane to send.
 pub(super) struct Taken {
-    pub(super) data: Option<BytesMut>,
+    /// Payload bytes.
+    pub(super) bytes: usize,
     pub(super) fin: bool,
     /// How the stream was given up, behind all its data.
     pub(super) last_words: Option<(Type, Refusal)>,
@@ -124,8 +126,7 @@ impl Shared {
     ) -> Arc<Shared> {
         let state = State {
             credit: SendCredit::new(credit),
-            pending: VecDeque::new(),
-            pending_bytes: 0,
+            pending: Pending::default(),
             fin: Fin::Open,
             in_ready: false,
             in_waiting: false,
@@ -176,15 +177,20 @@ impl Shared {
         }
     }
 
-    /// Takes at most `max` bytes of what is pending.
-    pub(super) fn take_data(&self, max: usize) -> Taken {
+    /// Moves at most `max` bytes of what is pending into one frame, behind `out` and then `scratch`: small pieces are put
+    /// together there.
+    pub(super) fn take_data(
+        &self,
+        max: usize,
+        scratch: &mut BytesMut,
+        out: &mut VecDeque<BytesMut>,
+    ) -> Taken {
         let mut state = self.state();
-        let data = match state.pending.front_mut() {
-            Some(front) if front.len() > max => Some(front.split_to(max)),
-            Some(_) => state.pending.pop_front(),
-            None => None,
-        };
-        state.pending_bytes -= data.as_ref().map_or(0, BytesMut::len);
+        let bytes = state.pending.bytes().min(max);
+        if bytes > 0 {
+            frame::put_header(scratch, self.id, Type::Data, bytes);
+            state.pending.take(bytes, scratch, out);
+        }
         let more = !state.pending.is_empty();
         let fin = !more && state.fin == Fin::Queued && state.failure.is_none();
         if fin {
@@ -193,13 +199,14 @@ impl Shared {
         let last_words = if more { None } else { state.last_words.take().map(|words| *words) };
         state.in_ready = more;
         let done = state.is_done();
-        let waker = if state.pending_bytes < QUEUE { state.send_waker.take() } else { None };
+        // Not for the room of each turn: that would be a wakeup and a small read for each.
+        let waker = if state.pending.bytes() <= LARGEST_SEND { state.send_waker.take() } else { None };
         drop(state);
         if done {
             self.lane.forget(self.id);
         }
         waker.into_iter().for_each(Waker::wake);
-        Taken { data, fin, last_words, more }
+        Taken { bytes, fin, last_words, more }
     }
 
     /// The lane's queue has room again. `false`: nobody waits for it here any more.
@@ -213,22 +220,23 @@ impl Shared {
         waits
     }
 
-    /// Bytes arrived.
-    pub(super) fn on_data(&self, bytes: BytesMut) -> Result<(), DataFault> {
+    /// Bytes arrived. `true`: so many wait that who takes them is to have its turn.
+    pub(super) fn on_data(&self, bytes: BytesMut) -> Result<bool, DataFault> {
         let mut state = self.state();
         if state.fin_received {
             return Err(DataFault::AfterFin);
         }
         state.window.on_received(bytes.len())?;
         if state.failure.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let State { arrived, window, .. } = &mut *state;
         arrived.add(bytes, window);
+        let plenty = window.held() >= PLENTY as u64;
         let waker = state.recv_waker.take();
         drop(state);
         waker.into_iter().for_each(Waker::wake);
-        Ok(())
+        Ok(plenty)
     }
 
     /// The peer ended its direction.
@@ -311,8 +319,7 @@ impl Shared {
     }
 
     fn send_no_more(&self, state: &mut State) {
-        state.pending.clear();
-        self.lane.unqueue(std::mem::take(&mut state.pending_bytes));
+        self.lane.unqueue(std::mem::take(&mut state.pending).bytes());
         state.open = None;
     }
 }
@@ -433,15 +440,15 @@ impl Stream {
         if let Some(refusal) = &state.failure {
             return Poll::Ready(Err(Refusal::clone(refusal)));
         }
-        let credit = state.credit.available();
+        let (credit, room) = (state.credit.available(), state.pending.room());
         let lane = &self.shared.lane;
         if credit == 0 {
             if state.send_waker.is_none() {
                 lane.count_stall();
             }
-        } else if state.pending_bytes < QUEUE {
+        } else if room > 0 {
             if lane.has_room() || (!state.in_waiting && !lane.wait_for_room(&self.shared)) {
-                return Poll::Ready(Ok(credit.min(LARGEST_SEND)));
+                return Poll::Ready(Ok(credit.min(room)));
             }
             state.in_waiting = true;
         }
@@ -452,7 +459,7 @@ impl Stream {
     /// Bytes that may be sent without a wait, when nothing is sent after them: the lane's queue is not asked.
     pub fn room(&self) -> usize {
         let state = self.shared.state();
-        let room = QUEUE.saturating_sub(state.pending_bytes).min(state.credit.available());
+        let room = state.pending.room().min(state.credit.available());
         if state.failure.is_some() || state.fin != Fin::Open { 0 } else { room }
     }
 
@@ -464,9 +471,8 @@ impl Stream {
             return;
         }
         state.credit.spend(bytes.len());
-        state.pending_bytes += bytes.len();
         self.shared.lane.queue(bytes.len());
-        append(&mut state.pending, bytes);
+        state.pending.add(bytes);
         self.shared.ready(&mut state);
     }
 

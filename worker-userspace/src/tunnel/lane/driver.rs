@@ -33,8 +33,8 @@ use crate::tunnel::transport::Source;
 use crate::tunnel::websocket::{self, Event, Opcode, Side};
 use pace::Pace;
 
-/// Bytes that one poll reads before other tasks get their turn.
-const READ_PER_POLL: usize = 512 * 1024;
+/// Bytes that one poll reads before other tasks get their turn; and where a stream has [plenty](stream::PLENTY) waiting.
+const READ_PER_POLL: [usize; 2] = [512 * 1024, stream::PLENTY];
 /// What a piece counts for at least.
 const LEAST: usize = 2 * 1024;
 /// Pieces of a message that are written at once.
@@ -55,6 +55,8 @@ pub(super) struct Driver<S> {
     policy: Option<(Arc<Push>, usize)>,
     /// The policy on its way in.
     assembly: Assembly,
+    /// A stream that something came for in this poll has plenty waiting.
+    plenty: bool,
     unflushed: bool,
     pace: Pace,
     started: Instant,
@@ -77,6 +79,7 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             scratch: BytesMut::new(),
             policy: None,
             assembly: Assembly::default(),
+            plenty: false,
             unflushed: false,
             pace: Pace::new(now),
             started: now,
@@ -151,9 +154,10 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
 
     /// Reads and dispatches. `true`: there may be more.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, LaneEnd> {
+        self.plenty = false;
         self.decode()?;
         let mut read = 0;
-        while read < READ_PER_POLL {
+        while read < READ_PER_POLL[usize::from(self.plenty)] {
             match Pin::new(&mut self.up.io).poll_source(cx, &mut self.up.read) {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(Ok(0)) => return Err(LaneEnd::Cut),
@@ -280,7 +284,8 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
         self.shared.counters.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let header = Header { stream: id, kind: Type::Data, length: bytes.len() };
         let Some(stream) = self.stream(header)? else { return Ok(()) };
-        stream.on_data(bytes).map_err(|fault| LaneEnd::Data { stream: id, fault })
+        self.plenty |= stream.on_data(bytes).map_err(|fault| LaneEnd::Data { stream: id, fault })?;
+        Ok(())
     }
 
     fn on_open(&mut self, id: u32, payload: &[u8]) -> Result<(), LaneEnd> {
@@ -469,17 +474,14 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
                 Some(Turn::Data(stream, alone)) => (stream, alone),
             };
             let room = BATCH - size - self.scratch.len() - frame::HEADER;
-            let taken = stream.take_data(if alone { room } else { room.min(self.pace.turn()) });
-            if let Some(data) = taken.data {
-                freed += data.len();
-                frame::put_header(&mut self.scratch, stream.id(), Type::Data, data.len());
-                if data.len() <= SMALL {
-                    self.scratch.extend_from_slice(&data);
-                } else {
-                    size += self.scratch.len() + data.len();
-                    self.out.push_back(self.scratch.split());
-                    self.out.push_back(data);
-                }
+            let turn = self.pace.turn();
+            let most = if alone { room } else { room.min(turn) };
+            let before = BATCH - room;
+            let taken = stream.take_data(most, &mut self.scratch, &mut self.out);
+            if taken.bytes > 0 {
+                freed += taken.bytes;
+                // Of this frame and all before it, what does not wait in `scratch` is in `out`.
+                size = before + taken.bytes - self.scratch.len();
             }
             if taken.fin {
                 frame::put_header(&mut self.scratch, stream.id(), Type::Fin, 0);
@@ -490,7 +492,9 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
                 });
             }
             if taken.more {
-                self.shared.queues().ready.push_back(stream);
+                let goes_on = !alone && self.pace.goes_on(turn, taken.bytes);
+                let ready = &mut self.shared.queues().ready;
+                if goes_on { ready.push_front(stream) } else { ready.push_back(stream) }
             }
         }
         if freed > 0 {

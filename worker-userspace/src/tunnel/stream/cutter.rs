@@ -37,8 +37,8 @@ impl Cutter {
     /// What waits in the stream, where it is still there.
     pub fn account(&self) -> Option<Account> {
         let shared = self.0.upgrade()?;
-        let State { window, pending_bytes, .. } = &*shared.state();
-        Some(Account { window: window.window(), held: window.held(), queued: *pending_bytes })
+        let State { window, pending, .. } = &*shared.state();
+        Some(Account { window: window.window(), held: window.held(), queued: pending.bytes() })
     }
 }
 

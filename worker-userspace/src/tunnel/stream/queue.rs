@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use super::SMALL;
+use super::{LARGEST_SEND, SMALL};
 use crate::tunnel::credit::{self, ReceiveWindow};
 
-/// What a lane hands on in its turn, twice: so many bytes wait where all is well, and are copied fast enough where not.
+/// What a lane hands on in its longest turn, twice: so many bytes wait where all is well, and are copied fast enough where not.
 const LONG: u64 = 1024 * 1024;
 
 /// Queues a piece. A socket is read into more room than there are bytes, and of what a peer sends a small piece would keep
 /// the whole read buffer alive.
-pub(super) fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
+fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
     match queue.back_mut() {
         Some(last) if last.len() + piece.len() <= SMALL => last.extend_from_slice(&piece),
         _ if piece.len() <= SMALL || piece.capacity() > 4 * piece.len() => queue.push_back(copy(&piece)),
@@ -22,6 +22,66 @@ pub(super) fn append(queue: &mut VecDeque<BytesMut>, piece: BytesMut) {
 
 fn copy(piece: &BytesMut) -> BytesMut {
     BytesMut::from(&piece[..])
+}
+
+/// What is to be sent and is in no message yet.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    pieces: VecDeque<BytesMut>,
+    bytes: usize,
+}
+
+impl Pending {
+    /// Where there is to be no more of it: with the end of a message, and of the next, so that there is one while the other
+    /// is put together.
+    const ENDS: [usize; 2] = [LARGEST_SEND, 2 * LARGEST_SEND];
+
+    pub(super) fn add(&mut self, piece: BytesMut) {
+        self.bytes += piece.len();
+        append(&mut self.pieces, piece);
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Bytes that may be added: to the end of a message, or of the next where that is next to nothing.
+    pub(super) fn room(&self) -> usize {
+        let rooms = Self::ENDS.map(|end| end.saturating_sub(self.bytes));
+        rooms.into_iter().find(|room| *room > SMALL).map_or(0, |room| room.min(LARGEST_SEND))
+    }
+
+    /// Moves the first `n` bytes behind `out` and then `scratch`: small pieces are put together there.
+    pub(super) fn take(&mut self, n: usize, scratch: &mut BytesMut, out: &mut VecDeque<BytesMut>) {
+        let mut left = n;
+        while left > 0
+            && let Some(mut piece) = self.pieces.pop_front()
+        {
+            if piece.len() > left {
+                self.pieces.push_front(piece.split_off(left));
+            }
+            left -= piece.len();
+            if piece.len() <= SMALL {
+                scratch.extend_from_slice(&piece);
+            } else {
+                if !scratch.is_empty() {
+                    out.push_back(scratch.split());
+                }
+                out.push_back(piece);
+            }
+        }
+        debug_assert_eq!(left, 0, "no more than there is");
+        self.bytes -= n - left;
+    }
+
+    #[cfg(test)]
+    pub(super) fn pieces(&self) -> &VecDeque<BytesMut> {
+        &self.pieces
+    }
 }
 
 /// What came and was not taken.

@@ -43,7 +43,7 @@ async fn what_is_queued_in_small_pieces_takes_no_more_memory_than_it_counts_for(
         stream.send(read);
     }
     let state = stream.shared.state();
-    for queue in [&state.pending, state.arrived.pieces()] {
+    for queue in [state.pending.pieces(), state.arrived.pieces()] {
         assert!(bytes(queue) == expected, "the bytes were altered");
         assert!(kept(queue) < 4 * expected.len(), "{} bytes take {}", expected.len(), kept(queue));
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::tunnel::lane::{BATCH, TURN};
+use crate::tunnel::stream::SMALL;
 use crate::tunnel::transport;
 
 /// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
@@ -16,11 +17,13 @@ pub(super) struct Pace {
     /// Payload bytes sent by then.
     sent: u64,
     unsent: u32,
+    /// What is left of the turn of the first that is ready.
+    rest: Option<usize>,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Pace {
-        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO) }
+        Pace { fitted: now, sent: 0, unsent: transport::unsent(0.0, Duration::ZERO), rest: None }
     }
 
     /// True where so much was sent that it is to be fitted before the next tick. Costs no look at a clock.
@@ -28,9 +31,16 @@ impl Pace {
         sent - self.sent > BYTES
     }
 
-    /// Bytes that a stream may send while others wait: the faster the lane, the less time they take.
-    pub(super) fn turn(&self) -> usize {
-        (self.unsent as usize / 8).clamp(TURN, BATCH)
+    /// Bytes that the next stream may send while others wait: the faster the lane, the less time they take.
+    pub(super) fn turn(&mut self) -> usize {
+        self.rest.take().unwrap_or((self.unsent as usize / 8).clamp(TURN, BATCH))
+    }
+
+    /// True where the end of a message cut a turn short: the next message begins with the rest of it. Else that might be the same
+    /// stream's each time.
+    pub(super) fn goes_on(&mut self, turn: usize, taken: usize) -> bool {
+        self.rest = turn.checked_sub(taken).filter(|rest| *rest > SMALL);
+        self.rest.is_some()
     }
 
     /// How much the kernel is to keep unsent from now on, where that is not as before.
