@@ -173,7 +173,7 @@ impl<'t> Line<'t> {
         let here = self.text[at..].trim_end();
         let problem = match here {
             "" => format!("the line ends here: {problem}"),
-            _ if self.text.contains('@') || sounds_secret(self.text) => format!("***: {problem}"),
+            _ if may_hold_secret(self.text) => format!("***: {problem}"),
             _ => format!("{}: {problem}", quote(here)),
         };
         Err((at, wrong(problem, remedy)))
@@ -206,7 +206,7 @@ impl<'t> Line<'t> {
             return self.wrong(self.at, "no `]` behind the key", FORM);
         }
         let Some(key) = settable().find(|known| known.name == key) else {
-            return Err((key_at, unknown(&key)));
+            return Err((key_at, unknown(&key, may_hold_secret(self.rest()))));
         };
         self.blank();
         let equals = self.at;
@@ -307,13 +307,23 @@ fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-fn unknown(key: &str) -> Wrong {
+/// True where a text names a secret, or has a user and password in front of a host.
+fn may_hold_secret(text: &str) -> bool {
+    text.contains('@') || sounds_secret(text)
+}
+
+/// `swapped`: what stands behind the key names a secret, so the secret itself may stand in the key's place.
+fn unknown(key: &str, swapped: bool) -> Wrong {
     let names: Vec<&str> = settable().map(|key| key.name).collect();
     let remedy = match nearest(&names, key) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "remove the line; what else can be set stands in TOML, which `dworker config import` makes of this file".into(),
     };
-    wrong(format!("{}: unknown key", quote(key)), remedy)
+    // A name with more than a word in it may have the value in it.
+    let is_word = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let hidden = swapped || (!is_word && may_hold_secret(key));
+    let key = if hidden { "***".into() } else { quote(key) };
+    wrong(format!("{key}: unknown key"), remedy)
 }
 
 #[cfg(test)]
