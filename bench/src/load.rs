@@ -83,6 +83,8 @@ pub(crate) struct Seen {
     pub(crate) p50: f64,
     /// 99 of 100 took at most so many microseconds.
     pub(crate) p99: f64,
+    /// Of bulk: what the stream had that had least, in parts of what each would have had.
+    pub(crate) least: f64,
     /// Connections and messages that failed.
     pub(crate) failures: u64,
 }

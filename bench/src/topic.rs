@@ -51,9 +51,24 @@ impl Plan {
         let seen = running.end()?;
         let used = processes::cpu(&pids) - before;
         profiling.map(|profiling| profiling.end()).transpose()?;
-        ensure!(seen.rate > 0.0, "{}: {title}: nothing moved", carrier.name);
-        ensure!(seen.failures == 0, "{}: {title}: {} failed", carrier.name, seen.failures);
+        moved(title, carrier, &seen)?;
         Ok((seen, used))
+    }
+
+    /// Measures each of them once; who fails is left out from then on.
+    fn round<'a>(
+        &self,
+        carriers: &mut Vec<Carrier<'a>>,
+        results: &mut Results,
+        measure: impl Fn(&Carrier<'a>, &mut Results) -> Result<()>,
+    ) -> Result<()> {
+        for carrier in std::mem::take(carriers) {
+            let outcome = measure(&carrier, results);
+            if self.or_left_out(&carrier.name, outcome, results)?.is_some() {
+                carriers.push(carrier);
+            }
+        }
+        Ok(())
     }
 
     /// Adds what one connection or message cost both ends together, where somebody carries.
@@ -97,6 +112,13 @@ impl Plan {
         let start = |name: &String| self.start(name, lab, Way::within(host), results).transpose();
         self.carriers.iter().filter_map(start).collect()
     }
+}
+
+/// What failed in part, or did nothing, is not a measure.
+fn moved(title: &str, carrier: &Carrier<'_>, seen: &Seen) -> Result<()> {
+    ensure!(seen.rate > 0.0, "{}: {title}: nothing moved", carrier.name);
+    ensure!(seen.failures == 0, "{}: {title}: {} failed", carrier.name, seen.failures);
+    Ok(())
 }
 
 /// A topic's name, what it measures, and how.

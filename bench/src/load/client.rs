@@ -29,34 +29,54 @@ pub(crate) fn run(load: &Load) -> Result<Seen> {
 }
 
 fn bulk(load: &Load, streams: usize, direction: Direction) -> Result<Seen> {
-    let moved = Arc::new(AtomicU64::new(0));
+    let mut moved = Vec::new();
+    let failures = Arc::new(AtomicU64::new(0));
     for _ in 0..streams {
-        let mut stream = Blocking::connect(load.to).context("connecting")?;
-        let moved = moved.clone();
-        std::thread::spawn(move || -> io::Result<()> {
-            let mut piece = vec![b'u'; PIECE];
-            match direction {
-                Direction::Up => stream.write_all(&[Header::Sink.to_wire()])?,
-                Direction::Down => stream.write_all(&[Header::Source.to_wire()])?,
-            }
-            loop {
-                let n = match direction {
-                    Direction::Up => stream.write(&piece)?,
-                    Direction::Down => stream.read(&mut piece)?,
-                };
-                if n == 0 {
-                    return Ok(());
-                }
-                moved.fetch_add(n as u64, Ordering::Relaxed);
+        let stream = Blocking::connect(load.to).context("connecting")?;
+        let count = Arc::new(AtomicU64::new(0));
+        moved.push(count.clone());
+        let failures = failures.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = keep_busy(stream, direction, &count) {
+                eprintln!("load: {error}");
+                failures.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
+    let sums = || moved.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
     std::thread::sleep(load.warm);
     println!("measuring");
-    let (began, before) = (Instant::now(), moved.load(Ordering::Relaxed));
+    let (began, before) = (Instant::now(), sums());
     std::thread::sleep(load.time);
-    let rate = (moved.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
-    Ok(Seen { rate, ..Seen::default() })
+    let elapsed = began.elapsed().as_secs_f64();
+    let each: Vec<u64> = sums().iter().zip(before).map(|(after, before)| after - before).collect();
+    let all = each.iter().sum::<u64>() as f64;
+    let least = each.iter().copied().min().unwrap_or(0) as f64;
+    Ok(Seen {
+        rate: all / elapsed,
+        least: least * streams as f64 / all.max(1.0),
+        failures: failures.load(Ordering::Relaxed),
+        ..Seen::default()
+    })
+}
+
+/// Moves bytes and counts them; ends only with the connection, which nobody is to end.
+fn keep_busy(mut stream: Blocking, direction: Direction, moved: &AtomicU64) -> io::Result<()> {
+    let mut piece = vec![b'u'; PIECE];
+    match direction {
+        Direction::Up => stream.write_all(&[Header::Sink.to_wire()])?,
+        Direction::Down => stream.write_all(&[Header::Source.to_wire()])?,
+    }
+    loop {
+        let n = match direction {
+            Direction::Up => stream.write(&piece)?,
+            Direction::Down => stream.read(&mut piece)?,
+        };
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        moved.fetch_add(n as u64, Ordering::Relaxed);
+    }
 }
 
 /// What all tasks of a load count together.
@@ -89,6 +109,7 @@ impl Counts {
             p50: at(0.5),
             p99: at(0.99),
             failures: self.failures.get(),
+            ..Seen::default()
         }
     }
 }

@@ -15,9 +15,11 @@ pub(super) fn bulk(plan: &Plan, results: &mut Results) -> Result<()> {
     let lab = world::lab(None)?;
     let host = lab.appliance();
     let _target = world::target(host)?;
-    let carriers = plan.start_all(&lab, host, results)?;
+    let mut carriers = plan.start_all(&lab, host, results)?;
     for streams in [1, 8] {
-        measure(plan, results, &carriers, streams)?;
+        for _ in 0..plan.rounds {
+            plan.round(&mut carriers, results, |carrier, results| measure(plan, results, carrier, streams))?;
+        }
     }
     Ok(())
 }
@@ -40,19 +42,19 @@ pub(super) fn relay(plan: &Plan, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-fn measure(plan: &Plan, results: &mut Results, carriers: &[Carrier<'_>], streams: usize) -> Result<()> {
-    for _ in 0..plan.rounds {
-        for carrier in carriers {
-            for (direction, way) in DIRECTIONS {
-                let what = What::Bulk { streams, direction };
-                let (seen, used) = plan.run(&format!("bulk-{way}-{streams}"), carrier, what)?;
-                let name = &carrier.name;
-                results.add(&format!("bulk {way} {streams}"), "B/s", Better::More, name, seen.rate);
-                if !carrier.ends.is_empty() {
-                    let cost = used / (seen.rate * plan.time.as_secs_f64() / 1e9);
-                    results.add(&format!("cpu {way} {streams}"), "s/GB", Better::Less, name, cost);
-                }
-            }
+fn measure(plan: &Plan, results: &mut Results, carrier: &Carrier<'_>, streams: usize) -> Result<()> {
+    for (direction, way) in DIRECTIONS {
+        let what = What::Bulk { streams, direction };
+        let (seen, used) = plan.run(&format!("bulk-{way}-{streams}"), carrier, what)?;
+        let name = &carrier.name;
+        results.add(&format!("bulk {way} {streams}"), "B/s", Better::More, name, seen.rate);
+        if streams > 1 {
+            let measure = format!("least of {streams} streams {way}");
+            results.add(&measure, "of its part", Better::More, name, seen.least);
+        }
+        if !carrier.ends.is_empty() {
+            let cost = used / (seen.rate * plan.time.as_secs_f64() / 1e9);
+            results.add(&format!("cpu {way} {streams}"), "s/GB", Better::Less, name, cost);
         }
     }
     Ok(())

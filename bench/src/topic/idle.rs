@@ -23,16 +23,6 @@ pub(super) fn idle(plan: &Plan, results: &mut Results) -> Result<()> {
         let lab = world::lab(None)?;
         let host = lab.appliance();
         let _target = world::target(host)?;
-        for name in std::mem::take(&mut names) {
-            let each = match plan.start(&name, &lab, Way::within(host), results)? {
-                Some(carrier) => plan.or_left_out(&name, each(&carrier), results)?,
-                None => None,
-            };
-            if let Some(each) = each {
-                results.add("memory of an idle stream, both ends", "B", Better::Less, &name, each);
-                names.push(name);
-            }
-        }
         let mut carrier = carrier::one_hop(&lab, host, host)?;
         // As long as it takes until what is lazy has been done.
         let load = |what, time| Load { to: carrier.to, what, warm: Duration::from_millis(500), time };
@@ -74,6 +64,17 @@ pub(super) fn idle(plan: &Plan, results: &mut Results) -> Result<()> {
             "dworker",
             began.elapsed().as_secs_f64() * 1e3,
         );
+        drop(carrier);
+        for name in std::mem::take(&mut names) {
+            let each = match plan.start(&name, &lab, Way::within(host), results)? {
+                Some(carrier) => plan.or_left_out(&name, each(&carrier), results)?,
+                None => None,
+            };
+            if let Some(each) = each {
+                results.add("memory of an idle stream, both ends", "B", Better::Less, &name, each);
+                names.push(name);
+            }
+        }
     }
     Ok(())
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use tests::{Lab, PathSettings};
 
-use super::Plan;
+use super::{Plan, moved};
 use crate::carrier::{self, Carrier, Way};
-use crate::load::{Direction, Load, What};
+use crate::load::{Direction, Load, Seen, What};
 use crate::results::{Better, Results};
 use crate::world::{self, TARGET_HOST};
 
@@ -17,23 +17,24 @@ pub(super) fn long(plan: &Plan, results: &mut Results) -> Result<()> {
     let wire = PathSettings { rate: Some(1_000_000_000), queue: 8 << 20, ..path };
     let lab = world::lab(Some(path))?;
     let _target = world::target(lab.site())?;
-    let carriers = across(plan, &lab, &plan.carriers, None, results)?;
+    let mut carriers = across(plan, &lab, &plan.carriers, None, results)?;
     for _ in 0..plan.rounds {
-        for carrier in &carriers {
-            let seen = carrier.place.run(plan.load(carrier, What::FirstByte { times: 5 }))?;
+        plan.round(&mut carriers, results, |carrier, results| {
+            let seen = run(carrier, plan.load(carrier, What::FirstByte { times: 5 }))?;
             results.add("first byte at 50 ms", "ms", Better::Less, &carrier.name, seen.p50 / 1e3);
-        }
+            Ok(())
+        })?;
     }
     if let Some(path) = lab.path() {
         path.set(wire)?;
     }
     let what = What::Bulk { streams: 1, direction: Direction::Down };
     for _ in 0..plan.rounds {
-        for carrier in &carriers {
-            let load = Load { warm: Duration::from_secs(3), ..plan.load(carrier, what) };
-            let seen = carrier.place.run(load)?;
+        plan.round(&mut carriers, results, |carrier, results| {
+            let seen = run(carrier, Load { warm: Duration::from_secs(3), ..plan.load(carrier, what) })?;
             results.add("bulk at 1 Gbit/s, 50 ms", "B/s", Better::More, &carrier.name, seen.rate);
-        }
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -48,21 +49,29 @@ pub(super) fn loss(plan: &Plan, results: &mut Results) -> Result<()> {
     // The others have no such setting; direct TCP is what both are compared with.
     let set: Vec<String> =
         plan.carriers.iter().filter(|name| ["direct", "dworker"].contains(&name.as_str())).cloned().collect();
-    let measures = [
+    let mut measures = [
         ("bulk 8 at 1 % loss, 20 ms", across(plan, &labs[0], &plan.carriers, Some(4), results)?),
         ("bulk 8 at 1 % loss, 20 ms, default lanes", across(plan, &labs[1], &set, None, results)?),
     ];
     for _ in 0..plan.rounds {
-        for (measure, carriers) in &measures {
-            for carrier in carriers {
+        for (measure, carriers) in &mut measures {
+            plan.round(carriers, results, |carrier, results| {
                 let time = plan.time.max(Duration::from_secs(5));
-                let load = Load { warm: Duration::from_secs(2), time, ..plan.load(carrier, what) };
-                let seen = carrier.place.run(load)?;
+                let seen =
+                    run(carrier, Load { warm: Duration::from_secs(2), time, ..plan.load(carrier, what) })?;
                 results.add(measure, "B/s", Better::More, &carrier.name, seen.rate);
-            }
+                Ok(())
+            })?;
         }
     }
     Ok(())
+}
+
+fn run(carrier: &Carrier<'_>, load: Load) -> Result<Seen> {
+    let title = format!("{:?}", load.what);
+    let seen = carrier.place.run(load)?;
+    moved(&title, carrier, &seen)?;
+    Ok(seen)
 }
 
 /// Starts these from the appliance's host to the site, dworker with so many websockets.
