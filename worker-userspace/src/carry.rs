@@ -221,7 +221,7 @@ impl Early {
                     self.keep(&buffer);
                     stream.send(buffer);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => stream.pass(),
                 Err(error) => return Err(unread(error)),
             }
             if self.spoiled {

@@ -192,7 +192,7 @@ async fn wire_to_stream<W: Wire>(wire: &W, stream: &Stream, meter: &AtomicU64) -
                 };
                 stream.send(buffer);
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => stream.pass(),
             Err(e) => return Err(broke.unwrap_or_else(|| unread(e))),
         }
     }

@@ -8,13 +8,14 @@
 
 mod driver;
 mod load;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -35,6 +36,7 @@ use crate::refusal::{Code, Refusal};
 use crate::threads::{self, Home, Threads};
 
 pub(crate) use load::Load;
+use room::{Line, Room};
 
 /// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in
 /// one go. One byte more would be a record and a write of its own.
@@ -245,7 +247,8 @@ struct Queues {
     streams: HashMap<u32, Arc<stream::Shared>>,
     urgent: VecDeque<Arc<stream::Shared>>,
     ready: VecDeque<Arc<stream::Shared>>,
-    waiting: VecDeque<Arc<stream::Shared>>,
+    /// Those that wait for room.
+    line: Line,
     ping: Option<u64>,
     pong: Option<u64>,
     go_away: Option<GoAway>,
@@ -295,7 +298,7 @@ pub(super) struct Shared {
     home: Home,
     peer: Hello,
     queues: Mutex<Queues>,
-    queued: AtomicUsize,
+    room: Room,
     counters: Counters,
     /// Wakes who waits for the lane to close.
     changed: Notify,
@@ -347,40 +350,6 @@ impl Shared {
         let waker = queues.waker.take();
         drop(queues);
         waker.into_iter().for_each(Waker::wake);
-    }
-
-    pub(super) fn queue(&self, n: usize) {
-        self.queued.fetch_add(n, Ordering::Relaxed);
-    }
-
-    pub(super) fn unqueue(&self, n: usize) {
-        self.queued.fetch_sub(n, Ordering::Relaxed);
-    }
-
-    /// True where a stream may queue more.
-    pub(super) fn has_room(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) < QUEUE
-    }
-
-    /// Has a stream woken when there is room. `false`: there is room now.
-    pub(super) fn wait_for_room(&self, stream: &Arc<stream::Shared>) -> bool {
-        let mut queues = self.queues();
-        // The lane makes room before it takes this lock to wake who waits: so look again under it.
-        let wait = !self.has_room() && queues.ended.is_none();
-        if wait {
-            queues.waiting.push_back(stream.clone());
-        }
-        wait
-    }
-
-    /// Wakes as many waiting senders as there is room for.
-    fn wake_waiting(&self) {
-        let mut room = QUEUE.saturating_sub(self.queued.load(Ordering::Relaxed)) / TURN;
-        while room > 0 {
-            let Some(stream) = self.queues().waiting.pop_front() else { return };
-            // Who is gone by now does not use up a place.
-            room -= usize::from(stream.wake_sender());
-        }
     }
 
     pub(super) fn forget(&self, id: u32) {
@@ -447,7 +416,7 @@ impl Lane {
             home: threads::current(),
             peer,
             queues: Mutex::new(Queues { next_id: first, ..Queues::default() }),
-            queued: AtomicUsize::new(0),
+            room: Room::default(),
             counters: Counters::default(),
             changed: Notify::new(),
             told: watch::Sender::default(),
@@ -556,7 +525,7 @@ impl Lane {
 
     /// True where a new stream would be refused, or would wait for all that is queued.
     pub fn is_full(&self) -> bool {
-        self.streams() >= self.shared.peer.max_streams as usize || !self.shared.has_room()
+        self.streams() >= self.shared.peer.max_streams as usize || self.shared.is_full()
     }
 
     /// The thread that it lives on.

@@ -97,7 +97,7 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             queues.ended = Some(refusal.clone());
             queues.urgent.clear();
             queues.ready.clear();
-            queues.waiting.clear();
+            self.shared.close_line(&mut queues.line);
             std::mem::take(&mut queues.streams)
         };
         for stream in streams.into_values() {
@@ -417,7 +417,7 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             _ => queues.waker = Some(cx.waker().clone()),
         }
         // What a stream had queued may have gone without being sent.
-        let waiting = !queues.waiting.is_empty();
+        let waiting = !queues.line.is_empty();
         drop(queues);
         if waiting {
             self.shared.wake_waiting();

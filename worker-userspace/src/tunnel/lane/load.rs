@@ -104,7 +104,7 @@ impl Lane {
         let (moved, fresh) = counters.lately();
         let streams = self.streams();
         Load {
-            queued: self.shared.queued.load(Ordering::Relaxed) / TURN,
+            queued: self.shared.queued() / TURN,
             moved,
             fresh: fresh.min(streams as u64),
             promised: read(&counters.recent.promised),

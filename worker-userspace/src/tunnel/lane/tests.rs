@@ -1,6 +1,7 @@
 //! Two lanes over an in-memory pipe, and one lane against a peer that misbehaves.
 
 mod batch;
+mod room;
 mod told;
 mod window;
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::tunnel::lane::{BATCH, TURN};
-use crate::tunnel::stream::SMALL;
 use crate::tunnel::transport;
 
 /// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
 const BYTES: u64 = 4 * 1024 * 1024;
 const SOON: Duration = Duration::from_millis(20);
+/// The rest of a turn that is not worth a frame of its own.
+const LITTLE: usize = 256;
 
 pub(super) struct Pace {
     fitted: Instant,
@@ -39,7 +40,7 @@ impl Pace {
     /// True where the end of a message cut a turn short: the next message begins with the rest of it. Else that might be the same
     /// stream's each time.
     pub(super) fn goes_on(&mut self, turn: usize, taken: usize) -> bool {
-        self.rest = turn.checked_sub(taken).filter(|rest| *rest > SMALL);
+        self.rest = turn.checked_sub(taken).filter(|rest| *rest > LITTLE);
         self.rest.is_some()
     }
 

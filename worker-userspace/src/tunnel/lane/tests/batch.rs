@@ -13,9 +13,9 @@ use crate::tunnel::transport::Source;
 
 /// One message: its bytes, and how many of them are data of each stream.
 #[derive(Debug, Default)]
-struct Message {
-    size: usize,
-    data: BTreeMap<u32, usize>,
+pub(super) struct Message {
+    pub(super) size: usize,
+    pub(super) data: BTreeMap<u32, usize>,
 }
 
 /// Frames as the peer of a lane writes them.
@@ -28,9 +28,17 @@ fn written(side: Side, frames: &[u8]) -> BytesMut {
 }
 
 /// A stream of a lane that has so much credit, and what its peer reads.
-async fn credited(side: Side, credit: u64) -> (End, Stream, DuplexStream) {
-    let (io, mut raw) = duplex(1 << 20);
-    let end = end(io, side, Settings::default());
+pub(super) async fn credited(side: Side, credit: u64) -> (End, Stream, DuplexStream) {
+    credited_with(Settings::default(), side, credit).await
+}
+
+pub(super) async fn credited_with(
+    settings: Settings,
+    side: Side,
+    credit: u64,
+) -> (End, Stream, DuplexStream) {
+    let (io, mut raw) = duplex(BATCH);
+    let end = end(io, side, settings);
     let stream = end.lane.open(open_request()).unwrap();
     assert_eq!(stream.sendable().await.unwrap(), INITIAL as usize);
     give(&mut raw, side, &stream, credit).await;
@@ -38,7 +46,7 @@ async fn credited(side: Side, credit: u64) -> (End, Stream, DuplexStream) {
 }
 
 /// Gives a stream credit.
-async fn give(raw: &mut DuplexStream, side: Side, stream: &Stream, credit: u64) {
+pub(super) async fn give(raw: &mut DuplexStream, side: Side, stream: &Stream, credit: u64) {
     let mut frame = BytesMut::new();
     frame::put_u64(&mut frame, stream.place().1, Type::Credit, credit);
     raw.write_all(&written(side, &frame)).await.unwrap();
@@ -48,7 +56,7 @@ async fn give(raw: &mut DuplexStream, side: Side, stream: &Stream, credit: u64) 
 }
 
 /// Sends so many bytes in pieces.
-async fn send_in(piece: usize, stream: &Stream, bytes: usize) {
+pub(super) async fn send_in(piece: usize, stream: &Stream, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
         let n = stream.sendable().await.unwrap().min(piece).min(left);
@@ -57,28 +65,56 @@ async fn send_in(piece: usize, stream: &Stream, bytes: usize) {
     }
 }
 
-/// Reads messages of a lane until so many bytes of data have come.
-async fn read(raw: &mut DuplexStream, side: Side, expected: usize) -> Vec<Message> {
-    let other = if side == Side::Client { Side::Server } else { Side::Client };
-    let (mut decoder, mut frames) = (websocket::Decoder::new(other), frame::Decoder::default());
-    let (mut input, mut messages, mut message, mut data) =
-        (BytesMut::new(), Vec::new(), Message::default(), 0);
-    while data < expected {
-        raw.read_buf(&mut input).await.unwrap();
-        while let Some(websocket::Event::Payload { mut bytes, end }) = decoder.next(&mut input).unwrap() {
-            message.size += bytes.len();
-            while let Some(piece) = frames.next(&mut bytes).unwrap() {
-                if let frame::Piece::Data(id, bytes) = piece {
-                    data += bytes.len();
-                    *message.data.entry(id).or_default() += bytes.len();
-                }
-            }
-            if end {
-                messages.push(std::mem::take(&mut message));
-            }
+/// Reads what a lane sends.
+pub(super) struct Reader<'a> {
+    raw: &'a mut DuplexStream,
+    decoder: websocket::Decoder,
+    frames: frame::Decoder,
+    input: BytesMut,
+    message: Message,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn of(raw: &'a mut DuplexStream, side: Side) -> Reader<'a> {
+        let other = if side == Side::Client { Side::Server } else { Side::Client };
+        Reader {
+            raw,
+            decoder: websocket::Decoder::new(other),
+            frames: frame::Decoder::default(),
+            input: BytesMut::new(),
+            message: Message::default(),
         }
     }
-    messages
+
+    /// The next message.
+    pub(super) async fn next(&mut self) -> Message {
+        loop {
+            while let Some(event) = self.decoder.next(&mut self.input).unwrap() {
+                let websocket::Event::Payload { mut bytes, end } = event else { panic!("{event:?}") };
+                self.message.size += bytes.len();
+                while let Some(piece) = self.frames.next(&mut bytes).unwrap() {
+                    if let frame::Piece::Data(id, bytes) = piece {
+                        *self.message.data.entry(id).or_default() += bytes.len();
+                    }
+                }
+                if end {
+                    return std::mem::take(&mut self.message);
+                }
+            }
+            self.raw.read_buf(&mut self.input).await.unwrap();
+        }
+    }
+
+    /// Messages until so many bytes of data have come.
+    pub(super) async fn messages(&mut self, expected: usize) -> Vec<Message> {
+        let (mut messages, mut data) = (Vec::new(), 0);
+        while data < expected {
+            let message = self.next().await;
+            data += message.data.values().sum::<usize>();
+            messages.push(message);
+        }
+        messages
+    }
 }
 
 /// What was read at once leaves at once: a rest of some bytes would be a message, a record and a packet of its own.
@@ -88,7 +124,7 @@ async fn the_largest_send_is_one_message_of_four_records_at_most() {
         let (_end, stream, mut raw) = credited(side, 1 << 20).await;
         stream.send(BytesMut::zeroed(LARGEST_SEND));
         stream.finish();
-        let messages = read(&mut raw, side, LARGEST_SEND).await;
+        let messages = Reader::of(&mut raw, side).messages(LARGEST_SEND).await;
         let largest: Vec<_> = messages.iter().filter(|message| message.size > 1000).collect();
         assert_eq!(largest.len(), 1, "{messages:?}");
         // With the websocket's header.
@@ -97,45 +133,17 @@ async fn the_largest_send_is_one_message_of_four_records_at_most() {
 }
 
 /// A relay sends what it gets, records of another connection; the messages are as full as those of a socket.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_sent_in_pieces_fills_whole_messages() {
     const MESSAGES: usize = 6;
     for piece in [16_000, 16_375, 40_000, 3000] {
         let side = Side::Server;
         let (_end, stream, mut raw) = credited(side, 1 << 20).await;
         let send = send_in(piece, &stream, MESSAGES * LARGEST_SEND);
-        let ((), messages) = tokio::join!(send, read(&mut raw, side, MESSAGES * LARGEST_SEND));
+        let mut reader = Reader::of(&mut raw, side);
+        let ((), messages) = tokio::join!(send, reader.messages(MESSAGES * LARGEST_SEND));
         // One goes ahead of all data; and where one has more than data, the rest may be another.
         assert!(messages.len() <= MESSAGES + 2, "{piece}: {messages:?}");
-    }
-}
-
-/// However the end of a message falls into their turns.
-#[tokio::test(start_paused = true)]
-async fn streams_that_are_ready_get_as_much_as_each_other() {
-    let side = Side::Server;
-    for microseconds in [200, 650, 900, 2000, 6000] {
-        let (end, first, mut raw) = credited(side, 64 << 20).await;
-        let second = end.lane.open(open_request()).unwrap();
-        give(&mut raw, side, &second, 64 << 20).await;
-        // As fast as this, turns are longer.
-        for _ in 0..100 {
-            tokio::time::advance(Duration::from_micros(microseconds)).await;
-            tokio::join!(send_in(16_000, &first, LARGEST_SEND), read(&mut raw, side, LARGEST_SEND));
-        }
-        const BYTES: usize = 100 * LARGEST_SEND;
-        let (one, other) = (send_in(16_000, &first, BYTES), send_in(16_000, &second, BYTES));
-        let messages = tokio::select! {
-            // What both have to send is more.
-            messages = read(&mut raw, side, BYTES) => messages,
-            _ = async { tokio::join!(one, other) } => panic!("all was sent"),
-        };
-        let sum = |stream: &Stream| {
-            let of = |message: &Message| message.data.get(&stream.place().1).copied().unwrap_or(0);
-            messages.iter().map(of).sum::<usize>()
-        };
-        let (least, most) = (sum(&first).min(sum(&second)), sum(&first).max(sum(&second)));
-        assert!(least * 10 > most * 9, "{microseconds} µs: {least} and {most}: {messages:?}");
     }
 }
 

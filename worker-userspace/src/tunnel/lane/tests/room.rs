@@ -1,0 +1,172 @@
+//! Who has the room of a lane's queue.
+
+use std::sync::atomic::AtomicBool;
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::batch::{Reader, credited, credited_with, give, send_in};
+use super::*;
+use crate::tunnel::stream::LARGEST_SEND;
+
+/// More than any stream here sends.
+const CREDIT: u64 = 64 << 20;
+/// Sooner than a lane's next tick.
+const SOON: Duration = Duration::from_millis(500);
+
+/// However the end of a message falls into their turns, and whether the lane's queue has room for all of them or not.
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_ready_get_as_much_as_each_other() {
+    let side = Side::Server;
+    let cases = [200, 650, 900, 2000, 6000].map(|microseconds| (microseconds, 2, 16_000));
+    let many = [3, 4, 5, 20].into_iter().flat_map(|count| {
+        [(650, count, 16_000), (650, count, LARGEST_SEND), (6000, count, 16_000), (650, count, 100_000)]
+    });
+    for (microseconds, count, piece) in cases.into_iter().chain(many) {
+        let (end, first, mut raw) = credited(side, CREDIT).await;
+        let mut streams = vec![first];
+        while streams.len() < count {
+            let stream = end.lane.open(open_request()).unwrap();
+            give(&mut raw, side, &stream, CREDIT).await;
+            streams.push(stream);
+        }
+        let mut reader = Reader::of(&mut raw, side);
+        // As fast as this, turns are longer.
+        for _ in 0..100 {
+            tokio::time::advance(Duration::from_micros(microseconds)).await;
+            tokio::join!(send_in(16_000, &streams[0], LARGEST_SEND), reader.messages(LARGEST_SEND));
+        }
+        // What each has to send is more.
+        let places: Vec<u32> = streams.iter().map(|stream| stream.place().1).collect();
+        let bytes = 30 * count * LARGEST_SEND;
+        let mut senders = JoinSet::new();
+        for stream in streams {
+            senders.spawn(async move { send_in(piece, &stream, bytes).await });
+        }
+        let began = Instant::now();
+        let messages = reader.messages(bytes).await;
+        assert!(began.elapsed() < SOON, "not by the tick, which looks whether somebody was forgotten");
+        drop(senders);
+        let sum = |place: &u32| messages.iter().filter_map(|message| message.data.get(place)).sum::<usize>();
+        let sums: Vec<usize> = places.iter().map(sum).collect();
+        let (least, most) = (sums.iter().min().unwrap(), sums.iter().max().unwrap());
+        // They do not begin at once, and end in the middle of a round.
+        let apart = (most / 10).max(6 * LARGEST_SEND);
+        assert!(most - least <= apart, "{microseconds} µs, pieces of {piece}: {sums:?}");
+    }
+}
+
+/// Of many that wait, and of what is in the queue, a few messages go before it.
+#[tokio::test(start_paused = true)]
+async fn a_small_message_beside_many_streams_is_soon_its_turn() {
+    let side = Side::Server;
+    let (end, small, mut raw) = credited(side, CREDIT).await;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        let stream = end.lane.open(open_request()).unwrap();
+        give(&mut raw, side, &stream, CREDIT).await;
+        streams.push(stream);
+    }
+    let mut senders = JoinSet::new();
+    for stream in streams {
+        senders.spawn(async move { send_in(LARGEST_SEND, &stream, CREDIT as usize).await });
+    }
+    let place = small.place().1;
+    let under_way = Arc::new(AtomicBool::new(false));
+    senders.spawn({
+        let under_way = under_way.clone();
+        async move {
+            loop {
+                // It has something to say as soon as it was heard.
+                while under_way.load(Ordering::Relaxed) {
+                    tokio::task::yield_now().await;
+                }
+                under_way.store(true, Ordering::Relaxed);
+                send_in(100, &small, 100).await;
+            }
+        }
+    });
+    let mut reader = Reader::of(&mut raw, side);
+    let (mut before, mut most) = (0, 0);
+    for messages in 0..1000 {
+        let message = reader.next().await;
+        before += message.size;
+        if message.data.contains_key(&place) {
+            // Until each of the others has used up a turn they are as small.
+            most = if messages > 200 { most.max(before) } else { 0 };
+            before = 0;
+            under_way.store(false, Ordering::Relaxed);
+        }
+    }
+    assert!(most > 0 && before < 3 * QUEUE, "{before} bytes, and it was not heard");
+    // What was in the queue, and what those may add to it whose turn it is.
+    assert!(most < 3 * QUEUE, "{most} bytes");
+}
+
+/// A socket that seemed readable, and was not.
+#[tokio::test(start_paused = true)]
+async fn a_turn_without_anything_to_send_is_passed_on() {
+    let side = Side::Server;
+    let (end, first, mut raw) = credited(side, CREDIT).await;
+    let mut full = vec![first];
+    while !end.lane.is_full() {
+        let stream = end.lane.open(open_request()).unwrap();
+        give(&mut raw, side, &stream, CREDIT).await;
+        // What fits into a message and into the connection is gone at once.
+        while let Some(Ok(n)) = stream.sendable_now().await {
+            stream.send(BytesMut::zeroed(n));
+            tokio::task::yield_now().await;
+        }
+        full.push(stream);
+    }
+    let mut waiting = JoinSet::new();
+    for _ in 0..40 {
+        let stream = end.lane.open(open_request()).unwrap();
+        waiting.spawn(async move {
+            assert!(stream.sendable_now().await.is_none(), "there is no room");
+            stream.sendable().await.unwrap();
+            stream.pass();
+            stream
+        });
+    }
+    tokio::task::yield_now().await;
+    let began = Instant::now();
+    let mut reader = Reader::of(&mut raw, side);
+    let streams = tokio::select! {
+        streams = waiting.join_all() => streams,
+        _ = reader.messages(usize::MAX) => unreachable!("there is no end"),
+    };
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    drop(streams);
+}
+
+/// Without a tick, who is not woken waits for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_waits_is_woken_whichever_thread_it_is_on() {
+    const STREAMS: usize = 12;
+    let never = Duration::from_secs(3600);
+    let settings = Settings { ping: never, dead: 2 * never, ..Settings::default() };
+    let side = Side::Server;
+    let (end, first, mut raw) = credited_with(settings, side, CREDIT).await;
+    let bytes = 20 * LARGEST_SEND;
+    let mut streams = vec![first];
+    while streams.len() < STREAMS {
+        let stream = end.lane.open(open_request()).unwrap();
+        give(&mut raw, side, &stream, CREDIT).await;
+        streams.push(stream);
+    }
+    for round in 1..=20 {
+        let mut senders = JoinSet::new();
+        for (at, stream) in streams.drain(..).enumerate() {
+            senders.spawn(async move {
+                send_in([1000, 16_000, LARGEST_SEND][at % 3], &stream, bytes).await;
+                stream
+            });
+        }
+        let mut reader = Reader::of(&mut raw, side);
+        let all = async { tokio::join!(senders.join_all(), reader.messages(STREAMS * bytes)) };
+        let (back, _) = timeout(Duration::from_secs(60), all).await.expect("somebody was forgotten");
+        streams = back;
+        assert_eq!(streams.len(), STREAMS, "round {round}");
+    }
+}
