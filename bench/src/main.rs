@@ -27,6 +27,7 @@ use clap::Parser;
 use topic::{Plan, Topic};
 
 #[derive(Parser)]
+#[command(about = "Measures dworker beside others that do the same, on this machine and in one run")]
 #[command(name = "cargo xtask bench", subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(flatten)]
@@ -42,6 +43,9 @@ struct Bench {
     /// Say what there is to measure.
     #[arg(long)]
     list: bool,
+    /// Print the tables of results that were kept, and measure nothing.
+    #[arg(long, value_name = "RESULTS")]
+    show: Option<PathBuf>,
     /// Rounds; each carrier has its turn in each.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -126,6 +130,9 @@ fn measure(bench: Bench) -> Result<()> {
     if bench.list {
         topic::ALL.iter().for_each(|topic| println!("{:<10} {}", topic.name, topic.what));
         return Ok(());
+    }
+    if let Some(kept) = bench.show {
+        return report::show(&kept);
     }
     let topics: Vec<&Topic> = match bench.topics.is_empty() {
         true => topic::ALL.iter().collect(),

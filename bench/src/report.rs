@@ -2,6 +2,7 @@
 
 mod beside;
 mod plot;
+mod table;
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::results::{Better, Growth, Results, Summary};
-use crate::targets::{self, Promise};
+use crate::targets;
 
 /// Prints the tables, says what has moved since the run `before`, and writes `results.json` and a plot of each topic
 /// into `out`.
@@ -24,31 +25,11 @@ pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()>
         }
     }
     for (name, growth) in &results.growth {
-        println!("\n{name} ({}), {}", growth.unit, growth.along);
-        for (carrier, points) in growth.curves() {
-            for (many, summary) in points {
-                println!("  {carrier:<10} {:>8} {:>20}", count(many), measured(&summary));
-            }
-        }
-        knees(growth).iter().for_each(|line| println!("  KNEE: {line}"));
+        knees(growth).iter().for_each(|line| println!("\nKNEE: {name}: {line}"));
     }
-    beside::print(results);
-    println!();
-    for target in &targets::ALL {
-        let Some((summary, kept)) = target.judge(results) else { continue };
-        let promise = match target.promise {
-            Promise::AtLeast(least) => format!("≥ {}", number(least)),
-            Promise::AtMost(most) => format!("≤ {}", number(most)),
-            Promise::None(_) => String::new(),
-        };
-        let kept = kept.map_or("", |kept| if kept { "kept" } else { "MISSED" });
-        let row = target.row.map_or(String::new(), |row| row.to_string());
-        println!("{row:>2}  {:<46} {:>18}  {promise:<12} {kept}", target.what, measured(&summary));
-    }
+    tables(results);
     if before.exists() {
-        let text = fs::read_to_string(before).with_context(|| format!("reading {}", before.display()))?;
-        let earlier: Results =
-            serde_json::from_str(&text).with_context(|| format!("reading {}", before.display()))?;
+        let earlier = kept(before)?;
         println!("\nmoved since {} ({}):", before.display(), earlier.run);
         moved(results, &earlier).iter().for_each(|line| println!("  {line}"));
     }
@@ -63,6 +44,23 @@ pub(crate) fn report(results: &Results, out: &Path, before: &Path) -> Result<()>
     }
     println!("\nresults.json and a plot of each topic are in {}", out.display());
     Ok(())
+}
+
+/// Prints the tables of results that were kept.
+pub(crate) fn show(file: &Path) -> Result<()> {
+    let results = kept(file)?;
+    println!("{}", results.run);
+    tables(&results);
+    Ok(())
+}
+
+fn kept(file: &Path) -> Result<Results> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))
+}
+
+fn tables(results: &Results) {
+    table::all(results).iter().for_each(|table| print!("\n{table}"));
 }
 
 /// Where a measure is worse than it should be as something grows.

@@ -30,9 +30,10 @@ pub(crate) fn bench(options: &Bench) -> Result<()> {
     if options.arguments == ["registry"] {
         return run(cargo("bench").args(["--locked", "-p", "worker-userspace", "--bench", "registry"]));
     }
-    if options.arguments.iter().any(|argument| argument == "--list") {
+    if options.arguments.iter().any(|argument| argument == "--list" || argument.starts_with("--show")) {
         ebpf::build()?;
-        return run(cargo("run").args(["--quiet", "--locked", "--package", "bench", "--", "--list"]));
+        let bench = ["--quiet", "--locked", "--package", "bench", "--"];
+        return run(cargo("run").args(bench).args(&options.arguments));
     }
     prerequisites::root_for("bench")?;
     prerequisites::lab()?;

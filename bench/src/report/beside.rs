@@ -1,9 +1,8 @@
 //! dworker beside each of the others, in one table.
 
+use super::table::Table;
 use crate::carrier::OURS;
 use crate::results::{Better, Measure, Results};
-
-const WIDTH: usize = 8;
 
 /// One measure: what dworker has in parts of what each of the others has.
 struct Row<'a> {
@@ -12,21 +11,18 @@ struct Row<'a> {
     ratios: Vec<Option<f64>>,
 }
 
-/// Prints the table, where anybody was measured beside dworker.
-pub(super) fn print(results: &Results) {
+/// The table; without rows where nobody was measured beside dworker.
+pub(super) fn table(results: &Results) -> Table {
     let others = others(results);
-    let rows = rows(results, &others);
-    if rows.is_empty() {
-        return;
-    }
-    let heads: String = others.iter().map(|other| format!(" {other:>WIDTH$}")).collect();
-    println!("\n{:<48}{heads}", "what dworker has, in parts of what each has");
-    for row in rows {
-        let cell = |ratio: &Option<f64>| format!(" {:>WIDTH$}", ratio.map_or("-".to_owned(), super::number));
-        let cells: String = row.ratios.iter().map(cell).collect();
+    let what = "what dworker has, in parts of what each has";
+    let mut table = Table::new(std::iter::once(what).chain(others.iter().copied()));
+    for row in rows(results, &others) {
         let better = if row.better == Better::Less { ", less is better" } else { "" };
-        println!("{:<48}{cells}", format!("{}{better}", row.measure));
+        let cell = |ratio: &Option<f64>| ratio.map_or("-".to_owned(), super::number);
+        let cells = row.ratios.iter().map(cell);
+        table.rows.push(std::iter::once(format!("{}{better}", row.measure)).chain(cells).collect());
     }
+    table
 }
 
 /// Who was measured beside dworker.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Run {
     /// The commit, with `-dirty` where files differ from it.
     pub(crate) commit: String,
-    /// The kernel's release.
+    /// The kernel's version.
     pub(crate) kernel: String,
     pub(crate) processors: usize,
     pub(crate) rounds: usize,
@@ -29,13 +29,18 @@ impl Run {
         let commit = git.ok().filter(|output| output.status.success()).map(|output| output.stdout);
         Run {
             commit: String::from_utf8_lossy(&commit.unwrap_or_default()).trim().to_owned(),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            kernel: upstream(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
             processors: std::thread::available_parallelism().map_or(0, usize::from),
             rounds,
             seconds: time.as_secs_f64(),
             carriers: carriers.to_vec(),
         }
     }
+}
+
+/// A kernel's version, without what whoever built it put behind.
+fn upstream(release: &str) -> String {
+    release.trim().split_once('-').map_or(release.trim(), |(version, _)| version).to_owned()
 }
 
 impl fmt::Display for Run {
