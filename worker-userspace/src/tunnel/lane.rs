@@ -36,6 +36,7 @@ use crate::refusal::{Code, Refusal};
 use crate::threads::{self, Home, Threads};
 
 pub(crate) use load::Load;
+pub(super) use room::TURNS;
 use room::{Line, Room};
 
 /// Bytes that a message is filled to: with its headers it fills four records of TLS, which are encrypted and written in

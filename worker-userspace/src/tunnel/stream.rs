@@ -40,6 +40,9 @@ pub(super) const PLENTY: usize = 128 * 1024;
 /// Pieces up to this size are put together, on the wire and in queues.
 pub(super) const SMALL: usize = 2048;
 
+/// A rest that is not worth a frame or a read of its own.
+pub(super) const LITTLE: usize = 256;
+
 /// How far this end's half of the stream is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fin {
@@ -56,9 +59,9 @@ struct State {
     fin: Fin,
     in_ready: bool,
     in_waiting: bool,
-    /// Bytes that may be queued now, whatever room there is: the stream has waited for it. And whether its last turn was used up.
+    /// Bytes that may be queued now, whatever room there is: the stream has waited for it. And the line that it waits in.
     turn: usize,
-    used_up: bool,
+    line: u8,
     send_waker: Option<Waker>,
     // What goes before all data. What is there for a moment only takes no room of an idle stream.
     open: Option<Box<Open>>,
@@ -85,6 +88,15 @@ impl State {
     /// Both directions ended in order, and nothing more is to come.
     fn is_done(&self) -> bool {
         self.fin == Fin::Sent && self.fin_received && !self.awaited
+    }
+
+    fn whole_turn(&self) -> usize {
+        lane::TURNS[usize::from(self.line)]
+    }
+
+    /// Bytes of its turn that were used; none where it is not its turn.
+    fn used(&self) -> usize {
+        if self.turn == 0 { 0 } else { self.whole_turn() - self.turn }
     }
 
     fn put_last_words(&mut self, id: u32, out: &mut BytesMut) {
@@ -133,7 +145,7 @@ impl Shared {
             in_ready: false,
             in_waiting: false,
             turn: 0,
-            used_up: false,
+            line: 0,
             send_waker: None,
             // The lane that makes the stream queues its `OPEN` too.
             in_urgent: open.is_some(),
@@ -202,9 +214,10 @@ impl Shared {
         }
         let last_words = if more { None } else { state.last_words.take().map(|words| *words) };
         state.in_ready = more;
-        if !more && (1..LARGEST_SEND).contains(&state.turn) {
-            // It was for what there was then. Who has used nothing of it has not run yet.
-            state.used_up = false;
+        let used = state.used();
+        if !more && used > 0 {
+            // What is left of it was for what there was then. Who has used nothing of it has not run yet.
+            state.line = u8::from(used >= lane::TURNS[0]);
             self.set_turn(&mut state, 0);
         }
         let done = state.is_done();
@@ -219,16 +232,17 @@ impl Shared {
         Taken { bytes, fin, last_words, more }
     }
 
-    /// The lane's queue has room for a message of this stream. `false`: it sends no more.
-    pub(super) fn wake_sender(&self) -> bool {
+    /// The lane's queue has room for a turn of this stream: of so many bytes, or none where it sends no more.
+    pub(super) fn wake_sender(&self) -> usize {
         let mut state = self.state();
         state.in_waiting = false;
         let sends = state.fin == Fin::Open && state.failure.is_none();
-        self.set_turn(&mut state, if sends { LARGEST_SEND } else { 0 });
+        let turn = if sends { state.whole_turn() } else { 0 };
+        self.set_turn(&mut state, turn);
         let waker = state.send_waker.take();
         drop(state);
         waker.into_iter().for_each(Waker::wake);
-        sends
+        turn
     }
 
     /// Bytes arrived. `true`: so many wait that who takes them is to have its turn.

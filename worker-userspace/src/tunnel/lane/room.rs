@@ -10,6 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{QUEUE, Shared};
 use crate::tunnel::stream::{self, LARGEST_SEND};
 
+/// Bytes of a turn in the first line, and in the second.
+pub(in crate::tunnel) const TURNS: [usize; 2] = [4 * 1024, LARGEST_SEND];
+/// So many of the first line go before one of the second: as many bytes.
+const FIRST: usize = TURNS[1] / TURNS[0];
+
 /// Bytes of all streams of a lane.
 #[derive(Debug, Default)]
 pub(super) struct Room {
@@ -21,12 +26,14 @@ pub(super) struct Room {
     waiting: AtomicUsize,
 }
 
-/// Those that wait, in two lines that take turns: who has used up its last turn stands in the second one. So a message beside
-/// many that always have something to send waits for one of them, not for all, and neither line for the other's end.
+/// Those that wait, in two lines that share the room: in the second one are those that had more to say than a turn of the first.
+/// So a message beside many that always have something to send waits for one of them, not for all, and neither line for the
+/// other's end.
 #[derive(Default)]
 pub(super) struct Line {
     waiting: [VecDeque<Arc<stream::Shared>>; 2],
-    second_next: bool,
+    /// How many of the first line went since one of the second did.
+    first: usize,
 }
 
 impl Line {
@@ -40,9 +47,14 @@ impl Line {
 
     fn pop(&mut self) -> Option<Arc<stream::Shared>> {
         let [first, second] = &mut self.waiting;
-        let (now, then) = if self.second_next { (second, first) } else { (first, second) };
-        self.second_next = !self.second_next;
-        now.pop_front().or_else(|| then.pop_front())
+        if self.first < FIRST
+            && let Some(stream) = first.pop_front()
+        {
+            self.first += 1;
+            return Some(stream);
+        }
+        self.first = 0;
+        second.pop_front().or_else(|| first.pop_front())
     }
 }
 
@@ -71,35 +83,39 @@ impl Shared {
 
     /// True where a stream may queue more though it is not its turn.
     pub(in crate::tunnel) fn has_room(&self) -> bool {
-        !self.is_full() && self.room.waiting.load(Ordering::Relaxed) == 0
+        self.room() > 0 && self.room.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    fn room(&self) -> usize {
+        let (queued, promised) = (self.queued(), self.room.promised.load(Ordering::Relaxed));
+        match QUEUE.saturating_sub(queued + promised) {
+            // Whose turn it is may be slow to use it, and nothing else is there to send.
+            0 if queued == 0 && promised < 2 * QUEUE => 1,
+            room => room,
+        }
     }
 
     /// Has a stream woken when it is its turn. `false`: there is room now.
-    pub(in crate::tunnel) fn wait_for_room(&self, stream: &Arc<stream::Shared>, used_up: bool) -> bool {
+    pub(in crate::tunnel) fn wait_for_room(&self, stream: &Arc<stream::Shared>, line: usize) -> bool {
         let mut queues = self.queues();
         // The lane makes room before it takes this lock to wake who waits: so look again under it.
         let wait = !self.has_room() && queues.ended.is_none();
         if wait {
-            queues.line.waiting[usize::from(used_up)].push_back(stream.clone());
+            queues.line.waiting[line].push_back(stream.clone());
             self.room.waiting.store(queues.line.len(), Ordering::Relaxed);
         }
         wait
     }
 
-    /// Gives those that wait longest their turn, as many as there is room for a message of each.
+    /// Gives those that wait longest their turn, as many as there is room for.
     pub(in crate::tunnel) fn wake_waiting(&self) {
-        let queued = self.queued();
-        let taken = queued + self.room.promised.load(Ordering::Relaxed);
-        let turns = QUEUE.saturating_sub(taken).div_ceil(LARGEST_SEND);
-        // Whose turn it is may be slow to use it, and nothing else is there to send.
-        let mut turns = if queued == 0 { turns.max(1) } else { turns };
-        while turns > 0 {
+        let mut room = self.room();
+        while room > 0 {
             let mut queues = self.queues();
             let Some(stream) = queues.line.pop() else { return };
             self.room.waiting.store(queues.line.len(), Ordering::Relaxed);
             drop(queues);
-            // Who is gone by now does not use up a place.
-            turns -= usize::from(stream.wake_sender());
+            room = room.saturating_sub(stream.wake_sender());
         }
     }
 

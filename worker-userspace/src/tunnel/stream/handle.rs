@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::{Cutter, Fin, SMALL, Shared, State};
+use super::{Cutter, Fin, LITTLE, Shared, State};
 use crate::refusal::{Code, Refusal};
 use crate::tunnel::credit::ReceiveWindow;
 use crate::tunnel::frame::Type;
@@ -129,7 +129,7 @@ impl Stream {
             let turn = match state.turn {
                 // Who asks anew may not go before those that wait.
                 0 if state.in_waiting => 0,
-                0 if lane.has_room() || !lane.wait_for_room(&self.shared, state.used_up) => room,
+                0 if lane.has_room() || !lane.wait_for_room(&self.shared, state.line.into()) => room,
                 turn => turn,
             };
             if turn > 0 {
@@ -159,9 +159,10 @@ impl Stream {
         self.shared.lane.queue(bytes.len());
         if state.turn > 0 {
             // A rest of some bytes would be a read of its own.
-            let rest = state.turn.saturating_sub(bytes.len());
-            state.used_up = rest <= SMALL;
-            self.shared.set_turn(&mut state, if rest <= SMALL { 0 } else { rest });
+            let rest =
+                Some(state.turn.saturating_sub(bytes.len())).filter(|rest| *rest > LITTLE).unwrap_or(0);
+            self.shared.set_turn(&mut state, rest);
+            state.line = if rest == 0 { 1 } else { state.line };
         }
         state.pending.add(bytes);
         self.shared.ready(&mut state);
@@ -177,8 +178,10 @@ impl Stream {
     /// `false`: it was not its turn.
     fn leave_turn(&self, state: &mut State) -> bool {
         let had = state.turn > 0;
-        state.used_up &= !had;
-        self.shared.set_turn(state, 0);
+        if had {
+            state.line = u8::from(state.used() >= lane::TURNS[0]);
+            self.shared.set_turn(state, 0);
+        }
         had
     }
 

@@ -5,13 +5,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::tunnel::lane::{BATCH, TURN};
+use crate::tunnel::stream::LITTLE;
 use crate::tunnel::transport;
 
 /// It is fitted to the rate with each tick, and after so many bytes, but not sooner than this.
 const BYTES: u64 = 4 * 1024 * 1024;
 const SOON: Duration = Duration::from_millis(20);
-/// The rest of a turn that is not worth a frame of its own.
-const LITTLE: usize = 256;
 
 pub(super) struct Pace {
     fitted: Instant,

@@ -29,15 +29,16 @@ fn written(side: Side, frames: &[u8]) -> BytesMut {
 
 /// A stream of a lane that has so much credit, and what its peer reads.
 pub(super) async fn credited(side: Side, credit: u64) -> (End, Stream, DuplexStream) {
-    credited_with(Settings::default(), side, credit).await
+    credited_with(Settings::default(), 1 << 20, side, credit).await
 }
 
 pub(super) async fn credited_with(
     settings: Settings,
+    pipe: usize,
     side: Side,
     credit: u64,
 ) -> (End, Stream, DuplexStream) {
-    let (io, mut raw) = duplex(BATCH);
+    let (io, mut raw) = duplex(pipe);
     let end = end(io, side, settings);
     let stream = end.lane.open(open_request()).unwrap();
     assert_eq!(stream.sendable().await.unwrap(), INITIAL as usize);
