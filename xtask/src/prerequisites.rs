@@ -14,8 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::command::{cargo, output, run, say};
 use crate::root;
 
-/// Packages that bring a service, which the lab does without.
-const SERVICES: [&str; 5] = ["squid", "prometheus", "nginx-light", "openssh-server", "redsocks"];
+/// Services that packages bring, or those that they need, and that the lab does without.
+const SERVICES: [&str; 5] = ["squid", "prometheus", "nginx", "ssh", "redsocks"];
+/// Where Debian has a script for each.
+const SCRIPTS: &str = "/etc/init.d";
 /// What Debian asks whether a package may start its service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -87,14 +89,22 @@ pub(crate) fn apt(packages: &[&str], why: &str) -> Result<()> {
         apt
     };
     run(apt().arg("update"))?;
-    let services: Vec<_> = SERVICES.into_iter().filter(|service| missing.contains(service)).collect();
-    let quiet = Quiet::begin(Path::new(POLICY), !services.is_empty())?;
+    // What is there already is somebody's, and stays as it is.
+    let absent = services(Path::new(SCRIPTS), false);
+    let quiet = Quiet::begin(Path::new(POLICY), !absent.is_empty())?;
     let installed = run(apt().args(["install", "--no-install-recommends"]).args(&missing))
         .with_context(|| format!("installing packages; `{by_hand}` by hand tells more"));
     drop(quiet);
     installed?;
     // Not at the next boot either: nobody asked this machine for them.
-    services.iter().try_for_each(|service| run(Command::new("update-rc.d").args([service, "disable"])))
+    let there = services(Path::new(SCRIPTS), true);
+    let mut new = there.into_iter().filter(|service| absent.contains(service));
+    new.try_for_each(|service| run(Command::new("update-rc.d").args([service, "disable"])))
+}
+
+/// The services that are there, or that are not.
+fn services(scripts: &Path, there: bool) -> Vec<&'static str> {
+    SERVICES.into_iter().filter(|service| scripts.join(service).exists() == there).collect()
 }
 
 /// While it lives, no package starts a service. What the administrator says of that stays as it is.
@@ -210,9 +220,14 @@ mod tests {
     }
 
     #[test]
-    fn every_service_is_a_package_that_is_needed() {
-        let needed: Vec<_> = needs().iter().map(|need| need.package).chain(crate::bench::PACKAGES).collect();
-        assert!(SERVICES.iter().all(|service| needed.contains(service)));
+    fn a_service_is_there_where_its_script_is() {
+        let scripts = std::env::temp_dir().join(format!("dworker-xtask-services-{}", std::process::id()));
+        fs::create_dir(&scripts).unwrap();
+        assert_eq!(services(&scripts, false), SERVICES);
+        fs::write(scripts.join("ssh"), "").unwrap();
+        assert_eq!(services(&scripts, true), ["ssh"]);
+        assert!(!services(&scripts, false).contains(&"ssh"));
+        fs::remove_dir_all(scripts).unwrap();
     }
 
     #[test]
