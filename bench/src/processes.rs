@@ -50,12 +50,15 @@ pub(crate) fn tcp_pages() -> Result<u64> {
     pages.trim().parse().with_context(|| format!("reading {line}"))
 }
 
-/// Bytes of memory that they have to themselves, and their part of what they share.
+/// Bytes of memory that they have to themselves, and their part of what they share. What they started may have ended meanwhile.
 pub(crate) fn memory(pids: &[u32]) -> Result<f64> {
     let mut sum = 0.0;
     for pid in with_children(pids) {
         let path = format!("/proc/{pid}/smaps_rollup");
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let text = match fs::read_to_string(&path) {
+            Err(_) if !pids.contains(&pid) => continue,
+            text => text.with_context(|| format!("reading {path}"))?,
+        };
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
         let kib: f64 =
             line.trim().trim_end_matches(" kB").parse().with_context(|| format!("reading {line}"))?;

@@ -30,7 +30,10 @@ pub(crate) fn bench(options: &Bench) -> Result<()> {
     if options.arguments == ["registry"] {
         return run(cargo("bench").args(["--locked", "-p", "worker-userspace", "--bench", "registry"]));
     }
-    if options.arguments.iter().any(|argument| argument == "--list" || argument.starts_with("--show")) {
+    let only_tells = |argument: &String| {
+        ["--list", "--help", "-h"].contains(&argument.as_str()) || argument.starts_with("--show")
+    };
+    if options.arguments.iter().any(only_tells) {
         ebpf::build()?;
         let bench = ["--quiet", "--locked", "--package", "bench", "--"];
         return run(cargo("run").args(bench).args(&options.arguments));

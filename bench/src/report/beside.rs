@@ -2,25 +2,29 @@
 
 use super::table::Table;
 use crate::carrier::OURS;
-use crate::results::{Better, Measure, Results};
+use crate::results::{Better, Measure, Results, Summary};
 
-/// One measure: what dworker has in parts of what each of the others has.
+/// One measure: what dworker has, also in parts of what each of the others has.
 struct Row<'a> {
     measure: &'a str,
+    unit: &'a str,
     better: Better,
+    /// Its own median.
+    own: Option<f64>,
     ratios: Vec<Option<f64>>,
 }
 
 /// The table; without rows where nobody was measured beside dworker.
 pub(super) fn table(results: &Results) -> Table {
     let others = others(results);
-    let what = "what dworker has, in parts of what each has";
-    let mut table = Table::new(std::iter::once(what).chain(others.iter().copied()));
+    let heads = ["what dworker has", ""].map(str::to_owned).into_iter();
+    let mut table = Table::new(heads.chain(others.iter().map(|other| format!("of {other}'s"))));
     for row in rows(results, &others) {
         let better = if row.better == Better::Less { ", less is better" } else { "" };
+        let own = format!("{} {}", row.own.map_or(String::new(), super::number), row.unit);
         let cell = |ratio: &Option<f64>| ratio.map_or("-".to_owned(), super::number);
         let cells = row.ratios.iter().map(cell);
-        table.rows.push(std::iter::once(format!("{}{better}", row.measure)).chain(cells).collect());
+        table.rows.push([format!("{}{better}", row.measure), own].into_iter().chain(cells).collect());
     }
     table
 }
@@ -36,9 +40,10 @@ fn others(results: &Results) -> Vec<&str> {
 }
 
 fn rows<'a>(results: &'a Results, others: &[&str]) -> Vec<Row<'a>> {
-    let row = |(measure, of): (&'a String, &Measure)| {
+    let row = |(measure, of): (&'a String, &'a Measure)| {
         let ratio = |other: &&str| results.ratio((measure, OURS), (measure, other)).map(|ratio| ratio.median);
-        Row { measure, better: of.better, ratios: others.iter().map(ratio).collect() }
+        let own = of.samples.get(OURS).and_then(|samples| Summary::of(samples)).map(|own| own.median);
+        Row { measure, unit: &of.unit, better: of.better, own, ratios: others.iter().map(ratio).collect() }
     };
     let rows = results.measures.iter().map(row);
     rows.filter(|row| row.ratios.iter().any(Option::is_some)).collect()
@@ -69,10 +74,8 @@ mod tests {
         let others = others(&results);
         assert_eq!(others, ["direct", "pipe", "a-peer"]);
         let rows = rows(&results, &others);
-        let found: Vec<_> = rows.iter().map(|row| (row.measure, row.ratios.clone())).collect();
-        assert_eq!(
-            found,
-            [("bulk", vec![None, Some(0.5), Some(1.5)]), ("connects", vec![Some(0.25), None, None])]
-        );
+        let found: Vec<_> = rows.iter().map(|row| (row.measure, row.own, row.ratios.clone())).collect();
+        let bulk = ("bulk", Some(3.0), vec![None, Some(0.5), Some(1.5)]);
+        assert_eq!(found, [bulk, ("connects", Some(1.0), vec![Some(0.25), None, None])]);
     }
 }

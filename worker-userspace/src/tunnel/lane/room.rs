@@ -27,8 +27,8 @@ pub(super) struct Room {
 }
 
 /// Those that wait, in two lines that share the room: in the second one are those that had more to say than a turn of the first.
-/// So a message beside many that always have something to send waits for one of them, not for all, and neither line for the
-/// other's end.
+/// So a message beside many that always have something to send waits for one of them, not for all; and however many have
+/// messages, the others go on.
 #[derive(Default)]
 pub(super) struct Line {
     waiting: [VecDeque<Arc<stream::Shared>>; 2],
@@ -95,7 +95,7 @@ impl Shared {
         }
     }
 
-    /// Has a stream woken when it is its turn. `false`: there is room now.
+    /// Has a stream woken when it is its turn. `false`: there is room now, or the lane ended.
     pub(in crate::tunnel) fn wait_for_room(&self, stream: &Arc<stream::Shared>, line: usize) -> bool {
         let mut queues = self.queues();
         // The lane makes room before it takes this lock to wake who waits: so look again under it.
