@@ -16,8 +16,8 @@ use crate::root;
 
 /// Services that packages bring, or those that they need, and that the lab does without.
 const SERVICES: [&str; 5] = ["squid", "prometheus", "nginx", "ssh", "redsocks"];
-/// Where Debian has a script for each.
-const SCRIPTS: &str = "/etc/init.d";
+/// Where Debian has a script for each, and where systemd has units.
+const PLACES: [&str; 3] = ["/etc/init.d", "/etc/systemd/system", "/lib/systemd/system"];
 /// What Debian asks whether a package may start its service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -90,31 +90,33 @@ pub(crate) fn apt(packages: &[&str], why: &str) -> Result<()> {
     };
     run(apt().arg("update"))?;
     // What is there already is somebody's, and stays as it is.
-    let absent = services(Path::new(SCRIPTS), false);
-    let quiet = Quiet::begin(Path::new(POLICY), !absent.is_empty())?;
+    let before = services(&PLACES.map(Path::new));
+    let quiet = Quiet::begin(Path::new(POLICY))?;
     let installed = run(apt().args(["install", "--no-install-recommends"]).args(&missing))
         .with_context(|| format!("installing packages; `{by_hand}` by hand tells more"));
     drop(quiet);
     installed?;
     // Not at the next boot either: nobody asked this machine for them.
-    let there = services(Path::new(SCRIPTS), true);
-    let mut new = there.into_iter().filter(|service| absent.contains(service));
-    new.try_for_each(|service| run(Command::new("update-rc.d").args([service, "disable"])))
+    let new = services(&[Path::new(PLACES[0])]).into_iter().filter(|service| !before.contains(service));
+    let disabled: Vec<_> =
+        new.map(|service| run(Command::new("update-rc.d").args([service, "disable"]))).collect();
+    disabled.into_iter().collect()
 }
 
-/// The services that are there, or that are not.
-fn services(scripts: &Path, there: bool) -> Vec<&'static str> {
-    SERVICES.into_iter().filter(|service| scripts.join(service).exists() == there).collect()
+/// The services that are in any of these places.
+fn services(places: &[&Path]) -> Vec<&'static str> {
+    let is_there = |service: &str| {
+        let unit = format!("{service}.service");
+        places.iter().any(|place| place.join(service).exists() || place.join(&unit).exists())
+    };
+    SERVICES.into_iter().filter(|service| is_there(service)).collect()
 }
 
 /// While it lives, no package starts a service. What the administrator says of that stays as it is.
 struct Quiet<'p>(Option<&'p Path>);
 
 impl Quiet<'_> {
-    fn begin(policy: &Path, wanted: bool) -> Result<Quiet<'_>> {
-        if !wanted {
-            return Ok(Quiet(None));
-        }
+    fn begin(policy: &Path) -> Result<Quiet<'_>> {
         match OpenOptions::new().write(true).create_new(true).mode(0o755).open(policy) {
             Ok(mut file) => {
                 // Removed also where it could not be written.
@@ -207,26 +209,25 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("dworker-xtask-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         let policy = directory.join("policy-rc.d");
-        let quiet = Quiet::begin(&policy, true).unwrap();
+        let quiet = Quiet::begin(&policy).unwrap();
         let answer = Command::new(&policy).args(["squid", "start"]).status().unwrap();
         assert_eq!(answer.code(), Some(101), "it may start");
         drop(quiet);
         assert!(!policy.exists());
-        drop(Quiet::begin(&policy, false).unwrap());
         fs::write(&policy, "#!/bin/sh\nexit 0\n").unwrap();
-        drop(Quiet::begin(&policy, true).unwrap());
+        drop(Quiet::begin(&policy).unwrap());
         assert_eq!(fs::read_to_string(&policy).unwrap(), "#!/bin/sh\nexit 0\n");
         fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
-    fn a_service_is_there_where_its_script_is() {
+    fn a_service_is_there_where_its_script_or_unit_is() {
         let scripts = std::env::temp_dir().join(format!("dworker-xtask-services-{}", std::process::id()));
         fs::create_dir(&scripts).unwrap();
-        assert_eq!(services(&scripts, false), SERVICES);
+        assert_eq!(services(&[&scripts]), [""; 0]);
         fs::write(scripts.join("ssh"), "").unwrap();
-        assert_eq!(services(&scripts, true), ["ssh"]);
-        assert!(!services(&scripts, false).contains(&"ssh"));
+        fs::write(scripts.join("nginx.service"), "").unwrap();
+        assert_eq!(services(&[Path::new("/nowhere"), &scripts]), ["nginx", "ssh"]);
         fs::remove_dir_all(scripts).unwrap();
     }
 
