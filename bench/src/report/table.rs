@@ -1,6 +1,6 @@
 //! Tables, as they are printed and as they stand in `docs/performance.md`: Markdown with columns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::{beside, count, measured, number};
@@ -79,15 +79,24 @@ fn steered(results: &Results) -> Table {
 
 /// What becomes of things as others grow, a table for each that grows.
 fn growth(results: &Results) -> Vec<Table> {
-    let mut tables: BTreeMap<&str, Table> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+    for growth in results.growth.values() {
+        let points = growth.samples.values().flat_map(BTreeMap::keys);
+        counts.entry(&growth.along).or_default().extend(points);
+    }
+    let head = |(along, counts): (&&str, &BTreeSet<u64>)| {
+        std::iter::once((*along).to_owned()).chain(counts.iter().map(|many| count(*many))).collect::<Vec<_>>()
+    };
+    let mut tables: BTreeMap<&str, Table> =
+        counts.iter().map(|entry| (*entry.0, Table::new(head(entry)))).collect();
     for (name, growth) in &results.growth {
+        let along = growth.along.as_str();
+        let (Some(table), Some(counts)) = (tables.get_mut(along), counts.get(along)) else { continue };
         for (carrier, points) in growth.curves() {
-            let counts = points.iter().map(|(many, _)| count(*many));
-            let head = std::iter::once(growth.along.clone()).chain(counts);
-            let table = tables.entry(&growth.along).or_insert_with(|| Table::new(head));
-            let cells = points.iter().map(|(_, summary)| number(summary.median));
+            let points: BTreeMap<u64, Summary> = points.into_iter().collect();
+            let cell = |many| points.get(many).map_or(String::new(), |summary| number(summary.median));
             let name = format!("{name} ({}), {carrier}", growth.unit);
-            table.rows.push(std::iter::once(name).chain(cells).collect());
+            table.rows.push(std::iter::once(name).chain(counts.iter().map(cell)).collect());
         }
     }
     tables.into_values().collect()
