@@ -363,7 +363,7 @@ impl<S: Source + AsyncWrite + Unpin + Send> Driver<S> {
             }
             drop(queues);
             // A sender that was woken and had nothing to send must not leave the others waiting.
-            self.shared.wake_waiting();
+            self.shared.wake_forgotten();
         }
         Poll::Pending
     }

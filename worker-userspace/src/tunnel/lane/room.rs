@@ -1,7 +1,7 @@
 //! The room in a lane's queue: who may queue more, and in which order those get some that wait for it.
 //!
 //! What must hold: nobody goes before those that wait, or who is woken by its own turn would take all the room that its turn
-//! made; what is promised is room that is taken; a lane with an empty queue leaves nobody waiting.
+//! made; what is promised is room that is taken; a lane with an empty queue leaves nobody waiting for longer than a tick.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,8 +12,6 @@ use crate::tunnel::stream::{self, LARGEST_SEND};
 
 /// Bytes of a turn in the first line, and in the second.
 pub(in crate::tunnel) const TURNS: [usize; 2] = [4 * 1024, LARGEST_SEND];
-/// So many of the first line go before one of the second: as many bytes.
-const FIRST: usize = TURNS[1] / TURNS[0];
 
 /// Bytes of all streams of a lane.
 #[derive(Debug, Default)]
@@ -24,16 +22,16 @@ pub(super) struct Room {
     promised: AtomicUsize,
     /// How many streams wait; changed under the lock of their line only.
     waiting: AtomicUsize,
+    /// That were queued by turns in the first line since the last one in the second.
+    first: AtomicUsize,
 }
 
-/// Those that wait, in two lines that share the room: in the second one are those that had more to say than a turn of the first.
-/// So a message beside many that always have something to send waits for one of them, not for all; and however many have
-/// messages, the others go on.
+/// Those that wait, in two lines: in the second one are those that had more to say than a turn of the first. One of them has its
+/// turn when the first line is empty, or has queued as many bytes as it will. So a message beside many that always have
+/// something to send does not wait for all of them; and however many have messages, the others go on.
 #[derive(Default)]
 pub(super) struct Line {
     waiting: [VecDeque<Arc<stream::Shared>>; 2],
-    /// How many of the first line went since one of the second did.
-    first: usize,
 }
 
 impl Line {
@@ -45,15 +43,14 @@ impl Line {
         self.waiting.iter().map(VecDeque::len).sum()
     }
 
-    fn pop(&mut self) -> Option<Arc<stream::Shared>> {
+    fn pop(&mut self, queued_by_first: &AtomicUsize) -> Option<Arc<stream::Shared>> {
         let [first, second] = &mut self.waiting;
-        if self.first < FIRST
+        if queued_by_first.load(Ordering::Relaxed) < TURNS[1]
             && let Some(stream) = first.pop_front()
         {
-            self.first += 1;
             return Some(stream);
         }
-        self.first = 0;
+        queued_by_first.store(0, Ordering::Relaxed);
         second.pop_front().or_else(|| first.pop_front())
     }
 }
@@ -75,6 +72,11 @@ impl Shared {
 
     pub(super) fn queued(&self) -> usize {
         self.room.queued.load(Ordering::Relaxed)
+    }
+
+    /// So many of them were queued by a turn in the first line.
+    pub(in crate::tunnel) fn queued_by_first(&self, n: usize) {
+        self.room.first.fetch_add(n, Ordering::Relaxed);
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -109,10 +111,18 @@ impl Shared {
 
     /// Gives those that wait longest their turn, as many as there is room for.
     pub(in crate::tunnel) fn wake_waiting(&self) {
-        let mut room = self.room();
+        self.wake(self.room());
+    }
+
+    /// The same, and one at least where nothing is there to send, whatever is promised: whose turn it is may never use it.
+    pub(super) fn wake_forgotten(&self) {
+        self.wake(if self.queued() == 0 { self.room().max(1) } else { self.room() });
+    }
+
+    fn wake(&self, mut room: usize) {
         while room > 0 {
             let mut queues = self.queues();
-            let Some(stream) = queues.line.pop() else { return };
+            let Some(stream) = queues.line.pop(&self.room.first) else { return };
             self.room.waiting.store(queues.line.len(), Ordering::Relaxed);
             drop(queues);
             room = room.saturating_sub(stream.wake_sender());

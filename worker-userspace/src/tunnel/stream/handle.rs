@@ -158,6 +158,9 @@ impl Stream {
         state.credit.spend(bytes.len());
         self.shared.lane.queue(bytes.len());
         if state.turn > 0 {
+            if state.line == 0 {
+                self.shared.lane.queued_by_first(bytes.len());
+            }
             // A rest of some bytes would be a read of its own.
             let rest =
                 Some(state.turn.saturating_sub(bytes.len())).filter(|rest| *rest > LITTLE).unwrap_or(0);

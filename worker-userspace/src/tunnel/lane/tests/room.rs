@@ -46,7 +46,9 @@ async fn streams_that_are_ready_get_as_much_as_each_other() {
         for stream in streams {
             senders.spawn(async move { send_in(piece, &stream, bytes).await });
         }
+        let began = Instant::now();
         let messages = reader.messages(bytes).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "an idle lane's clock goes on to its tick");
         drop(senders);
         let sum = |place: &u32| messages.iter().filter_map(|message| message.data.get(place)).sum::<usize>();
         let sums: Vec<usize> = places.iter().map(sum).collect();
@@ -60,7 +62,7 @@ async fn streams_that_are_ready_get_as_much_as_each_other() {
 /// Of many that wait, and of what is in the queue, a few messages go before it.
 #[tokio::test(start_paused = true)]
 async fn a_small_message_beside_many_streams_is_soon_its_turn() {
-    for count in [1, 30] {
+    for (count, size) in [(1, 100), (30, 100), (30, 3000)] {
         let (end, first, mut raw) = alone().await;
         let mut streams = vec![first];
         while streams.len() < count + 40 {
@@ -76,21 +78,29 @@ async fn a_small_message_beside_many_streams_is_soon_its_turn() {
         let mut small = HashMap::new();
         for stream in streams {
             let (heard, mut hears) = mpsc::unbounded_channel();
-            small.insert(stream.place().1, (heard, 0));
+            small.insert(stream.place().1, (heard, 0, 0));
             tasks.spawn(async move {
                 loop {
-                    send_in(100, &stream, 100).await;
+                    send_in(size, &stream, size).await;
                     hears.recv().await.unwrap();
                 }
             });
         }
         let mut reader = Reader::of(&mut raw, SIDE);
-        let (mut read, mut most, mut times) = (0, 0, 0);
+        let (mut read, mut bulk, mut most, mut times) = (0, 0, 0, 0);
         for messages in 0..2000 {
             let message = reader.next().await;
             read += message.size;
-            for place in message.data.keys() {
-                let Some((heard, since)) = small.get_mut(place) else { continue };
+            for (place, bytes) in &message.data {
+                let Some((heard, since, part)) = small.get_mut(place) else {
+                    bulk += bytes;
+                    continue;
+                };
+                *part += bytes;
+                if *part < size {
+                    continue;
+                }
+                *part = 0;
                 let before = read - std::mem::replace(since, read);
                 // Until each of the others has used up a turn, they are as small.
                 if messages > 500 {
@@ -100,8 +110,9 @@ async fn a_small_message_beside_many_streams_is_soon_its_turn() {
             }
         }
         assert!(times > 200 * count, "{count}: heard {times} times");
+        assert!(bulk > read * 2 / 5, "{count} messages of {size}: {bulk} of {read} for the others");
         // What was in the queue, and what those may add to it whose turn it is.
-        assert!(most < 3 * QUEUE, "{count}: {most} bytes");
+        assert!(most < 3 * QUEUE, "{count} messages of {size}: {most} bytes");
     }
 }
 
@@ -121,7 +132,8 @@ async fn a_turn_without_anything_to_send_is_passed_on() {
         full.push(stream);
     }
     let mut waiting = JoinSet::new();
-    for _ in 0..40 {
+    // More than there is room for, were it taken.
+    for _ in 0..400 {
         let stream = end.lane.open(open_request()).unwrap();
         waiting.spawn(async move {
             assert!(stream.sendable_now().await.is_none(), "there is no room");
@@ -131,11 +143,13 @@ async fn a_turn_without_anything_to_send_is_passed_on() {
         });
     }
     tokio::task::yield_now().await;
+    let began = Instant::now();
     let mut reader = Reader::of(&mut raw, SIDE);
     let streams = tokio::select! {
         streams = waiting.join_all() => streams,
         _ = reader.messages(usize::MAX) => unreachable!("there is no end"),
     };
+    assert!(began.elapsed() < Duration::from_secs(1), "an idle lane's clock goes on to its tick");
     drop(streams);
 }
 
